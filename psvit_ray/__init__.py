@@ -1,0 +1,1 @@
+"""PSViT: vision transformers with searched token pooling and attention sharing, on Ray."""

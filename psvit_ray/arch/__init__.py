@@ -1,0 +1,1 @@
+"""What a PSViT is, as a value. Standard library and pydantic only."""

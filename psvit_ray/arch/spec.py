@@ -1,0 +1,179 @@
+"""What a PSViT is, as a value: which layers pool tokens and which share an attention map."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Pooling = Literal["1d", "2d"]
+PoolOp = Literal["conv", "max", "avg"]
+
+
+class Value(BaseModel):
+    """A frozen value: checked when it is made, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class StageSpec(Value):
+    """Layers on one token grid. `share_groups=(1, 2)`: one layer alone, then two under one map.
+
+    Groups cannot cross a stage, so a layer never borrows a map of another grid.
+    """
+
+    embed_dim: Count
+    num_heads: Count
+    hidden_dim: Count
+    share_groups: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            low = self.embed_dim - self.embed_dim % self.num_heads
+            near = " or ".join(str(n) for n in (low, low + self.num_heads) if n)
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads={self.num_heads}, "
+                f"got {self.embed_dim}; nearest is {near}"
+            )
+        return self
+
+    @property
+    def depth(self) -> int:
+        return sum(self.share_groups)
+
+
+class ArchSpec(Value):
+    """A whole architecture: everything that changes the function the network computes, and no more.
+
+    Stages are parted by a token pooling. Rates that act only in training (dropout, stochastic
+    depth) are configuration and stand elsewhere.
+    """
+
+    img_size: Count = 224
+    patch_size: Count = 16
+    in_chans: Count = 3
+    num_classes: Count = 1000
+    pooling: Pooling
+    pool_op: PoolOp = "conv"
+    layer_scale: bool = False
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pool_no_operator(cls, data: Any) -> Any:
+        # One function must have one spec: where nothing is pooled, the operator means nothing.
+        if isinstance(data, dict) and len(data.get("stages") or ()) == 1:
+            return {name: value for name, value in data.items() if name != "pool_op"}
+        return data
+
+    @field_validator("layer_scale", mode="before")
+    @classmethod
+    def _only_true_or_false(cls, value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise ValueError(f"layer_scale must be true or false, got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        if self.img_size % self.patch_size:
+            low = self.img_size - self.img_size % self.patch_size
+            near = " or ".join(str(n) for n in (low, low + self.patch_size) if n)
+            raise ValueError(
+                f"img_size must be a multiple of patch_size={self.patch_size}, "
+                f"got {self.img_size}; nearest is {near}"
+            )
+        tokens = self.num_tokens
+        for stage, before in enumerate(tokens[:-1]):
+            if before == 1:
+                raise ValueError(
+                    f"stages: a grid of 1 token cannot be pooled again (before stage {stage + 2} of "
+                    f"{len(self.stages)}); use fewer stages or a patch_size below {self.patch_size}"
+                )
+        return self
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_tokens(self) -> tuple[int, ...]:
+        """Patch tokens in each stage, the class token of `1d` not counted. Odd numbers round up."""
+        size = self.grid_size if self.pooling == "2d" else self.grid_size**2
+        sizes = [size]
+        for _ in self.stages[1:]:
+            sizes.append(-(-sizes[-1] // 2))
+        return tuple(n * n for n in sizes) if self.pooling == "2d" else tuple(sizes)
+
+    @property
+    def depth(self) -> int:
+        return sum(stage.depth for stage in self.stages)
+
+    @property
+    def pattern(self) -> str:
+        """Pooling and sharing as text: `2-2|2-1-2|2`. `|` is a token pooling, a number the layers
+        under one attention map."""
+        return format_pattern([stage.share_groups for stage in self.stages])
+
+    def to_json(self) -> str:
+        """Canonical JSON. Fields at their defaults are left out, so that a field added later
+        changes neither this text nor `spec_id`."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ArchSpec:
+        return cls.model_validate_json(text)
+
+    @property
+    def spec_id(self) -> str:
+        """Short stable name: equal specs have equal ids, on any machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
+
+    def with_pattern(self, pattern: str) -> ArchSpec:
+        """This spec's widths under another pattern: stage i of the pattern takes the widths of
+        stage i here.
+
+        Raises ValueError if the pattern does not parse or has more stages than there are widths.
+        """
+        groups = parse_pattern(pattern)
+        if len(groups) > len(self.stages):
+            raise ValueError(
+                f"pattern {pattern!r} has {len(groups)} stages, but the base spec gives the widths "
+                f"of {len(self.stages)}"
+            )
+        stages = tuple(
+            stage.model_copy(update={"share_groups": group})
+            for stage, group in zip(self.stages, groups, strict=False)
+        )
+        return ArchSpec.model_validate({**dict(self), "stages": stages})
+
+
+def format_pattern(groups: Sequence[Sequence[int]]) -> str:
+    return "|".join("-".join(str(size) for size in stage) for stage in groups)
+
+
+def parse_pattern(text: str) -> tuple[tuple[int, ...], ...]:
+    """`"2-2|2-1-2|2"` to `((2, 2), (2, 1, 2), (2,))`.
+
+    Raises ValueError that names the place where the text stops being a pattern.
+    """
+    stages, place = [], 0
+    for stage in text.split("|"):
+        groups = []
+        for group in stage.split("-"):
+            if not (group.isascii() and group.isdigit() and int(group) >= 1):
+                found = repr(group) if group else "nothing"
+                raise ValueError(
+                    f"pattern {text!r}: expected a group size of 1 or more at character "
+                    f"{place + 1}, got {found} (example: 2-2|2-1-2|2)"
+                )
+            groups.append(int(group))
+            place += len(group) + 1
+        stages.append(tuple(groups))
+    return tuple(stages)
