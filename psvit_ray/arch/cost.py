@@ -1,0 +1,97 @@
+"""What a spec costs, by arithmetic: parameters, and multiply-accumulates (MACs) of one image.
+
+MACs are those of the explicit attention strategy, where a map is computed once per share group.
+As in DeiT's table and torch's FlopCounterMode (which counts two for each), only convolutions and
+matrix products count: biases, norms, softmax and the windows of a pooling do not.
+
+The parts (`embed_cost` ...) take of `spec` only its frame (image, grid, pooling, number of stages)
+and the widths as arguments, so that a search space can be counted without building its specs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from psvit_ray.arch.spec import ArchSpec
+
+
+class Cost(NamedTuple):
+    macs: int
+    params: int
+
+
+def count_macs(spec: ArchSpec) -> int:
+    """Multiply-accumulates of one forward pass of one image."""
+    return cost(spec).macs
+
+
+def count_params(spec: ArchSpec) -> int:
+    """Learned numbers, with biases and position embedding."""
+    return cost(spec).params
+
+
+def cost(spec: ArchSpec) -> Cost:
+    dims = [stage.embed_dim for stage in spec.stages]
+    parts = [embed_cost(spec, dims[0]), head_cost(spec, dims[-1])]
+    for i, stage in enumerate(spec.stages):
+        groups = len(stage.share_groups)
+        parts.append(stage_cost(spec, i, stage.embed_dim, stage.hidden_dim, stage.depth, groups))
+        if i > 0:
+            parts.append(pool_cost(spec, i, dims[i - 1], dims[i]))
+    return total(parts)
+
+
+def total(parts: Iterable[Cost]) -> Cost:
+    macs, params = zip(*parts, strict=True)
+    return Cost(sum(macs), sum(params))
+
+
+def embed_cost(spec: ArchSpec, dim: int) -> Cost:
+    """Patches to `dim` channels; class token (`1d`) and position embedding."""
+    patch = _linear(spec.in_chans * spec.patch_size**2, dim, spec.num_tokens[0])
+    class_token = dim if spec.pooling == "1d" else 0
+    return Cost(patch.macs, patch.params + class_token + _length(spec, 0) * dim)
+
+
+def stage_cost(
+    spec: ArchSpec, stage: int, dim: int, hidden_dim: int, depth: int, num_groups: int
+) -> Cost:
+    """Layers of stage `stage` (from 0). A group's leader makes q, k, v and the map, a follower
+    only its v."""
+    length = _length(spec, stage)
+    value = _linear(dim, dim, length)  # also q, k and proj
+    mlp = total((_linear(dim, hidden_dim, length), _linear(hidden_dim, dim, length)))
+    product = length * length * dim  # q k^T, once a group, and map v, in each layer
+    scales = 4 * dim + (2 * dim if spec.layer_scale else 0)  # two norms, two gammas
+    return Cost(
+        depth * (2 * value.macs + product + mlp.macs) + num_groups * (2 * value.macs + product),
+        depth * (2 * value.params + mlp.params + scales) + num_groups * 2 * value.params,
+    )
+
+
+def pool_cost(spec: ArchSpec, stage: int, dim_in: int, dim_out: int) -> Cost:
+    """The token pooling before stage `stage`. Where a window follows (`max`, `avg`), the width
+    changes on the long sequence; in `1d` the class token is projected beside it."""
+    before, after = spec.num_tokens[stage - 1 : stage + 1]
+    if spec.pool_op == "conv":
+        conv = _linear(dim_in * (9 if spec.pooling == "2d" else 3), dim_out, after)
+    else:
+        conv = _linear(dim_in, dim_out, before)
+    return total((conv, _linear(dim_in, dim_out, 1))) if spec.pooling == "1d" else conv
+
+
+def head_cost(spec: ArchSpec, dim: int) -> Cost:
+    """The last norm and the classifier."""
+    head = _linear(dim, spec.num_classes, 1)
+    return Cost(head.macs, head.params + 2 * dim)
+
+
+def _linear(dim_in: int, dim_out: int, positions: int) -> Cost:
+    """A matrix with bias at each of `positions`; a convolution has kernel x channels as dim_in."""
+    return Cost(positions * dim_in * dim_out, dim_in * dim_out + dim_out)
+
+
+def _length(spec: ArchSpec, stage: int) -> int:
+    """Tokens that attend to each other: patches, and the class token of `1d`."""
+    return spec.num_tokens[stage] + (spec.pooling == "1d")
