@@ -1,0 +1,216 @@
+"""The parts of a PSViT: attention whose map neighbouring layers share, and token pooling.
+
+Shapes: B images, N tokens (a G x G grid in 2-D), C channels, H heads, D = C // H.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm, LayerScale, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from psvit_ray.arch.spec import PoolOp
+
+Strategy = Literal["auto", "explicit", "fused"]
+
+
+class ExplicitMap(NamedTuple):
+    """A map as its softmax weights, computed once: each layer of the group is one product."""
+
+    weights: Tensor  # (B, H, N, N)
+
+    def apply(self, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """Values (B, H, N, D) to their weighted sums (B, H, N, D)."""
+        return F.dropout(self.weights, dropout_p, training=dropout_p > 0) @ v
+
+
+class FusedMap(NamedTuple):
+    """A map as its queries and keys: each layer of the group calls the fused kernel, which
+    computes the map again but never writes it to memory."""
+
+    q: Tensor  # (B, H, N, D)
+    k: Tensor  # (B, H, N, D)
+
+    def apply(self, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+        """Values (B, H, N, D) to their weighted sums (B, H, N, D)."""
+        return F.scaled_dot_product_attention(self.q, self.k, v, dropout_p=dropout_p)
+
+
+# What a group's leader hands to its followers. A tuple of tensors, so that compile, export and
+# checkpoint pass it through. A layer that drops attention draws its own mask over the shared map.
+AttentionMap = ExplicitMap | FusedMap
+
+
+def make_map(q: Tensor, k: Tensor, strategy: Strategy, num_layers: int) -> AttentionMap:
+    """Queries and keys (B, H, N, D) to the map that `num_layers` layers will use."""
+    if strategy == "auto":
+        strategy = choose_strategy(
+            q.device.type, q.dtype, q.shape[-2], num_layers, gradients=q.requires_grad
+        )
+    if strategy == "fused":
+        return FusedMap(q, k)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, N, N)
+    # Autocast computes a softmax in float32: cast back once here, not in every layer.
+    return ExplicitMap(scores.softmax(dim=-1).to(q.dtype))
+
+
+def choose_strategy(
+    device_type: str, dtype: torch.dtype, num_tokens: int, num_layers: int, *, gradients: bool
+) -> Literal["explicit", "fused"]:
+    """The fixed rule behind `auto`."""
+    return "fused"
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of a share group's leader (`qkv`) or of a follower (`v` only)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        group_size: int | None = 1,
+        attn_drop: float = 0.0,
+        strategy: Strategy = "auto",
+    ) -> None:
+        """`group_size`: the layers under this leader's map; None makes a follower."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.group_size = group_size
+        self.attn_drop = attn_drop
+        self.strategy = strategy
+        if group_size is None:
+            self.v = nn.Linear(dim, dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, attention: AttentionMap | None = None
+    ) -> tuple[Tensor, AttentionMap]:
+        """Tokens (B, N, C) to (B, N, C), and the map used: a leader's own (call it without one),
+        a follower's the one it was given."""
+        if self.group_size is None:
+            v = self._heads(self.v(x))
+        else:
+            q, k, v = (self._heads(y) for y in self.qkv(x).chunk(3, dim=-1))
+            attention = make_map(q, k, self.strategy, self.group_size)
+        assert attention is not None, "a follower needs its leader's map"
+        x = attention.apply(v, self.attn_drop if self.training else 0.0)
+        return self.proj(x.transpose(1, 2).flatten(2)), attention
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, N, D)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer (timm's `Block`) that hands on the attention map it used."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        *,
+        group_size: int | None = 1,
+        layer_scale: bool = False,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        strategy: Strategy = "auto",
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim)
+        self.attn = Attention(
+            dim, num_heads, group_size=group_size, attn_drop=attn_drop, strategy=strategy
+        )
+        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden_dim)
+        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(
+        self, x: Tensor, attention: AttentionMap | None = None
+    ) -> tuple[Tensor, AttentionMap]:
+        y, attention = self.attn(self.norm1(x), attention)
+        x = x + self.drop_path(self.ls1(y))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x, attention
+
+
+class Stage(nn.Module):
+    """A token pooling (none before the first stage), then layers in share groups."""
+
+    def __init__(self, pool: nn.Module, blocks: list[Block], share_groups: tuple[int, ...]) -> None:
+        super().__init__()
+        self.share_groups = share_groups
+        self.pool = pool
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, grad_checkpointing: bool = False) -> Tensor:
+        x = self.pool(x)
+        blocks = iter(self.blocks)
+        for size in self.share_groups:
+            group = list(islice(blocks, size))
+            # A whole group is recomputed at once: its map is never stored across a checkpoint,
+            # and is made again once, not once a layer.
+            if grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run_group, group, x, use_reentrant=False)
+            else:
+                x = run_group(group, x)
+        return x
+
+
+def run_group(group: list[nn.Module], x: Tensor) -> Tensor:
+    attention = None
+    for block in group:
+        x, attention = block(x, attention)
+    return x
+
+
+class TokenPool2d(nn.Module):
+    """Halve each side of the token grid (odd sides round up) and change the width."""
+
+    def __init__(self, dim: int, dim_out: int, *, grid_size: int, op: PoolOp) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+        self.conv, self.pool = _conv_and_pool(2, dim, dim_out, op)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # (B, C, G, G)
+        return self.pool(self.conv(x)).flatten(2).transpose(1, 2)  # (B, N/4, C')
+
+
+class TokenPool1d(nn.Module):
+    """Halve the sequence of patch tokens (an odd length rounds up) and change the width. The class
+    token goes around the pool."""
+
+    def __init__(self, dim: int, dim_out: int, *, op: PoolOp) -> None:
+        super().__init__()
+        self.cls_proj = nn.Linear(dim, dim_out)
+        self.conv, self.pool = _conv_and_pool(1, dim, dim_out, op)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cls_token, x = x[:, :1], x[:, 1:].transpose(1, 2)  # (B, 1, C), (B, C, N)
+        x = self.pool(self.conv(x)).transpose(1, 2)  # (B, N/2, C')
+        return torch.cat((self.cls_proj(cls_token), x), dim=1)  # (B, 1 + N/2, C')
+
+
+def _conv_and_pool(ndim: int, dim: int, dim_out: int, op: PoolOp) -> tuple[nn.Module, nn.Module]:
+    """The convolution that changes the width, and what reduces the tokens after it (nothing for
+    `conv`, which does both at once)."""
+    conv = nn.Conv1d if ndim == 1 else nn.Conv2d
+    if op == "conv":
+        return conv(dim, dim_out, kernel_size=3, stride=2, padding=1), nn.Identity()
+    if op == "max":
+        pool: nn.Module = (nn.MaxPool1d if ndim == 1 else nn.MaxPool2d)(2, ceil_mode=True)
+    else:
+        # The last window of an odd side is the mean of what is there, not of zeros beside it.
+        average = nn.AvgPool1d if ndim == 1 else nn.AvgPool2d
+        pool = average(2, ceil_mode=True, count_include_pad=False)
+    return conv(dim, dim_out, kernel_size=1), pool

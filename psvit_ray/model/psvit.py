@@ -1,0 +1,270 @@
+"""The network of an ArchSpec, with timm's names and habits.
+
+Shapes: B images of S x S pixels, N tokens (patches; in `1d` the class token comes first and is
+counted), C channels of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isqrt
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm, PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.model.layers import Block, Stage, Strategy, TokenPool1d, TokenPool2d
+
+
+class PSViT(nn.Module):
+    """A vision transformer with token pooling between stages and attention sharing within them.
+
+    `2d`: tokens keep their grid, which a pool halves; the head reads their mean. `1d`: a class
+    token stands outside the pools, and the head reads it; with one stage of all-ones groups this
+    is DeiT, with timm's parameter names but for `blocks`, here `stages.0.blocks`.
+    """
+
+    def __init__(
+        self,
+        spec: ArchSpec,
+        *,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        attention: Strategy = "auto",
+    ) -> None:
+        """`drop_rate` is of the head's input, `attn_drop_rate` of attention weights,
+        `drop_path_rate` of the last layer, growing linearly from 0. `attention`: how maps are
+        computed; every choice computes the same function (`layers.choose_strategy`)."""
+        super().__init__()
+        for name, rate in (
+            ("drop_rate", drop_rate),
+            ("attn_drop_rate", attn_drop_rate),
+            ("drop_path_rate", drop_path_rate),
+        ):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} must be at least 0 and less than 1, got {rate}")
+        if attention not in ("auto", "explicit", "fused"):
+            raise ValueError(f"attention must be auto, explicit or fused, got {attention!r}")
+
+        first, last = spec.stages[0].embed_dim, spec.stages[-1].embed_dim
+        self.spec = spec
+        self.num_classes = spec.num_classes
+        self.in_chans = spec.in_chans
+        self.num_features = self.head_hidden_size = self.embed_dim = last
+        self.num_prefix_tokens = 1 if spec.pooling == "1d" else 0
+        self.global_pool = "token" if spec.pooling == "1d" else "avg"
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, first)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if self.num_prefix_tokens else None
+        length = spec.num_tokens[0] + self.num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, length, first))
+
+        rates = iter(calculate_drop_path_rates(drop_path_rate, spec.depth))
+        self.stages = nn.ModuleList()
+        for i, stage in enumerate(spec.stages):
+            blocks = [
+                Block(
+                    stage.embed_dim,
+                    stage.num_heads,
+                    stage.hidden_dim,
+                    group_size=group_size,
+                    layer_scale=spec.layer_scale,
+                    attn_drop=attn_drop_rate,
+                    drop_path=next(rates),
+                    strategy=attention,
+                )
+                for group_size in _group_sizes(stage)
+            ]
+            self.stages.append(Stage(_token_pool(spec, i), blocks, stage.share_groups))
+        # Pixels along one side of the area that a token stands for.
+        shrink = 2.0**0.5 if spec.pooling == "1d" else 2
+        self.feature_info = [
+            {
+                "num_chs": stage.embed_dim,
+                "reduction": spec.patch_size * shrink**i,
+                "module": f"stages.{i}",
+            }
+            for i, stage in enumerate(spec.stages)
+        ]
+        self.norm = LayerNorm(last)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = nn.Linear(last, spec.num_classes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """As timm's ViT: normal weights of deviation 0.02 cut at 2, zero biases; convolutions keep
+        torch's default."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _init_linear(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, S, S) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, S, S) to the last stage's tokens, normed (B, N, C)."""
+        x = self._embed(x)
+        for stage in self.stages:
+            x = stage(x, self.grad_checkpointing)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, N, C) to logits (B, num_classes), or to what the classifier reads (B, C)."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x.mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """What the stages put out: `(features, intermediates)`, or only the intermediates.
+
+        `indices`: stages to take (None all, an int the last ones). `norm`: apply the last norm to
+        the last stage's, the only one of its width. `stop_early`: run no stage after the last one
+        taken. `output_fmt`: "NCHW" grids (B, C, G, G), or "NLC" patch tokens (B, N, C). The class
+        token is left out.
+        Raises ValueError for another format, and for "NCHW" where a 1-D pool left no grid.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        if output_fmt == "NCHW" and self.num_prefix_tokens and last > 0:
+            raise ValueError(
+                f"output_fmt must be NLC after a 1d pool, which leaves no grid; got NCHW for "
+                f"stages {taken}"
+            )
+        x = self._embed(x)
+        intermediates = []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > last:
+                return intermediates if intermediates_only else (x, intermediates)
+            x = stage(x, self.grad_checkpointing)
+            if i in taken:
+                y = self.norm(x) if norm and i == len(self.stages) - 1 else x
+                y = y[:, self.num_prefix_tokens :]
+                if output_fmt == "NCHW":
+                    side = isqrt(self.spec.num_tokens[i])
+                    y = y.transpose(1, 2).unflatten(2, (side, side)).contiguous()  # (B, C, G, G)
+                intermediates.append(y)
+        return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] | tuple[int, ...] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last of `indices`, and with them the norm and the head, which
+        have the last stage's width. Returns the indices from the front."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        cut = last + 1 < len(self.stages)
+        if cut:
+            self.stages = self.stages[: last + 1]
+            self._respec(stages=self.spec.stages[: last + 1])
+            self.num_features = self.head_hidden_size = self.embed_dim = self.spec.stages[
+                -1
+            ].embed_dim
+        if cut or prune_norm:
+            self.norm = nn.Identity()
+        if cut or prune_head:
+            self.reset_classifier(0, "")
+        return taken
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head of `num_classes`, or none with 0. `global_pool`: "" leaves all tokens, None
+        what is.
+
+        `spec` follows; without a head it keeps its last `num_classes`, as a spec always has a head.
+        Raises ValueError for a pooling of the head that this design does not have.
+        """
+        own = "token" if self.spec.pooling == "1d" else "avg"
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {num_classes}")
+        if global_pool not in (None, "", own):
+            raise ValueError(
+                f"global_pool must be {own!r} or '' in {self.spec.pooling}, got {global_pool!r}"
+            )
+        if num_classes > 0:
+            self._respec(num_classes=num_classes)
+            like = self.pos_embed
+            head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            self.head = _init_linear(head)
+        else:
+            self.head = nn.Identity()
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each share group in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters to layers for timm's layer-wise rates: a pool belongs to the first block
+        after it. `coarse`: a layer is a stage."""
+        blocks = [
+            (r"^stages\.(\d+)\.pool", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm", (99999,)),
+        ]
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": r"^stages\.(\d+)" if coarse else blocks,
+        }
+
+    def _embed(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, 1 + N, C)
+        return x + self.pos_embed
+
+    def _respec(self, **changes: Any) -> None:
+        self.spec = ArchSpec.model_validate({**dict(self.spec), **changes})
+
+
+def _group_sizes(stage: StageSpec) -> Iterator[int | None]:
+    """What each layer leads: its share group's size, or None for a follower."""
+    for size in stage.share_groups:
+        yield size
+        yield from [None] * (size - 1)
+
+
+def _token_pool(spec: ArchSpec, stage: int) -> nn.Module:
+    """The pool before stage `stage` (from 0)."""
+    if stage == 0:
+        return nn.Identity()
+    dims = spec.stages[stage - 1].embed_dim, spec.stages[stage].embed_dim
+    if spec.pooling == "1d":
+        return TokenPool1d(*dims, op=spec.pool_op)
+    return TokenPool2d(*dims, grid_size=isqrt(spec.num_tokens[stage - 1]), op=spec.pool_op)
+
+
+def _init_linear(linear: nn.Linear) -> nn.Linear:
+    trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
