@@ -10,15 +10,35 @@ and the widths as arguments, so that a search space can be counted without build
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.arch.spec import ArchSpec, Count, Value
 
 
 class Cost(NamedTuple):
     macs: int
     params: int
+
+
+class Limits(Value):
+    """The most that a spec may cost. None is no limit."""
+
+    max_macs: Count | None = None
+    max_params: Count | None = None
+
+    @property
+    def most(self) -> tuple[float, float]:
+        """MACs and parameters."""
+        return self.max_macs or math.inf, self.max_params or math.inf
+
+    def allows(self, spec: ArchSpec) -> bool:
+        return self.allows_cost(cost(spec))
+
+    def allows_cost(self, cost: Cost) -> bool:
+        macs, params = self.most
+        return cost.macs <= macs and cost.params <= params
 
 
 def count_macs(spec: ArchSpec) -> int:

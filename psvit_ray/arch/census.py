@@ -1,0 +1,117 @@
+"""How many specs of a search space meet limits, and a fair draw among them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+
+from psvit_ray.arch.cost import Limits
+from psvit_ray.arch.counting import Frame, StageClass, Tally, TooManyError, draw_index
+from psvit_ray.arch.spec import ArchSpec, Value
+
+
+class Size(Value):
+    """How many specs. Where counting is too much work, `count` is an estimate and `low` to `high`
+    its 95 % interval."""
+
+    count: int
+    low: int
+    high: int
+    exact: bool
+
+
+def interval(hits: int, draws: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    z = 1.959964
+    share, spread = hits / draws, z * z / draws
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+Draw = tuple[ArchSpec, list[StageClass]]
+"""The base of a frame and a class for each stage."""
+
+
+class Census:
+    """Counts and draws over all the frames of a space."""
+
+    MOST_WORK = 4_000_000  # options that an exact count may look at: about two seconds
+    DRAWS = 20_000  # for an estimate: half a second, an interval of 0.7 % of the space at most
+    REJECTIONS = 20  # draws from everything before counting what is within limits
+    MOST_DRAWS = 500_000  # where counting is too much work: some ten seconds
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = frames
+        self.sizes = [frame.size for frame in frames]
+        self._limits: Limits | None = None
+        self._latest: list[tuple[Tally, int]] | None = None
+
+    def size(self, limits: Limits) -> Size:
+        tallies = self._tallies(limits)
+        if tallies is None:
+            return self.estimate(limits)
+        count = sum(count for _, count in tallies)
+        return Size(count=count, low=count, high=count, exact=True)
+
+    def estimate(self, limits: Limits) -> Size:
+        """From draws with a fixed seed."""
+        rng, whole = random.Random(0), sum(self.sizes)
+        hits = sum(self._draw(rng, limits) is not None for _ in range(self.DRAWS))
+        low, high = interval(hits, self.DRAWS)
+        return Size(
+            count=round(Fraction(hits, self.DRAWS) * whole),
+            low=math.floor(Fraction(low) * whole),
+            high=math.ceil(Fraction(high) * whole),
+            exact=False,
+        )
+
+    def draw(self, rng: random.Random, limits: Limits) -> Draw | None:
+        """A spec within limits, up to what its classes leave open; None if there is none.
+
+        What is drawn from everything and kept if it fits is uniform over what fits; a draw by
+        counting is too; so is the one tried after the other.
+        """
+        for _ in range(self.REJECTIONS):
+            if drawn := self._draw(rng, limits):
+                return drawn
+        tallies = self._tallies(limits)
+        if tallies is None:
+            return self._draw_rare(rng, limits)
+        counts = [count for _, count in tallies]
+        if not any(counts):
+            return None
+        tally, _ = tallies[draw_index(rng, counts)]
+        return tally.frame.base, tally.draw(rng)
+
+    def _draw_rare(self, rng: random.Random, limits: Limits) -> Draw:
+        for _ in range(self.MOST_DRAWS):
+            if drawn := self._draw(rng, limits):
+                return drawn
+        raise ValueError(
+            f"limits ({limits}) are met by none of {self.MOST_DRAWS:,} draws from a space too "
+            f"large to count; give fewer choices or wider limits"
+        )
+
+    def _draw(self, rng: random.Random, limits: Limits) -> Draw | None:
+        frame = self.frames[draw_index(rng, self.sizes)]
+        classes = frame.draw(rng)
+        return (frame.base, classes) if limits.allows_cost(frame.cost(classes)) else None
+
+    def _tallies(self, limits: Limits) -> list[tuple[Tally, int]] | None:
+        """Each frame's tally and its count; None if counting is too much work. The latest is kept,
+        as draws under the same limits follow each other."""
+        if limits != self._limits:
+            work, latest = self.MOST_WORK, []
+            try:
+                for frame in self.frames:
+                    tally = Tally(frame, *limits.most)
+                    count, work = tally.count(work)
+                    latest.append((tally, count))
+                self._latest = latest
+            except TooManyError:
+                self._latest = None
+            self._limits = limits
+        return self._latest

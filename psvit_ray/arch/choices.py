@@ -1,0 +1,159 @@
+"""What one stage of a search space may be."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from psvit_ray.arch.counting import StageClass, compositions, draw_composition
+from psvit_ray.arch.spec import Count, StageSpec, Value
+
+Parameter = int | float | str
+Choose = Callable[[str, tuple[Parameter, ...]], Parameter]
+"""Takes a decision: its name and its choices to one of them."""
+T = TypeVar("T")
+
+
+def distinct(choices: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(choices)) < len(choices):
+        raise ValueError(f"choices must be distinct, got {listed(choices)}")
+    return choices
+
+
+def listed(choices: Sequence[Any]) -> str:
+    return ", ".join(str(choice) for choice in choices)
+
+
+Choices = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(distinct)]
+Ratio = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class StageChoices(Value):
+    """What one stage may be: every combination of these, with every way to share maps."""
+
+    depth: Choices[Count]
+    embed_dim: Choices[Count]
+    head_dim: Choices[Count]
+    """Channels of one head: num_heads = embed_dim / head_dim."""
+    mlp_ratio: Choices[Ratio]
+    """hidden_dim = embed_dim * mlp_ratio."""
+    max_group: Count | None = None
+    """Most layers under one attention map: 1 shares nothing, None is no limit."""
+
+    @model_validator(mode="after")
+    def _check_widths(self) -> Self:
+        for dim, head in product(self.embed_dim, self.head_dim):
+            if dim % head:
+                near = " or ".join(str(n) for n in (dim - dim % head, dim - dim % head + head) if n)
+                raise ValueError(
+                    f"every embed_dim must be a multiple of every head_dim: {dim} is not one of "
+                    f"{head}; nearest is {near}"
+                )
+        for dim in self.embed_dim:
+            hidden = [dim * ratio for ratio in self.mlp_ratio]
+            for ratio, width in zip(self.mlp_ratio, hidden, strict=True):
+                if not whole(width):
+                    raise ValueError(
+                        f"embed_dim * mlp_ratio must be a whole number: {dim} * {ratio} is {width};"
+                        f" nearest mlp_ratio is {max(1, round(width)) / dim}"
+                    )
+            if len({round(width) for width in hidden}) < len(hidden):
+                raise ValueError(
+                    f"mlp_ratio: choices must give distinct hidden widths, "
+                    f"got {listed(self.mlp_ratio)} with embed_dim {dim}"
+                )
+        return self
+
+    def largest_group(self, depth: int) -> int:
+        return min(self.max_group or depth, depth)
+
+    def classes(self) -> list[StageClass]:
+        """All the stages, in classes of equal cost."""
+        return [
+            StageClass(
+                dim,
+                round(dim * ratio),
+                depth,
+                groups,
+                len(self.head_dim) * compositions(depth, groups, self.largest_group(depth)),
+            )
+            for dim, ratio, depth in product(self.embed_dim, self.mlp_ratio, self.depth)
+            for groups in range(-(-depth // self.largest_group(depth)), depth + 1)
+        ]
+
+    def cheapest(self) -> StageSpec:
+        dim, depth = min(self.embed_dim), min(self.depth)
+        full, rest = divmod(depth, self.largest_group(depth))
+        return StageSpec(
+            embed_dim=dim,
+            num_heads=dim // self.head_dim[0],
+            hidden_dim=round(dim * min(self.mlp_ratio)),
+            share_groups=(self.largest_group(depth),) * full + (rest,) * (rest > 0),
+        )
+
+    def draw(self, rng: random.Random, drawn: StageClass) -> StageSpec:
+        """A stage of the class, each as likely as any other."""
+        dim, hidden_dim, depth, groups, _ = drawn
+        return StageSpec(
+            embed_dim=dim,
+            num_heads=dim // rng.choice(self.head_dim),
+            hidden_dim=hidden_dim,
+            share_groups=draw_composition(rng, depth, groups, self.largest_group(depth)),
+        )
+
+    def walk(self, prefix: str, choose: Choose) -> StageSpec:
+        depth = int(choose(f"{prefix}.depth", self.depth))
+        dim = int(choose(f"{prefix}.embed_dim", self.embed_dim))
+        head_dim = int(choose(f"{prefix}.head_dim", self.head_dim))
+        ratio = float(choose(f"{prefix}.mlp_ratio", self.mlp_ratio))
+        groups = [1]
+        for layer in range(2, depth + 1):
+            if groups[-1] < self.largest_group(depth) and choose(f"{prefix}.share{layer}", (0, 1)):
+                groups[-1] += 1
+            else:
+                groups.append(1)
+        return StageSpec(
+            embed_dim=dim,
+            num_heads=dim // head_dim,
+            hidden_dim=round(dim * ratio),
+            share_groups=tuple(groups),
+        )
+
+    def parameters(self, prefix: str) -> dict[str, tuple[Parameter, ...]]:
+        """Every parameter of the stage and its choices, in the order of `walk`."""
+        share = range(2, max(self.depth) + 1) if self.max_group != 1 else ()
+        return {
+            f"{prefix}.depth": self.depth,
+            f"{prefix}.embed_dim": self.embed_dim,
+            f"{prefix}.head_dim": self.head_dim,
+            f"{prefix}.mlp_ratio": self.mlp_ratio,
+            **{f"{prefix}.share{layer}": (0, 1) for layer in share},
+        }
+
+    def encode(self, prefix: str, stage: StageSpec) -> dict[str, Parameter]:
+        """The decisions that lead to `stage`, if it is among the choices."""
+        ratio = stage.hidden_dim / stage.embed_dim
+        ratio = next(
+            (r for r in self.mlp_ratio if round(stage.embed_dim * r) == stage.hidden_dim), ratio
+        )
+        leaders = {sum(stage.share_groups[:i]) + 1 for i in range(len(stage.share_groups))}
+        return {
+            f"{prefix}.depth": stage.depth,
+            f"{prefix}.embed_dim": stage.embed_dim,
+            f"{prefix}.head_dim": stage.embed_dim // stage.num_heads,
+            f"{prefix}.mlp_ratio": ratio,
+            **{
+                f"{prefix}.share{layer}": int(layer not in leaders)
+                for layer in range(2, stage.depth + 1)
+            },
+        }
+
+
+def whole(number: float) -> bool:
+    return math.isclose(number, round(number), rel_tol=1e-9) and number > 0.5

@@ -1,0 +1,215 @@
+"""Counts the specs that cost no more than given limits, and draws among them, without building them.
+
+Specs are counted in classes of equal cost: what a stage costs depends on its width, depth and
+number of share groups, not on its heads nor on how its layers fall into the groups.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import itemgetter
+from typing import NamedTuple
+
+from psvit_ray.arch.cost import Cost, embed_cost, head_cost, pool_cost, stage_cost, total
+from psvit_ray.arch.spec import ArchSpec
+
+
+class StageClass(NamedTuple):
+    """Stages of equal cost; `ways` says how many they are."""
+
+    embed_dim: int
+    hidden_dim: int
+    depth: int
+    num_groups: int
+    ways: int
+
+
+def compositions(depth: int, num_groups: int, largest: int) -> int:
+    """Ways to part `depth` layers into `num_groups` groups, in order, of 1 to `largest` each.
+
+    Inclusion-exclusion over the groups that are too large.
+    """
+    return sum(
+        (-1) ** large
+        * math.comb(num_groups, large)
+        * math.comb(depth - large * largest - 1, num_groups - 1)
+        for large in range((depth - num_groups) // largest + 1)
+    )
+
+
+def draw_composition(
+    rng: random.Random, depth: int, num_groups: int, largest: int
+) -> tuple[int, ...]:
+    """One of those `compositions`, each as likely as any other."""
+    groups = []
+    for after in range(num_groups - 1, 0, -1):
+        sizes = range(1, min(largest, depth - after) + 1)
+        ways = [compositions(depth - size, after, largest) for size in sizes]
+        groups.append(sizes[draw_index(rng, ways)])
+        depth -= groups[-1]
+    return (*groups, depth)
+
+
+def draw_index(rng: random.Random, weights: Sequence[int]) -> int:
+    """An index as likely as its weight says: exact, also where a float would not hold the sum."""
+    ends = list(accumulate(weights))
+    return bisect_right(ends, rng.randrange(ends[-1]))
+
+
+class Frame:
+    """The specs that differ from `base` only in what stands in their stages."""
+
+    def __init__(self, base: ArchSpec, stages: Sequence[Sequence[StageClass]]) -> None:
+        self.base = base
+        self.stages = stages
+        self.size = math.prod(sum(option.ways for option in stage) for stage in stages)
+        self._ends = [list(accumulate(option.ways for option in stage)) for stage in stages]
+
+    def draw(self, rng: random.Random) -> list[StageClass]:
+        """A class for each stage, as likely as it is large."""
+        return [
+            stage[bisect_right(ends, rng.randrange(ends[-1]))]
+            for stage, ends in zip(self.stages, self._ends, strict=True)
+        ]
+
+    def cost(self, classes: Sequence[StageClass]) -> Cost:
+        before = [0, *(option.embed_dim for option in classes)]
+        return total(self.step(i, before[i], option) for i, option in enumerate(classes))
+
+    def step(self, stage: int, dim_before: int, option: StageClass) -> Cost:
+        """What `option` adds as stage `stage` (from 0): its layers, the way in, and the head after
+        the last."""
+        dim, hidden_dim, depth, num_groups, _ = option
+        parts = [stage_cost(self.base, stage, dim, hidden_dim, depth, num_groups)]
+        if stage == 0:
+            parts.append(embed_cost(self.base, dim))
+        else:
+            parts.append(pool_cost(self.base, stage, dim_before, dim))
+        if stage == len(self.stages) - 1:
+            parts.append(head_cost(self.base, dim))
+        return total(parts)
+
+
+class TooManyError(Exception):
+    """Counting would look at more options than allowed."""
+
+
+Option = tuple[StageClass, int, int]
+"""A class, and the MACs and parameters that it adds after what went before."""
+
+
+class Ladder:
+    """Options in the order of one of their costs, to count those below a limit."""
+
+    def __init__(self, options: Sequence[Option], unit: int) -> None:
+        ordered = sorted(options, key=itemgetter(unit))
+        self._costs = [option[unit] for option in ordered]
+        self._ways = [0, *accumulate(option[0].ways for option in ordered)]
+
+    def count(self, limit: float) -> int:
+        return self._ways[bisect_right(self._costs, limit)]
+
+
+class Branch(NamedTuple):
+    """What may follow a stage: options of the next, and sums over all that follows them."""
+
+    options: list[Option]
+    by_macs: Ladder
+    by_params: Ladder
+    size: int
+    least: Cost
+    most: Cost
+
+
+class Tally:
+    """Counts the specs of a frame that cost at most `macs` and `params`.
+
+    Goes through the stages, and stops where all or none of what may follow fits.
+    """
+
+    def __init__(self, frame: Frame, macs: float, params: float) -> None:
+        self.frame = frame
+        self.macs, self.params = macs, params
+        self._last = len(frame.stages) - 1
+        self._branches: dict[tuple[int, int], Branch] = {}
+        self._counts: dict[tuple[int, int, float, float], int] = {}
+        self._work = 0
+
+    def count(self, work: int) -> tuple[int, int]:
+        """The number of specs, and what is left of `work`, the options that may be looked at.
+
+        Raises TooManyError if that is not enough.
+        """
+        self._work = work
+        return self._count(0, 0, self.macs, self.params), self._work
+
+    def draw(self, rng: random.Random) -> list[StageClass]:
+        """A class for each stage, as likely as the number of specs in it that fit."""
+        dim, macs, params = 0, self.macs, self.params
+        drawn: list[StageClass] = []
+        for stage in range(self._last + 1):
+            options = self._branch(stage, dim).options
+            ways = self._ways(stage, options, macs, params)
+            option, m, p = options[draw_index(rng, ways)]
+            drawn.append(option)
+            dim, macs, params = option.embed_dim, macs - m, params - p
+        return drawn
+
+    def _count(self, stage: int, dim: int, macs: float, params: float) -> int:
+        """Ways to fill the stages from `stage` on, after one of width `dim`, at no more cost."""
+        options, by_macs, by_params, size, least, most = self._branch(stage, dim)
+        if least.macs > macs or least.params > params:
+            return 0
+        if most.macs <= macs and most.params <= params:
+            return size
+        if stage == self._last and most.params <= params:
+            return by_macs.count(macs)
+        if stage == self._last and most.macs <= macs:
+            return by_params.count(params)
+        key = (stage, dim, macs, params)
+        if key not in self._counts:
+            self._work -= len(options)
+            if self._work < 0:
+                raise TooManyError
+            self._counts[key] = sum(self._ways(stage, options, macs, params))
+        return self._counts[key]
+
+    def _ways(self, stage: int, options: Sequence[Option], macs: float, params: float) -> list[int]:
+        """Specs behind each option."""
+        if stage == self._last:
+            return [o.ways if m <= macs and p <= params else 0 for o, m, p in options]
+        return [
+            o.ways * self._count(stage + 1, o.embed_dim, macs - m, params - p)
+            for o, m, p in options
+        ]
+
+    def _branch(self, stage: int, dim: int) -> Branch:
+        if (stage, dim) not in self._branches:
+            options = [
+                (option, *self.frame.step(stage, dim, option))
+                for option in self.frame.stages[stage]
+            ]
+            self._branches[stage, dim] = self._sum_up(stage, options)
+        return self._branches[stage, dim]
+
+    def _sum_up(self, stage: int, options: list[Option]) -> Branch:
+        size, low, high = 0, [], []
+        for option, m, p in options:
+            ways, least, most = 1, Cost(0, 0), Cost(0, 0)
+            if stage < self._last:
+                *_, ways, least, most = self._branch(stage + 1, option.embed_dim)
+            size += option.ways * ways
+            low.append(Cost(m + least.macs, p + least.params))
+            high.append(Cost(m + most.macs, p + most.params))
+        return Branch(
+            options,
+            Ladder(options, unit=1),
+            Ladder(options, unit=2),
+            size,
+            Cost(min(c.macs for c in low), min(c.params for c in low)),
+            Cost(max(c.macs for c in high), max(c.params for c in high)),
+        )

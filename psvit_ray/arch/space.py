@@ -1,0 +1,290 @@
+"""The compact set of PSViTs that a search goes through, as a value that a user writes in YAML."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import product
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from psvit_ray.arch.census import Census, Size
+from psvit_ray.arch.choices import (
+    Choices,
+    Choose,
+    Flag,
+    Parameter,
+    StageChoices,
+    distinct,
+    listed,
+    whole,
+)
+from psvit_ray.arch.cost import Limits, count_macs, count_params
+from psvit_ray.arch.counting import Frame
+from psvit_ray.arch.spec import ArchSpec, Count, Pooling, PoolOp, Value
+
+__all__ = ["Limits", "Parameter", "SearchSpace", "Size", "StageChoices"]
+
+
+class SearchSpace(Value):
+    """Every PSViT that these choices allow. A spec with k stages uses the first k `stages`.
+
+    A spec is reached by one sequence of decisions and no other (`walk`), so specs can be counted,
+    drawn fairly and named by flat parameters.
+    """
+
+    img_size: Count = 224
+    in_chans: Count = 3
+    num_classes: Count = 1000
+    patch_size: Choices[Count] = (16,)
+    pooling: Choices[Pooling]
+    pool_op: Choices[PoolOp] = ("conv",)
+    layer_scale: Flag = False
+    stages: Annotated[tuple[StageChoices, ...], Field(min_length=1)]
+    num_stages: tuple[Count, ...] = ()
+    """Empty: all of `stages`."""
+
+    @field_validator("num_stages")
+    @classmethod
+    def _within_stages(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        given = len(info.data.get("stages", ()))
+        if given and max(value, default=0) > given:
+            raise ValueError(
+                f"num_stages must be at most the {given} stages given, got {max(value)}"
+            )
+        return distinct(value) or (given,)
+
+    @model_validator(mode="after")
+    def _check_grids(self) -> Self:
+        for patch in self.patch_size:
+            if self.img_size % patch:
+                near = [n for n in range(1, self.img_size + 1) if self.img_size % n == 0]
+                raise ValueError(
+                    f"patch_size: every choice must divide img_size={self.img_size}, got {patch}; "
+                    f"nearest is {min(near, key=lambda n: abs(n - patch))}"
+                )
+            for pooling in self.pooling:
+                grid, most = self.img_size // patch, max(self.num_stages)
+                if _most_stages(grid, pooling) < most:
+                    raise ValueError(
+                        f"patch_size: {patch} on img_size={self.img_size} leaves {grid} x {grid} "
+                        f"patches, enough for {_most_stages(grid, pooling)} stages in {pooling}, "
+                        f"got num_stages={most}; use a smaller patch_size or fewer stages"
+                    )
+        return self
+
+    def walk(self, choose: Choose) -> ArchSpec:
+        """Makes every decision that matters, once, in order, by `choose(name, choices)`.
+
+        Raises ValueError if what `choose` answers is not among the choices.
+        """
+        return self._walk(lambda name, c: c[0] if len(c) == 1 else choose(name, c))
+
+    def _walk(self, choose: Choose) -> ArchSpec:
+        def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
+            value = choose(name, choices)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {listed(choices)}, got {value!r}")
+            return choices[choices.index(value)]
+
+        frame: dict[str, Any] = {
+            "pooling": decide("pooling", self.pooling),
+            "patch_size": decide("patch_size", self.patch_size),
+        }
+        num_stages = int(decide("num_stages", self.num_stages))
+        if num_stages > 1:
+            frame["pool_op"] = decide("pool_op", self.pool_op)
+        stages = [
+            stage.walk(f"stage{i}", decide)
+            for i, stage in enumerate(self.stages[:num_stages], start=1)
+        ]
+        return self._spec(**frame, stages=tuple(stages))
+
+    def decode(self, params: Mapping[str, Parameter]) -> ArchSpec:
+        """The spec that flat parameters mean. Names that do not apply are ignored; one that has a
+        single choice may be missing.
+
+        Raises ValueError if a value is not among the choices or a name is missing.
+        """
+
+        def look_up(name: str, choices: tuple[Parameter, ...]) -> Parameter:
+            if name not in params and len(choices) > 1:
+                raise ValueError(f"{name} is missing; it must be one of {listed(choices)}")
+            return params.get(name, choices[0])
+
+        return self._walk(look_up)
+
+    def encode(self, spec: ArchSpec) -> dict[str, Parameter]:
+        """Flat parameters of a spec: every name of the space, 0 where it does not apply.
+
+        Raises ValueError if the spec is not in the space.
+        """
+        decisions: dict[str, Parameter] = {
+            "pooling": spec.pooling,
+            "patch_size": spec.patch_size,
+            "num_stages": len(spec.stages),
+        }
+        if len(spec.stages) > 1:
+            decisions["pool_op"] = spec.pool_op
+        for i, (choices, stage) in enumerate(zip(self.stages, spec.stages, strict=False), start=1):
+            decisions |= choices.encode(f"stage{i}", stage)
+        try:
+            other = self.decode(decisions)
+        except ValueError as error:
+            raise ValueError(f"spec {spec.pattern} is not in the space: {error}") from None
+        if other != spec:
+            raise ValueError(
+                f"spec {spec.pattern} is not in the space: nearest is {other.to_json()}, "
+                f"got {spec.to_json()}"
+            )
+        return {name: decisions.get(name, 0) for name in self._parameters()}
+
+    def _parameters(self) -> dict[str, tuple[Parameter, ...]]:
+        """Every name of the space and its choices."""
+        names: dict[str, tuple[Parameter, ...]] = {
+            "pooling": self.pooling,
+            "patch_size": self.patch_size,
+            "num_stages": self.num_stages,
+            "pool_op": self.pool_op,
+        }
+        for i, stage in enumerate(self.stages[: max(self.num_stages)], start=1):
+            names |= stage.parameters(f"stage{i}")
+        return names
+
+    def contains(self, spec: ArchSpec) -> bool:
+        try:
+            self.encode(spec)
+        except ValueError:
+            return False
+        return True
+
+    def neighbours(self, spec: ArchSpec) -> list[ArchSpec]:
+        """Specs whose flat parameters differ in one. A whole stage more or less is one step too:
+        the last stage comes and goes with its first choices and nothing shared.
+
+        Symmetric, and connected over the whole space. Raises ValueError as `encode`.
+        """
+        params = self.encode(spec)
+        found = []
+        for name, choices in self._parameters().items():
+            if name == "num_stages":
+                found += [self.decode(other) for other in self._other_stages(params)]
+                continue
+            for value in choices:
+                changed = {**params, name: value}
+                if value == params[name]:
+                    continue
+                try:
+                    other = self.decode(changed)
+                except ValueError:
+                    continue  # a decision that only now applies has no value
+                if self.encode(other) == changed:
+                    found.append(other)
+        return found
+
+    def _other_stages(self, params: Mapping[str, Parameter]) -> Iterator[dict[str, Parameter]]:
+        """Parameters of the neighbours with fewer or more stages."""
+        now = int(params["num_stages"])
+        for num in self.num_stages:
+            if num < now:
+                fewer = self.encode(self.decode({**params, "num_stages": num}))
+                if dict(params) in self._longer(fewer, now):
+                    yield fewer
+            elif num > now:
+                yield from self._longer(params, num)
+
+    def _longer(self, params: Mapping[str, Parameter], num: int) -> list[dict[str, Parameter]]:
+        longer = {**params, "num_stages": num}
+        for i in range(int(params["num_stages"]), num):
+            parameters = self.stages[i].parameters(f"stage{i + 1}")
+            longer |= {name: choices[0] for name, choices in parameters.items()}
+        if params["num_stages"] != 1:
+            return [longer]
+        return [{**longer, "pool_op": op} for op in self.pool_op]
+
+    def size(self, limits: Limits | None = None) -> Size:
+        """How many distinct specs meet `limits`: exact where counting takes seconds, else a seeded
+        estimate with an interval."""
+        return _census(self).size(limits or Limits())
+
+    def sample(self, rng: random.Random, limits: Limits | None = None) -> ArchSpec:
+        """One of the distinct specs that meet `limits`, each as likely as any other.
+
+        Raises ValueError if there is none, and says the smallest that exists.
+        """
+        drawn = _census(self).draw(rng, limits or Limits())
+        if drawn is None:
+            raise ValueError(self._nothing_within(limits or Limits()))
+        frame, classes = drawn
+        stages = [s.draw(rng, one) for s, one in zip(self.stages, classes, strict=False)]
+        return ArchSpec.model_validate({**dict(frame), "stages": tuple(stages)})
+
+    def smallest(self) -> tuple[ArchSpec, ArchSpec]:
+        """The spec of least MACs and the spec of least parameters."""
+        frames = list(self._frames())
+        return min(frames, key=count_macs), min(frames, key=count_params)
+
+    def _nothing_within(self, limits: Limits) -> str:
+        macs, params = self.smallest()
+        asked = ", ".join(f"{name}={most:,}" for name, most in limits if most is not None)
+        return (
+            f"no configuration of the space meets {asked}; the smallest that exist have "
+            f"{count_macs(macs):,} MACs ({macs.pattern}, {count_params(macs):,} parameters) and "
+            f"{count_params(params):,} parameters ({params.pattern}, {count_macs(params):,} MACs)"
+        )
+
+    def _frames(self) -> Iterator[ArchSpec]:
+        """For each grid, pool operator and number of stages, its cheapest spec: less width, depth
+        or maps always cost less."""
+        for pooling, patch, num in product(self.pooling, self.patch_size, self.num_stages):
+            stages = tuple(stage.cheapest() for stage in self.stages[:num])
+            for pool_op in self.pool_op if num > 1 else ("conv",):
+                yield self._spec(pooling=pooling, patch_size=patch, pool_op=pool_op, stages=stages)
+
+    def _spec(self, **fields: Any) -> ArchSpec:
+        return ArchSpec(
+            img_size=self.img_size,
+            in_chans=self.in_chans,
+            num_classes=self.num_classes,
+            layer_scale=self.layer_scale,
+            **fields,
+        )
+
+    def unpooled(self) -> SearchSpace:
+        """The DeiTs that stand against this space: one stage, nothing shared, a class token; every
+        patch size, every depth from the least to the most layers here, every width."""
+        used = self.stages[: max(self.num_stages)]
+        depths = [
+            sum(bound(stage.depth) for stage in used[:num])
+            for num in self.num_stages
+            for bound in (min, max)
+        ]
+        dims = sorted({dim for stage in used for dim in stage.embed_dim})
+        heads = sorted({head for stage in used for head in stage.head_dim})
+        ratios = sorted({ratio for stage in used for ratio in stage.mlp_ratio})
+        common = math.gcd(*dims)
+        largest = max(n for n in range(1, heads[-1] + 1) if common % n == 0)
+        stage = StageChoices(
+            depth=tuple(range(min(depths), max(depths) + 1)),
+            embed_dim=tuple(dims),
+            head_dim=tuple(head for head in heads if common % head == 0) or (largest,),
+            mlp_ratio=tuple(r for r in ratios if all(whole(dim * r) for dim in dims))
+            or (float(max(1, round(ratios[-1]))),),
+            max_group=1,
+        )
+        fields = {"pooling": ("1d",), "pool_op": ("conv",), "stages": (stage,), "num_stages": (1,)}
+        return SearchSpace.model_validate({**dict(self), **fields})
+
+
+def _most_stages(grid: int, pooling: Pooling) -> int:
+    """Each pooling halves (odd numbers round up) the side in 2d, the sequence in 1d, until 1."""
+    return 1 + ((grid if pooling == "2d" else grid * grid) - 1).bit_length()
+
+
+@lru_cache(maxsize=16)
+def _census(space: SearchSpace) -> Census:
+    classes = [stage.classes() for stage in space.stages]
+    return Census([Frame(base, classes[: len(base.stages)]) for base in space._frames()])
