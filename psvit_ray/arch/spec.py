@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ class Value(BaseModel):
     """A frozen value: checked when it is made, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_fields(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.0)
+                raise ValueError(f"unknown field {name!r}; nearest is {near[0]!r}")
+        return data
 
 
 class StageSpec(Value):

@@ -23,12 +23,14 @@ class TrainConfig(Value):
 
     data: str = "digits"
     """Source of images."""
-    holdout: PositiveFraction = 0.2
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Part of the training images cut off as hold-out, on which searches rank."""
     data_fraction: PositiveFraction = 1.0
     """Part of the remaining training images that is used: below 1, a cheap proxy."""
+    split_seed: NumberOrZero = 0
+    """Of the hold-out and of `data_fraction`. The test images are always the same."""
     seed: NumberOrZero = 0
-    """Of weights, order and augmentation. The test split does not depend on it."""
+    """Of weights, order and augmentation."""
 
     epochs: Number = 20
     """Passes over the training images."""

@@ -1,0 +1,33 @@
+# Everything runs in a virtual environment of the checkout, built at first need.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: help install tune compare ui check test
+
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+install: $(VENV)/installed  ## build the environment
+
+$(VENV)/installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+tune: install    ## the main job: search token pooling and attention sharing on digits
+	$(PYTHON) jobs/tune_psvit.py $(ARGS)
+
+compare: install ## the winner of a search against DeiT over several seeds: ARGS="--search NAME"
+	$(PYTHON) jobs/compare_psvit.py $(ARGS)
+
+ui: install      ## MLflow on the default store
+	$(VENV)/bin/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/outputs/mlflow.db
+
+check: install   ## formatting, lint, types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: install    ## all tests, with a real Ray and a real MLflow
+	$(PYTHON) -m pytest $(ARGS)

@@ -1,0 +1,117 @@
+"""A folder on a disk or in an object store, the same either way (pyarrow's file systems)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`uri` is an absolute path, or a URI such as `s3://bucket/prefix`."""
+
+    uri: str
+
+    @classmethod
+    def at(cls, uri: str) -> Folder:
+        """A relative path is made absolute; a URI stays."""
+        return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).absolute()))
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.uri}/{name}")
+
+    def __str__(self) -> str:
+        """Fit to be shown: without user and password."""
+        return re.sub(r"://[^/@]*@", "://", self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri
+
+    def open(self) -> tuple[fs.FileSystem, str]:
+        """Raises ValueError for a kind of storage that pyarrow does not know."""
+        try:
+            filesystem, path = fs.FileSystem.from_uri(self.uri)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"storage must be a path or a URI, got {self}: {error}") from error
+        return filesystem, path
+
+    def read(self, name: str) -> bytes | None:
+        """What stands in a file, or None where there is none."""
+        filesystem, path = self.open()
+        try:
+            with filesystem.open_input_stream(f"{path}/{name}") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replaces a file whole: a reader sees the old or the new, never a part.
+
+        Raises OSError where it cannot be written.
+        """
+        filesystem, path = self.open()
+        filesystem.create_dir(path, recursive=True)
+        target = f"{path}/{name}"
+        # Object stores replace whole by themselves; a disk does by renaming.
+        written = f"{path}/.{name}.{uuid.uuid4().hex[:8]}" if self.is_local else target
+        try:
+            with filesystem.open_output_stream(written) as file:
+                file.write(content)
+            if written != target:
+                filesystem.move(written, target)
+        except OSError:
+            if written != target:
+                with contextlib.suppress(OSError):
+                    filesystem.delete_file(written)
+            raise
+
+    def delete(self, name: str) -> None:
+        filesystem, path = self.open()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{path}/{name}")
+
+    def delete_all(self) -> None:
+        filesystem, path = self.open()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_dir(path)
+
+    def upload(self, local: Path) -> None:
+        filesystem, path = self.open()
+        filesystem.create_dir(path, recursive=True)
+        fs.copy_files(str(local), path, destination_filesystem=filesystem)
+
+    def download(self, local: Path) -> None:
+        filesystem, path = self.open()
+        fs.copy_files(path, str(local), source_filesystem=filesystem)
+
+    def names(self) -> list[str]:
+        """Files and folders in it, in order; none where it does not exist. Files half written by
+        a process that died are not among them."""
+        filesystem, path = self.open()
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return sorted(file.base_name for file in found if not file.base_name.startswith("."))
+
+    def check_writable(self) -> None:
+        """Raises ValueError with the reason. Leaves nothing behind."""
+        if self.is_local:
+            there = Path(self.uri)
+            while not there.exists():
+                there = there.parent
+            if not there.is_dir():
+                raise ValueError(f"storage must be a folder, got {self}: {there} is a file")
+            if not os.access(there, os.W_OK):
+                raise ValueError(f"storage must be writable, got {self}: {there} is not")
+            return
+        marker = f".writable-{uuid.uuid4().hex[:8]}"
+        try:
+            self.write(marker, b"")
+            self.delete(marker)
+        except OSError as error:
+            raise ValueError(f"storage must be writable, got {self}: {error}") from error

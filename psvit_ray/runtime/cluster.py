@@ -1,0 +1,113 @@
+"""Joining or starting Ray, and what it can give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from pathlib import Path
+
+import ray
+from ray._private.state import state
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.training.config import Number, NumberOrZero
+
+# A short run on one machine would else wait for checks made for long runs on many.
+LOCAL_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+QUIET_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+class WorkerResources(Value):
+    """What one training worker asks of Ray."""
+
+    cpus_per_worker: Number = 1
+    """CPUs of a worker; it computes with as many threads."""
+    gpus_per_worker: NumberOrZero | None = None
+    """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
+
+    def resolved(self) -> dict[str, float]:
+        gpus = self.gpus_per_worker
+        if gpus is None:
+            gpus = int(most_resources().get("GPU", 0) > 0)
+        return {"CPU": self.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
+def join(*, verbose: bool = False) -> None:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job's own), or starts Ray here."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    settings = {} if address else LOCAL_SETTINGS
+    for name, value in (settings | ({} if verbose else QUIET_SETTINGS)).items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        address=address or "local",
+        log_to_driver=verbose,
+        logging_level=logging.INFO if verbose else logging.ERROR,
+        include_dashboard=None if address else False,
+    )
+
+
+def most_resources() -> dict[str, float]:
+    """What the cluster may grow to; where no autoscaler says, what it is."""
+    now = ray.cluster_resources()
+    limit = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0), limit.get(name, 0)) for name in now.keys() | limit.keys()}
+
+
+def workers_that_fit(per_worker: dict[str, float]) -> int:
+    """How many such workers the cluster could ever hold at the same time."""
+    most = most_resources()
+    return int(min(most.get(name, 0) // amount for name, amount in per_worker.items()))
+
+
+def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
+    """Raises ValueError if the cluster can never hold them together."""
+    fit = workers_that_fit(per_worker)
+    if num_workers > fit:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
+        raise ValueError(
+            f"workers must be at most {fit}, which is what the cluster can ever hold of {asked} "
+            f"each, got {num_workers}"
+        )
+
+
+def check_shared(storage: Folder) -> None:
+    """Raises ValueError if a host of the cluster does not see what is written to `storage`."""
+    hosts = [node for node in ray.nodes() if node["Alive"]]
+    if len(hosts) == 1 or not storage.is_local:
+        return
+    marker = f".shared-{uuid.uuid4().hex[:8]}"
+    storage.write(marker, b"")
+    try:
+        answers = {
+            node["NodeManagerHostname"]: _exists.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(f"{storage.uri}/{marker}")
+            for node in hosts
+        }
+        blind = sorted(host for host, answer in answers.items() if not ray.get(answer))
+    finally:
+        storage.delete(marker)
+    if blind:
+        raise ValueError(
+            f"storage must be seen by every host, got the local path {storage}, which "
+            f"{', '.join(blind)} cannot see; use a shared path or a URI such as s3://bucket/prefix"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()

@@ -1,0 +1,144 @@
+"""What every job does before and after its work: all checks first, then Ray, the lease on the name,
+the record and the tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import cluster, tracking
+from psvit_ray.runtime.lease import Lease
+from psvit_ray.search.record import Record, RecordStore, differences
+
+Resume = Literal["never", "must", "auto"]
+DESCRIPTION = "search.json"
+
+
+class Launch(Value):
+    """Where a job writes, and how it is found again."""
+
+    storage: str = "outputs"
+    """Folder or URI (s3://, gs://) under which each name has its own folder."""
+    name: str | None = None
+    """Of this search or training; by default the recipe and the time."""
+    resume: Resume = "never"
+    """`--resume` goes on with a name that must exist, `--resume auto` goes on or starts."""
+    tracking_uri: str | None = None
+    """MLflow server; by default a SQLite file under the storage."""
+    verbose: bool = False
+    """Show what Ray and MLflow log."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open name: nobody else writes under it."""
+
+    name: str
+    folder: Folder
+    store: RecordStore
+    records: list[Record]
+    experiment: tracking.Experiment
+
+
+def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
+    """The storage and the name. Raises ValueError where they cannot be used."""
+    storage = Folder.at(launch.storage)
+    job_package = "/runtime_resources/working_dir_files/"
+    if storage.is_local and job_package in storage.uri:
+        raise ValueError(
+            f"storage must be an absolute path or a URI in a submitted job, got {launch.storage!r}: "
+            "the job's own folder is a copy that Ray deletes"
+        )
+    storage.check_writable()
+    name = launch.name
+    if name is None:
+        if launch.resume != "never":
+            raise ValueError("resume needs the name to go on with: add --name")
+        name = f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"name must be usable as a folder name, got {name!r}")
+    return storage, name
+
+
+@contextlib.contextmanager
+def opened(
+    launch: Launch,
+    *,
+    default_name: str,
+    identity: dict[str, Any],
+    dataset: str,
+    num_workers: int,
+    resources: cluster.WorkerResources,
+) -> Iterator[Session]:
+    """`identity` is what a resume must not change. Raises ValueError for anything that cannot
+    work, before anything is written."""
+    storage, name = resolve(launch, default_name=default_name)
+    folder = storage / name
+    description = read_description(folder)
+    check_resume(launch.resume, folder, name, description, identity)
+    tracking_uri = launch.tracking_uri or tracking.default_uri(storage)
+    tracking.check(tracking_uri)
+
+    cluster.join(verbose=launch.verbose)
+    cluster.check_workers(num_workers, resources.resolved())
+    with Lease(folder, wait=launch.resume == "auto"):
+        cluster.check_shared(storage)
+        if description is None:
+            description = {"search_id": uuid.uuid4().hex, "identity": identity}
+            folder.write(DESCRIPTION, json.dumps(description, indent=2).encode())
+        store = RecordStore(folder)
+        yield Session(
+            name=name,
+            folder=folder,
+            store=store,
+            records=store.all(),
+            experiment=tracking.Experiment(
+                tracking_uri=tracking_uri,
+                name=f"psvit/{dataset}",
+                search_id=description["search_id"],
+                run_name=name,
+                description=f"`{name}` in `{storage}`",
+            ),
+        )
+
+
+def read_description(folder: Folder) -> dict[str, Any] | None:
+    content = folder.read(DESCRIPTION)
+    return json.loads(content) if content else None
+
+
+def check_resume(
+    resume: Resume,
+    folder: Folder,
+    name: str,
+    description: dict[str, Any] | None,
+    identity: dict[str, Any],
+) -> None:
+    """Raises ValueError if the name is, or is not, there against what was asked for."""
+    if description is None:
+        if resume == "must":
+            known = Folder(str(Path(folder.uri).parent)).names() if folder.is_local else []
+            there = f"; there are {', '.join(known)}" if known else ""
+            raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
+        return
+    if resume == "never":
+        raise ValueError(
+            f"name must be new, got {name!r}, which stands in {folder}; add --resume to go on with "
+            "it, or choose another --name"
+        )
+    if changed := differences(description["identity"], json.loads(json.dumps(identity))):
+        raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
+
+
+def exit_code(signal: int | None) -> int:
+    """The shell's convention for a process that a signal ended."""
+    return 128 + signal if signal else os.EX_OK

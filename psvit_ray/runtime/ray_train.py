@@ -1,0 +1,108 @@
+"""A run in Ray Train workers: one configuration, one or many workers, CPU or GPU."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import (
+    TorchConfig,
+    TorchTrainer,
+    get_device,
+    prepare_data_loader,
+    prepare_model,
+)
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.training import checkpoint
+from psvit_ray.training.config import Configuration
+from psvit_ray.training.engine import Diverged, Place, load_source, run
+
+MAX_FAILURES = 3
+STALLED_COLLECTIVE_S = 300  # torch's own half hour leaves a lost worker's peers waiting for ever
+
+
+class WorkerTask(Value):
+    """What a worker is told; crosses process boundaries as primitives."""
+
+    configuration: Configuration
+    test: bool = False
+    """Score the test images once, at the end."""
+
+
+def make_trainer(
+    task: WorkerTask,
+    *,
+    storage: Folder,
+    name: str,
+    num_workers: int,
+    resources_per_worker: dict[str, float],
+    callbacks: list[UserCallback],
+) -> TorchTrainer:
+    """A trainer that goes on from the newest checkpoint under `storage/name`, if there is one, and
+    restarts its workers from there when one of them dies."""
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=task.model_dump(mode="json"),
+        torch_config=TorchConfig(timeout_s=STALLED_COLLECTIVE_S),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=resources_per_worker.get("GPU", 0) > 0,
+            resources_per_worker=resources_per_worker,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage.uri,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def train_worker(raw_task: dict[str, Any]) -> None:
+    """Runs in every worker; every rank reports."""
+    task = WorkerTask.model_validate(raw_task)
+    configuration = task.configuration
+    source = load_source(configuration)
+    start = None
+    if saved := ray.train.get_checkpoint():
+        with saved.as_directory() as folder:
+            start = checkpoint.load(Path(folder))
+    place = Place(
+        device=get_device(),
+        prepare_model=prepare_model,
+        prepare_loader=functools.partial(prepare_data_loader, add_dist_sampler=False),
+    )
+
+    values: dict[str, float | str] = {"epoch": 0, "step": 0}
+    try:
+        for report in run(configuration, source, place=place, start=start, test=task.test):
+            values = report.values()
+            with tempfile.TemporaryDirectory() as scratch:
+                ray.train.report(
+                    values,
+                    checkpoint=_saved(report.save, Path(scratch)) if report.checkpoint_due else None,
+                )
+    except Diverged as error:  # the configuration's own fault: a result, not to be tried again
+        ray.train.report({"epoch": values["epoch"], "step": values["step"], "failed": str(error)})
+
+
+def _saved(save: Any, scratch: Path) -> Checkpoint | None:
+    """Rank 0 alone has a checkpoint to report: its state is everybody's."""
+    if ray.train.get_context().get_world_rank() != 0:
+        return None
+    save(scratch / "checkpoint")
+    return Checkpoint.from_directory(scratch / "checkpoint")

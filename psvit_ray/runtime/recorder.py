@@ -1,0 +1,164 @@
+"""What Tune reports, turned into records: to the storage first, and from there on to MLflow, to the
+proposals and to the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from psvit_ray.runtime.tracking import Tracker
+from psvit_ray.search.proposals import Proposal
+from psvit_ray.search.record import Point, Record, RecordStore, Status, best
+
+RESERVED = ("epoch", "step", "failed", "test/top1", "test_correct")
+PREFIXES = ("train/", "holdout/", "perf/")
+
+
+class Learner(Protocol):
+    def tell(self, key: str, top1: float | None) -> None: ...
+
+
+class Recorder(tune.Callback):
+    """The only writer of a search's records. Lives in the process that calls `Tuner.fit()`, where
+    every report arrives, also those of trials that are stopped."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        tracker: Tracker,
+        learner: Learner,
+        *,
+        records: Iterable[Record] = (),
+        num_trials: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._store, self._tracker, self._learner = store, tracker, learner
+        self._records = {record.key: record for record in records}
+        self._num_trials, self._say = num_trials, say
+        self._key_of: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._stopped_early: set[str] = set()
+        self._start = time.monotonic()
+        self._ended_here = 0
+        for record in self._records.values():
+            tracker.put(record)  # what an outage or a kill kept from the store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore of its own, which is never used
+
+    @property
+    def records(self) -> list[Record]:
+        return sorted(self._records.values(), key=lambda record: record.number)
+
+    def of(self, trial_id: str) -> Record:
+        return self._records[self._key_of[trial_id]]
+
+    def propose(self, trial_id: str, proposal: Proposal) -> Record:
+        key = proposal.configuration.key
+        record = self._records.get(key) or Record(
+            number=len(self._records),
+            kind=proposal.kind,
+            params=proposal.params,
+            configuration=proposal.configuration,
+        )
+        self._key_of[trial_id] = key
+        self._put(record)
+        return record
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._began[trial.trial_id] = time.monotonic()
+        self._update(trial, status="running")
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        record = self.of(trial.trial_id)
+        trial.run_metadata.num_failures = 0  # attempts are limited only while nothing comes of them
+        changes: dict[str, Any] = {}
+        if "failed" in result:
+            changes["reason"] = result["failed"]
+        else:
+            metrics = {name: v for name, v in result.items() if name.startswith(PREFIXES)}
+            point = Point(epoch=result["epoch"], step=result["step"], metrics=metrics)
+            if all(point.step != known.step for known in record.curve):
+                changes["curve"] = (*record.curve, point)
+        if "test/top1" in result:
+            changes["test_top1"] = result["test/top1"]
+            changes["test_correct"] = result["test_correct"]
+        self._update(trial, **changes)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        record = self.of(trial.trial_id)
+        if record.reason:
+            self._finish(trial, "failed", record.reason)
+        elif record.epochs_done == record.configuration.train.epochs:
+            self._finish(trial, "completed", "")
+        elif trial.trial_id in self._stopped_early:
+            self._finish(trial, "stopped", f"behind the others after {record.epochs_done} epochs")
+        # else the whole search is ending: `interrupt` says so
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._finish(trial, "failed", f"gave up after its workers died: {trial.error_file or ''}")
+
+    def stop_early(self, trial_id: str) -> None:
+        """The scheduler's word that this trial ends before its last epoch."""
+        self._stopped_early.add(trial_id)
+
+    def interrupt(self) -> None:
+        """Marks what has not ended: a resume goes on with it."""
+        for record in self.records:
+            if record.status in ("pending", "running"):
+                self._put(record.model_copy(update={"status": "interrupted"}))
+
+    def note_run_ids(self) -> None:
+        """The tracker opens runs after the record was written: this catches up."""
+        for record in self.records:
+            if (run_id := self._tracker.run_id(record.key)) != record.run_id and run_id:
+                self._records[record.key] = record.model_copy(update={"run_id": run_id})
+                self._store.put(self._records[record.key])
+
+    def _finish(self, trial: Trial, status: Status, reason: str) -> None:
+        record = self._update(trial, status=status, reason=reason)
+        top1 = record.top1 if status in ("completed", "stopped") else None
+        self._learner.tell(record.key, top1)
+        self._ended_here += 1
+        self._say(self._line(record))
+
+    def _update(self, trial: Trial, **changes: Any) -> Record:
+        record = self.of(trial.trial_id)
+        now = time.monotonic()
+        if began := self._began.get(trial.trial_id):
+            changes["seconds"] = record.seconds + now - began
+            self._began[trial.trial_id] = now
+        changes["run_id"] = self._tracker.run_id(record.key) or record.run_id
+        return self._put(record.model_copy(update=changes))
+
+    def _put(self, record: Record) -> Record:
+        self._records[record.key] = record
+        self._store.put(record)
+        self._tracker.put(record)
+        return record
+
+    def _line(self, record: Record) -> str:
+        """One configuration that ended, the best so far, the time left."""
+        ended = sum(r.status in ("completed", "stopped", "failed") for r in self.records)
+        elapsed = time.monotonic() - self._start
+        left = elapsed / self._ended_here * max(self._num_trials - ended, 0) / 60
+        top1 = f"{record.top1:6.2f}" if record.top1 is not None else "     -"
+        leader = best(self.records)
+        return (
+            f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
+            f"{record.gmacs * 1000:8.3f} MMACs  top-1 {top1}  {record.status:<9} "
+            f"| best {f'{leader.top1:.2f}' if leader else '-'} | {left:.0f} min left"
+        )

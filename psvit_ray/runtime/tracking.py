@@ -1,0 +1,242 @@
+"""The only importer of MLflow: one parent run for a search, one child for each configuration.
+
+Fed from the record by one thread of one process. What is handed over is a whole record, and what
+the store lacks of it is written: so an outage loses nothing, a resume writes no point twice, and
+only the newest state of a configuration ever waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from requests import RequestException, get
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.search.record import Record
+
+RETRY_S = 5.0
+FLUSH_S = 60.0
+ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+logger = logging.getLogger(__name__)
+
+
+class Experiment(Value):
+    """Where runs are written. `search_id` names the parent run for ever: a resume finds it."""
+
+    tracking_uri: str
+    name: str
+    search_id: str
+    run_name: str
+    description: str = ""
+
+
+def default_uri(storage: Folder) -> str:
+    """A SQLite file beside the searches, so that they can be compared in one UI.
+
+    Raises ValueError where the storage is no disk.
+    """
+    if not storage.is_local:
+        raise ValueError(
+            f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
+            "SQLite file; give the http:// address of a tracking server"
+        )
+    return f"sqlite:///{storage.uri}/mlflow.db"
+
+
+def check(tracking_uri: str) -> None:
+    """Raises ValueError if the server does not answer. Writes nothing."""
+    if urlsplit(tracking_uri).scheme not in ("http", "https"):
+        return
+    shown = str(Folder(tracking_uri))
+    try:
+        answer = get(f"{tracking_uri.rstrip('/')}/health", timeout=5)
+    except RequestException as error:
+        reason = type(error).__name__
+        raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
+    if not answer.ok:
+        raise ValueError(f"tracking_uri must answer, got {shown}: HTTP {answer.status_code}")
+
+
+class Tracker:
+    """Use as a context: leaving it waits for what is still to be written, a minute at most."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        # A store that is down is tried again here, with the newest record, not inside the client.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._experiment = experiment
+        self._client: MlflowClient | None = None
+        self._experiment_id = self._parent_id = ""
+        self._run_ids: dict[str, str] = {}
+        self._steps: dict[str, set[int]] = {}
+        self._waiting: OrderedDict[str, Record] = OrderedDict()
+        self._changed = threading.Condition()
+        self._parent_status = ""
+        self._closing = False
+        self._give_up = float("inf")
+        self._thread = threading.Thread(target=self._write_all, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Returns at once."""
+        with self._changed:
+            self._waiting[record.key] = record
+            self._changed.notify()
+
+    def run_id(self, key: str) -> str:
+        """Empty until the run was opened."""
+        return self._run_ids.get(key, "")
+
+    def close(self, status: str) -> int:
+        """Ends the parent run as `status` and says how many configurations could not be written:
+        they stand in the record and are written on a resume."""
+        with self._changed:
+            self._closing, self._parent_status = True, status
+            self._give_up = time.monotonic() + FLUSH_S
+            self._changed.notify()
+        self._thread.join(FLUSH_S + 30)
+        return len(self._waiting)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                record = next(iter(self._waiting.values()), None)
+            try:
+                client = self._connected()
+                if record is None:
+                    client.set_terminated(self._parent_id, self._parent_status)
+                    return
+                self._write(client, record)
+                with self._changed:
+                    if self._waiting[record.key] is record:
+                        del self._waiting[record.key]
+            except (MlflowException, RequestException, OSError) as error:
+                logger.warning("MLflow does not answer, trying again: %s", type(error).__name__)
+                if time.monotonic() > self._give_up:
+                    return
+                if record:
+                    # What the store did take before it failed is asked for again.
+                    self._steps.pop(record.key, None)
+                time.sleep(1 if self._closing else RETRY_S)
+
+    def _connected(self) -> MlflowClient:
+        """Opens store, experiment and parent run at the first call: creating SQLite's tables takes
+        seconds, which training need not wait for."""
+        if self._client and self._parent_id:
+            return self._client
+        client = MlflowClient(self._experiment.tracking_uri)
+        found = client.get_experiment_by_name(self._experiment.name)
+        self._experiment_id = (
+            found.experiment_id if found else client.create_experiment(self._experiment.name)
+        )
+        tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
+        parent = self._find(client, tags)
+        if parent is None:
+            tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
+            parent = client.create_run(
+                self._experiment_id, run_name=self._experiment.run_name, tags=tags
+            ).info.run_id
+        client.update_run(parent, status="RUNNING")
+        self._client, self._parent_id = client, parent
+        return client
+
+    def _find(self, client: MlflowClient, tags: dict[str, str]) -> str | None:
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = client.search_runs([self._experiment_id], wanted, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+    def _write(self, client: MlflowClient, record: Record) -> None:
+        key = record.key
+        if key not in self._run_ids:
+            self._run_ids[key] = self._open(client, record)
+        run_id = self._run_ids[key]
+        if key not in self._steps:
+            history = client.get_metric_history(run_id, "epoch")
+            self._steps[key] = {metric.step for metric in history}
+        steps = self._steps[key]
+
+        now = int(time.time() * 1000)
+        for point in record.curve:
+            if point.step not in steps:
+                values = point.metrics | {"epoch": float(point.epoch)}
+                client.log_batch(
+                    run_id, [Metric(name, value, now, point.step) for name, value in values.items()]
+                )
+                steps.add(point.step)
+        tags = {"psvit.status": record.status, "psvit.reason": record.reason}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if record.status in ENDED:
+            self._end(client, record, now)
+        else:
+            client.update_run(run_id, status="RUNNING")
+
+    def _open(self, client: MlflowClient, record: Record) -> str:
+        """The run of this configuration: a resume finds the one that is there."""
+        tags = {"psvit.search_id": self._experiment.search_id, "psvit.key": record.key}
+        if run_id := self._find(client, tags):
+            return run_id
+        spec, train = record.configuration.spec, record.configuration.train
+        tags |= _source_tags() | {
+            "mlflow.parentRunId": self._parent_id,
+            "psvit.role": "configuration",
+            "psvit.kind": record.kind,
+            "psvit.spec_id": spec.spec_id,
+            "psvit.pattern": spec.pattern,
+            "psvit.seed": str(train.seed),
+            "psvit.data": train.data,
+        }
+        name = f"{record.number:03d} {spec.pattern}"
+        run_id = client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
+        params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
+        now = int(time.time() * 1000)
+        client.log_batch(
+            run_id,
+            params=[Param(name, str(value)) for name, value in params.items()],
+            metrics=[
+                Metric("cost/gmacs", record.gmacs, now, 0),
+                Metric("cost/params_m", record.params_m, now, 0),
+            ],
+        )
+        return run_id
+
+    def _end(self, client: MlflowClient, record: Record, now: int) -> None:
+        metrics = {}
+        if record.curve:
+            best = max(record.curve, key=lambda point: point.metrics.get("holdout/top1", 0.0))
+            metrics["best/holdout_top1"] = best.metrics.get("holdout/top1", 0.0)
+            metrics["best/epoch"] = float(best.epoch)
+        if record.test_top1 is not None:
+            metrics["test/top1"] = record.test_top1
+        run_id = self._run_ids[record.key]
+        logged = client.get_run(run_id).data.metrics
+        fresh = [Metric(n, v, now, 0) for n, v in metrics.items() if logged.get(n) != v]
+        client.log_batch(run_id, metrics=fresh)
+        client.set_terminated(run_id, ENDED[record.status])
+
+
+def _source_tags() -> dict[str, str]:
+    """The commit this runs from, where it is a checkout, and the Ray job, where it is one."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tags = {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+    if job := os.environ.get("RAY_JOB_ID"):
+        tags["psvit.ray_job_id"] = job
+    return tags
