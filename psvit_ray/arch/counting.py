@@ -1,4 +1,4 @@
-"""Counts the specs that cost no more than given limits, and draws among them, without building them.
+"""Counts the specs that cost no more than given limits, and draws among them, unbuilt.
 
 Specs are counted in classes of equal cost: what a stage costs depends on its width, depth and
 number of share groups, not on its heads nor on how its layers fall into the groups.
@@ -68,6 +68,8 @@ class Frame:
         self.stages = stages
         self.size = math.prod(sum(option.ways for option in stage) for stage in stages)
         self._ends = [list(accumulate(option.ways for option in stage)) for stage in stages]
+        self._entries: dict[tuple[int, int, int], Cost] = {}
+        self._layers: dict[tuple[int, StageClass], Cost] = {}
 
     def draw(self, rng: random.Random) -> list[StageClass]:
         """A class for each stage, as likely as it is large."""
@@ -78,20 +80,28 @@ class Frame:
 
     def cost(self, classes: Sequence[StageClass]) -> Cost:
         before = [0, *(option.embed_dim for option in classes)]
-        return total(self.step(i, before[i], option) for i, option in enumerate(classes))
+        entries = (self.entry(i, before[i], option.embed_dim) for i, option in enumerate(classes))
+        return total((*entries, *(self.layers(i, option) for i, option in enumerate(classes))))
 
-    def step(self, stage: int, dim_before: int, option: StageClass) -> Cost:
-        """What `option` adds as stage `stage` (from 0): its layers, the way in, and the head after
-        the last."""
-        dim, hidden_dim, depth, num_groups, _ = option
-        parts = [stage_cost(self.base, stage, dim, hidden_dim, depth, num_groups)]
-        if stage == 0:
-            parts.append(embed_cost(self.base, dim))
-        else:
-            parts.append(pool_cost(self.base, stage, dim_before, dim))
-        if stage == len(self.stages) - 1:
-            parts.append(head_cost(self.base, dim))
-        return total(parts)
+    def entry(self, stage: int, dim_before: int, dim: int) -> Cost:
+        """The way into stage `stage` (from 0), with the head after the last."""
+        key = (stage, dim_before, dim)
+        if key not in self._entries:
+            if stage == 0:
+                way_in = embed_cost(self.base, dim)
+            else:
+                way_in = pool_cost(self.base, stage, dim_before, dim)
+            last = stage == len(self.stages) - 1
+            self._entries[key] = total((way_in, head_cost(self.base, dim))) if last else way_in
+        return self._entries[key]
+
+    def layers(self, stage: int, option: StageClass) -> Cost:
+        if (stage, option) not in self._layers:
+            dim, hidden_dim, depth, num_groups, _ = option
+            self._layers[stage, option] = stage_cost(
+                self.base, stage, dim, hidden_dim, depth, num_groups
+            )
+        return self._layers[stage, option]
 
 
 class TooManyError(Exception):
@@ -172,11 +182,14 @@ class Tally:
             return by_params.count(params)
         key = (stage, dim, macs, params)
         if key not in self._counts:
-            self._work -= len(options)
-            if self._work < 0:
-                raise TooManyError
+            self._spend(len(options))
             self._counts[key] = sum(self._ways(stage, options, macs, params))
         return self._counts[key]
+
+    def _spend(self, work: int) -> None:
+        self._work -= work
+        if self._work < 0:
+            raise TooManyError
 
     def _ways(self, stage: int, options: Sequence[Option], macs: float, params: float) -> list[int]:
         """Specs behind each option."""
@@ -189,10 +202,12 @@ class Tally:
 
     def _branch(self, stage: int, dim: int) -> Branch:
         if (stage, dim) not in self._branches:
-            options = [
-                (option, *self.frame.step(stage, dim, option))
-                for option in self.frame.stages[stage]
-            ]
+            self._spend(len(self.frame.stages[stage]))
+            options = []
+            for option in self.frame.stages[stage]:
+                entry = self.frame.entry(stage, dim, option.embed_dim)
+                layers = self.frame.layers(stage, option)
+                options.append((option, entry.macs + layers.macs, entry.params + layers.params))
             self._branches[stage, dim] = self._sum_up(stage, options)
         return self._branches[stage, dim]
 
@@ -203,13 +218,13 @@ class Tally:
             if stage < self._last:
                 *_, ways, least, most = self._branch(stage + 1, option.embed_dim)
             size += option.ways * ways
-            low.append(Cost(m + least.macs, p + least.params))
-            high.append(Cost(m + most.macs, p + most.params))
+            low.append((m + least.macs, p + least.params))
+            high.append((m + most.macs, p + most.params))
         return Branch(
             options,
             Ladder(options, unit=1),
             Ladder(options, unit=2),
             size,
-            Cost(min(c.macs for c in low), min(c.params for c in low)),
-            Cost(max(c.macs for c in high), max(c.params for c in high)),
+            Cost(*map(min, zip(*low, strict=True))),
+            Cost(*map(max, zip(*high, strict=True))),
         )

@@ -135,11 +135,13 @@ class SearchSpace(Value):
             other = self.decode(decisions)
         except ValueError as error:
             raise ValueError(f"spec {spec.pattern} is not in the space: {error}") from None
-        if other != spec:
-            raise ValueError(
-                f"spec {spec.pattern} is not in the space: nearest is {other.to_json()}, "
-                f"got {spec.to_json()}"
-            )
+        for name in ArchSpec.model_fields:
+            if getattr(other, name) != getattr(spec, name):
+                name = "pattern" if name == "stages" else name  # all else in them was decided
+                raise ValueError(
+                    f"spec {spec.pattern} is not in the space: {name} must be "
+                    f"{getattr(other, name)}, got {getattr(spec, name)}"
+                )
         return {name: decisions.get(name, 0) for name in self._parameters()}
 
     def _parameters(self) -> dict[str, tuple[Parameter, ...]]:
