@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -77,7 +77,9 @@ class ArchSpec(Value):
     @classmethod
     def _no_pool_no_operator(cls, data: Any) -> Any:
         # One function must have one spec: where nothing is pooled, the operator means nothing.
-        if isinstance(data, dict) and len(data.get("stages") or ()) == 1:
+        stages = data.get("stages") if isinstance(data, dict) else None
+        one = isinstance(stages, (list, tuple)) and len(stages) == 1
+        if one and data.get("pool_op") in get_args(PoolOp):
             return {name: value for name, value in data.items() if name != "pool_op"}
         return data
 
@@ -101,8 +103,9 @@ class ArchSpec(Value):
         for stage, before in enumerate(tokens[:-1]):
             if before == 1:
                 raise ValueError(
-                    f"stages: a grid of 1 token cannot be pooled again (before stage {stage + 2} of "
-                    f"{len(self.stages)}); use fewer stages or a patch_size below {self.patch_size}"
+                    f"stages: a grid of 1 token cannot be pooled again (before stage {stage + 2} "
+                    f"of {len(self.stages)}); use fewer stages or a patch_size below "
+                    f"{self.patch_size}"
                 )
         return self
 
