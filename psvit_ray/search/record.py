@@ -4,21 +4,26 @@ MLflow are fed from."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, ValidationError
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
 from psvit_ray.training.config import Configuration
 
 Kind = Literal["baseline", "first", "proposal", "fixed"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
+ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
 class Point(Value):
     """What one epoch reported. `step` counts optimizer updates."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     epoch: int
     step: int
@@ -31,6 +36,8 @@ class Record(Value):
     `completed` is trained in full and ranks; `stopped` was ended early by the scheduler; `failed`
     ended by its own fault; `pending`, `running` and `interrupted` go on when the search resumes.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     number: int
     kind: Kind
@@ -48,3 +55,127 @@ class Record(Value):
     @property
     def key(self) -> str:
         return self.configuration.key
+
+    @property
+    def pattern(self) -> str:
+        return self.configuration.spec.pattern
+
+    @property
+    def macs(self) -> int:
+        return count_macs(self.configuration.spec)
+
+    @property
+    def gmacs(self) -> float:
+        return self.macs / 1e9
+
+    @property
+    def params_m(self) -> float:
+        return count_params(self.configuration.spec) / 1e6
+
+    @property
+    def epochs_done(self) -> int:
+        return self.curve[-1].epoch if self.curve else 0
+
+    @property
+    def top1(self) -> float | None:
+        """On the hold-out, in percent, after the last epoch: the best epoch would be a choice made
+        on noise. None if nothing was reported, or no number."""
+        top1 = self.curve[-1].metrics.get("holdout/top1", math.nan) if self.curve else math.nan
+        return top1 if math.isfinite(top1) else None
+
+    @property
+    def ranks(self) -> bool:
+        """Only what was trained in full is compared."""
+        return self.status == "completed" and self.top1 is not None
+
+
+class RecordStore:
+    """The records of one search, a file each under `record/` of its folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder / "record"
+
+    def put(self, record: Record) -> None:
+        """Replaces the record of this configuration whole: a reader sees the old or the new.
+
+        Raises OSError where it cannot be written.
+        """
+        try:
+            self._folder.write(f"{record.key}.json", record.model_dump_json(indent=1).encode())
+        except OSError as error:
+            raise OSError(f"record cannot be written in {self._folder}: {error}") from error
+
+    def all(self) -> list[Record]:
+        """In the order in which they were proposed. Raises ValueError for a file that is no record,
+        with its path."""
+        records = []
+        for name in self._folder.names():
+            if not name.endswith(".json"):
+                continue
+            try:
+                records.append(Record.model_validate_json(self._folder.read(name) or b""))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                raise ValueError(
+                    f"{self._folder / name} is not a record: {where} {first['msg']}".replace("  ", " ")
+                ) from None
+        return sorted(records, key=lambda record: record.number)
+
+
+def ranking(records: Iterable[Record]) -> list[Record]:
+    """What ranks first: by top-1 down, then MACs up. Then the rest, in the order of proposal."""
+
+    def place(record: Record) -> tuple[Any, ...]:
+        if record.ranks:
+            return 0, -(record.top1 or 0.0), record.macs, record.key
+        return 1, record.number, record.key
+
+    return sorted(records, key=place)
+
+
+def best(records: Iterable[Record]) -> Record | None:
+    """The best PSViT; None if none was trained in full yet."""
+    return next((r for r in ranking(records) if r.ranks and r.kind != "baseline"), None)
+
+
+def best_baseline(records: Iterable[Record]) -> Record | None:
+    """The best DeiT; None if none was trained in full yet."""
+    return next((r for r in ranking(records) if r.ranks and r.kind == "baseline"), None)
+
+
+def pareto(records: Iterable[Record]) -> list[Record]:
+    """Of what ranks, those that none other beats in accuracy at no more MACs: by MACs up."""
+    front: list[Record] = []
+    # Among equal MACs the most accurate comes first, and what follows must be more accurate.
+    for record in sorted(ranking(records), key=lambda record: record.macs):
+        if record.ranks and (not front or (record.top1 or 0.0) > (front[-1].top1 or 0.0)):
+            front.append(record)
+    return front
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What changed between two JSON values: `space.stages.0.depth: [2, 3] -> [2, 4]`."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        pairs = [(str(name), old.get(name), new.get(name)) for name in names]
+    elif _listed(old) and _listed(new) and len(old) == len(new):
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [f"{path or 'value'}: {_text(old)} -> {_text(new)}"]
+    return [
+        line
+        for name, a, b in pairs
+        for line in differences(a, b, f"{path}.{name}" if path else name)
+    ]
+
+
+def _listed(value: Any) -> bool:
+    """A list of objects, to be compared one by one; a list of plain values is one choice."""
+    return isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
