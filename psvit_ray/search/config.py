@@ -6,15 +6,23 @@ import difflib
 import itertools
 import math
 import random
-from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Self
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from psvit_ray.arch.cost import Limits, count_macs, count_params
 from psvit_ray.arch.space import SearchSpace
-from psvit_ray.arch.spec import Value
+from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
 
 Setting = bool | int | float | str
@@ -53,7 +61,14 @@ class Range(Value):
         return self.rounded(rng.uniform(self.low, self.high))
 
 
-Override = Range | tuple[Setting, ...]
+def _kind(override: object) -> str:
+    return "range" if isinstance(override, dict | Range) else "choices"
+
+
+Override = Annotated[
+    Annotated[Range, Tag("range")] | Annotated[tuple[Setting, ...], Tag("choices")],
+    Discriminator(_kind),  # so that an error speaks of the one that was meant
+]
 """What a field of `TrainConfig` may be: a range, or a choice of these."""
 
 
@@ -81,3 +96,92 @@ class SearchConfig(Value):
     """One in so many goes on at each look (ASHA); 0 stops nothing early."""
     search_seed: NumberOrZero = 0
     """Of the proposals."""
+
+    @field_validator("overrides")
+    @classmethod
+    def _check_overrides(cls, overrides: dict[str, Override]) -> dict[str, Override]:
+        return {name: _checked(name, override) for name, override in overrides.items()}
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if self.reduction_factor == 1:
+            raise ValueError("reduction_factor must be 0 or at least 2, got 1")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            max_macs=None if self.max_gmacs is None else max(1, round(self.max_gmacs * 1e9)),
+            max_params=None if self.max_params_m is None else max(1, round(self.max_params_m * 1e6)),
+        )
+
+    def check(self, train: TrainConfig) -> None:
+        """Raises ValueError if no spec meets the limits, naming the smallest that exist, or if
+        overrides and the rest of `train` cannot go together."""
+        try:
+            self.space.sample(random.Random(0), self.limits)
+        except ValueError:
+            macs, params = self.space.smallest()
+            if self.limits.allows(macs) or self.limits.allows(params):
+                raise  # there are some, but too few among too many to find
+            limits = {"max_gmacs": self.max_gmacs, "max_params_m": self.max_params_m}
+            given = ", ".join(f"{name}={most:g}" for name, most in limits.items() if most)
+            raise ValueError(
+                f"no configuration of the space meets {given}; the smallest there are: "
+                f"{_cost(macs)}; {_cost(params)}"
+            ) from None
+        for settings in self._corners():
+            try:
+                with_settings(train, settings)
+            except ValidationError as error:
+                raise ValueError(f"overrides: {error.errors()[0]['ctx']['error']}") from None
+
+    def _corners(self) -> Iterator[dict[str, Setting]]:
+        """The extreme settings: what two fields must keep to each other holds in between too."""
+        ends = [
+            (one.low, one.high) if isinstance(one, Range) else one
+            for one in self.overrides.values()
+        ]
+        for values in itertools.product(*ends):
+            yield dict(zip(self.overrides, values, strict=True))
+
+
+def with_settings(train: TrainConfig, settings: Mapping[str, Setting]) -> TrainConfig:
+    """Raises ValueError if the settings do not go with the rest."""
+    return TrainConfig.model_validate({**dict(train), **settings})
+
+
+def _checked(name: str, override: Override) -> Override:
+    """Values as their field has them: 0 is 0.0 where the field is a float."""
+    if name not in TrainConfig.model_fields:
+        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.0)
+        raise ValueError(f"overrides: unknown field {name!r}; nearest is {near[0]!r}")
+    if name in NOT_SEARCHED:
+        raise ValueError(
+            f"overrides: {name!r} cannot be searched, as it says on what, how long or how fast is "
+            "trained; results that differ in it do not compare"
+        )
+    field = TrainConfig.model_fields[name]
+    if isinstance(override, Range):
+        if field.annotation is not float:
+            raise ValueError(f"overrides: {name!r} must be a list of choices, got a range")
+        values: tuple[Setting, ...] = (override.low, override.high)
+    else:
+        values = override
+    valid = []
+    for value in values:
+        try:
+            valid.append(TypeAdapter(Annotated[field.annotation, field]).validate_python(value))
+        except ValidationError as error:
+            rule = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise ValueError(f"overrides: {name!r} {rule}, got {value!r}") from None
+    if not isinstance(override, Range):
+        if not valid or len(set(valid)) < len(valid):
+            raise ValueError(f"overrides: {name!r} must be distinct choices, got {list(values)}")
+        return tuple(valid)
+    return override
+
+
+def _cost(spec: ArchSpec) -> str:
+    gmacs, params_m = count_macs(spec) / 1e9, count_params(spec) / 1e6
+    return f"{gmacs:.4g} GMACs and {params_m:.4g} M parameters ({spec.pattern})"
