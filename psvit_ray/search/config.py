@@ -32,7 +32,7 @@ NOT_SEARCHED = (
     *("data", "holdout", "data_fraction", "split_seed", "seed", "epochs"),
     *("grad_accum_steps", "compile", "grad_checkpointing", "num_loaders", "checkpoint_every"),
 )
-"""They say on what, how long and how fast is trained: results that differ in them do not compare."""
+"""They say on what, how long and how fast is trained: results that differ there do not compare."""
 
 
 class Range(Value):
@@ -77,7 +77,7 @@ class SearchConfig(Value):
 
     space: Annotated[SearchSpace, tyro.conf.Suppress]
     """The architectures."""
-    overrides: Annotated[dict[str, Override], tyro.conf.Suppress] = {}
+    overrides: Annotated[dict[str, Override], tyro.conf.Suppress] = Field(default_factory=dict)
     """Fields of `TrainConfig` that are searched beside the architecture."""
 
     num_trials: Number = 16
@@ -110,10 +110,10 @@ class SearchConfig(Value):
 
     @property
     def limits(self) -> Limits:
-        return Limits(
-            max_macs=None if self.max_gmacs is None else max(1, round(self.max_gmacs * 1e9)),
-            max_params=None if self.max_params_m is None else max(1, round(self.max_params_m * 1e6)),
-        )
+        def whole(most: float | None, unit: float) -> int | None:
+            return None if most is None else max(1, round(most * unit))
+
+        return Limits(max_macs=whole(self.max_gmacs, 1e9), max_params=whole(self.max_params_m, 1e6))
 
     def check(self, train: TrainConfig) -> None:
         """Raises ValueError if no spec meets the limits, naming the smallest that exist, or if
@@ -168,10 +168,11 @@ def _checked(name: str, override: Override) -> Override:
         values: tuple[Setting, ...] = (override.low, override.high)
     else:
         values = override
-    valid = []
+    checker: TypeAdapter[Setting] = TypeAdapter(Annotated[field.annotation, field])
+    valid: list[Setting] = []
     for value in values:
         try:
-            valid.append(TypeAdapter(Annotated[field.annotation, field]).validate_python(value))
+            valid.append(checker.validate_python(value))
         except ValidationError as error:
             rule = error.errors()[0]["msg"].replace("Input should be", "must be")
             raise ValueError(f"overrides: {name!r} {rule}, got {value!r}") from None

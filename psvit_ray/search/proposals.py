@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections import deque
 from collections.abc import Iterable, Sequence
 
+import optuna
+from optuna.trial import TrialState
+
+from psvit_ray.arch.cost import cost
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
+from psvit_ray.search.candidates import Candidates
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.record import Kind, Record
+from psvit_ray.search.record import ENDED, Kind, Record
 from psvit_ray.training.config import Configuration, TrainConfig
+
+ATTEMPTS = 10  # of TPE, which may ask for the same again and again, before one is drawn
+WORST_TOP1 = 0.0
 
 
 class Proposal(Value):
@@ -19,31 +30,161 @@ class Proposal(Value):
     params: dict[str, Parameter]
     configuration: Configuration
 
+    @property
+    def key(self) -> str:
+        return self.configuration.key
+
+    @classmethod
+    def of(cls, record: Record) -> Proposal:
+        return cls(kind=record.kind, params=record.params, configuration=record.configuration)
+
 
 class Proposals:
-    """Unfinished configurations of an earlier start first, then DeiT baselines, first points of the
-    space, and what TPE makes of the outcomes. Nothing over the limits, nothing twice."""
+    """What an earlier start left unfinished first; then DeiT baselines, first points of the space,
+    and what TPE makes of the outcomes (top-1 up, MACs down). Nothing over the limits, nothing
+    twice.
+
+    With one configuration in training at a time, equal seeds give equal proposals. Optuna's study
+    lives in memory: all that a resume needs, the records say.
+
+    Raises ValueError if no spec meets the limits or overrides do not go with `train`.
+    """
 
     def __init__(
         self, config: SearchConfig, train: TrainConfig, records: Iterable[Record] = ()
-    ) -> None: ...
+    ) -> None:
+        records = list(records)
+        self._num_trials = config.num_trials
+        self._candidates = Candidates(config, train)
+        # A new start must not draw again what the one before it drew.
+        self._rng = random.Random(f"{config.search_seed} {len(records)}")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(
+            directions=["maximize", "minimize"],
+            sampler=optuna.samplers.TPESampler(seed=self._rng.randrange(2**32), multivariate=True),
+        )
+        self._proposed: set[str] = set()
+        self._candidates_proposed = 0  # baselines may be none
+        self._trials: dict[str, optuna.Trial] = {}
+        self._outcomes: dict[str, float] = {}
+
+        unfinished = [Proposal.of(record) for record in records if record.status not in ENDED]
+        for record in records:
+            self._enter(record.configuration)
+            if record.status in ENDED:
+                self.tell(record.key, None if record.status == "failed" else record.top1)
+        baselines = self._candidates.baselines(min(config.baselines, config.num_trials - 1))
+        first = self._candidates.first_points(random.Random(config.search_seed))
+        self._unfinished = deque(unfinished)
+        self._first = deque(
+            [self._proposal("baseline", one) for one in baselines]
+            + [self._proposal("first", one) for one in first]
+        )
 
     def ask(self) -> Proposal | None:
         """The next to train. None: `num_trials` were proposed, or the space is used up."""
-        raise NotImplementedError
+        if self._unfinished:
+            return self._unfinished.popleft()
+        if len(self._proposed) >= self._num_trials:
+            return None
+        while self._first:
+            proposal = self._first.popleft()
+            if proposal.key not in self._proposed:
+                self._enter(proposal.configuration)
+                return proposal
+        configuration = self._suggested() or self._drawn()
+        return self._proposal("proposal", configuration) if configuration else None
 
     def tell(self, key: str, top1: float | None) -> None:
         """What came of a configuration: top-1 in percent; None or NaN if it failed."""
+        top1 = top1 if top1 is not None and math.isfinite(top1) else WORST_TOP1
+        self._outcomes[key] = top1
+        if trial := self._trials.pop(key, None):
+            self._finish(trial, top1)
+
+    def _proposal(self, kind: Kind, configuration: Configuration) -> Proposal:
+        params = self._candidates.params(configuration)
+        return Proposal(kind=kind, params=params, configuration=configuration)
+
+    def _suggested(self) -> Configuration | None:
+        """What TPE makes of the outcomes, if it is new and within limits."""
+        for _ in range(ATTEMPTS):
+            trial, configuration = self._ask_study()
+            key = configuration.key
+            if not self._candidates.limits.allows(configuration.spec):
+                self._finish(trial, WORST_TOP1)
+            elif key in self._outcomes:
+                self._finish(trial, self._outcomes[key])
+            elif key in self._proposed:
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:
+                self._keep(trial, configuration)
+                return configuration
+        return None
+
+    def _drawn(self) -> Configuration | None:
+        """One of the untried, each as likely as any other; None if there is none."""
+        if self._candidates_proposed == self._candidates.count:
+            return None
+        # So many that one which is left is found but for a chance of e^-100.
+        for _ in range(100 * (1 + 2 * len(self._proposed))):
+            configuration = self._candidates.draw(self._rng)
+            if configuration.key not in self._proposed:
+                self._enter(configuration)
+                return configuration
+        return None
+
+    def _enter(self, configuration: Configuration) -> None:
+        """Notes what TPE did not propose; TPE learns from it if it is of the space."""
+        if configuration not in self._candidates:
+            self._proposed.add(configuration.key)
+            return
+        self._study.enqueue_trial(self._candidates.params(configuration))
+        trial, same = self._ask_study()
+        assert same == configuration, (same, configuration)
+        self._keep(trial, configuration)
+
+    def _keep(self, trial: optuna.Trial, configuration: Configuration) -> None:
+        self._proposed.add(configuration.key)
+        self._candidates_proposed += 1
+        self._trials[configuration.key] = trial
+
+    def _ask_study(self) -> tuple[optuna.Trial, Configuration]:
+        trial = self._study.ask()
+        configuration = self._candidates.suggest(trial)
+        macs, params = cost(configuration.spec)
+        most_macs, most_params = self._candidates.limits.most
+        trial.set_user_attr("macs", macs)
+        # TPE learns from what is over the limits too, which costs no training.
+        trial.set_constraint("macs", macs / most_macs - 1)
+        trial.set_constraint("params", params / most_params - 1)
+        return trial, configuration
+
+    def _finish(self, trial: optuna.Trial, top1: float) -> None:
+        self._study.tell(trial, [top1, trial.user_attrs["macs"] / 1e9])
 
 
 class FixedProposals:
-    """A list of configurations, each once; those that are unfinished in `records` among them."""
+    """These configurations, each once; none that ended in `records`."""
 
     def __init__(
         self, configurations: Sequence[Configuration], records: Iterable[Record] = ()
-    ) -> None: ...
+    ) -> None:
+        ended = {record.key for record in records if record.status in ENDED}
+        distinct = {one.key: one for one in configurations if one.key not in ended}
+        self._waiting = deque(distinct.values())
 
     def ask(self) -> Proposal | None:
-        raise NotImplementedError
+        if not self._waiting:
+            return None
+        configuration = self._waiting.popleft()
+        spec, train = configuration.spec, configuration.train
+        params: dict[str, Parameter] = {
+            "patch_size": spec.patch_size,
+            "num_stages": len(spec.stages),
+            "depth": spec.depth,
+            "seed": train.seed,
+        }
+        return Proposal(kind="fixed", params=params, configuration=configuration)
 
     def tell(self, key: str, top1: float | None) -> None: ...

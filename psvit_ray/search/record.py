@@ -4,7 +4,7 @@ MLflow are fed from."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import ConfigDict, ValidationError
@@ -17,6 +17,7 @@ from psvit_ray.training.config import Configuration
 
 Kind = Literal["baseline", "first", "proposal", "fixed"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
+METRICS = ("train/", "holdout/", "perf/")
 ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
@@ -88,6 +89,20 @@ class Record(Value):
         """Only what was trained in full is compared."""
         return self.status == "completed" and self.top1 is not None
 
+    def reported(self, values: Mapping[str, Any]) -> Record:
+        """With what a run reported (`Report.values()`) taken in. A step that is known stays as it
+        was: a run that goes on from a checkpoint may report it again."""
+        changes: dict[str, Any] = {}
+        if "failed" in values:
+            changes["reason"] = values["failed"]
+        elif all(values["step"] != point.step for point in self.curve):
+            metrics = {name: v for name, v in values.items() if name.startswith(METRICS)}
+            point = Point(epoch=values["epoch"], step=values["step"], metrics=metrics)
+            changes["curve"] = (*self.curve, point)
+        if "test/top1" in values:
+            changes |= {"test_top1": values["test/top1"], "test_correct": values["test_correct"]}
+        return self.model_copy(update=changes)
+
 
 class RecordStore:
     """The records of one search, a file each under `record/` of its folder."""
@@ -116,9 +131,9 @@ class RecordStore:
                 records.append(Record.model_validate_json(self._folder.read(name) or b""))
             except ValidationError as error:
                 first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"])
+                where = ".".join(str(part) for part in first["loc"]) or "file"
                 raise ValueError(
-                    f"{self._folder / name} is not a record: {where} {first['msg']}".replace("  ", " ")
+                    f"{self._folder / name} is not a record: {where}: {first['msg']}"
                 ) from None
         return sorted(records, key=lambda record: record.number)
 

@@ -1,0 +1,192 @@
+"""The configurations that a search may propose: architectures within limits, times overrides."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import product
+
+import optuna
+
+from psvit_ray.arch.cost import Limits, count_macs
+from psvit_ray.arch.space import Parameter, SearchSpace
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.search.config import Range, SearchConfig, Setting, with_settings
+from psvit_ray.training.config import Configuration, TrainConfig
+
+DRAWS = 256
+DEIT_HEAD_DIM = 64
+
+
+class Candidates:
+    """Raises ValueError if no spec meets the limits or overrides do not go with `train`."""
+
+    def __init__(self, config: SearchConfig, train: TrainConfig) -> None:
+        config.check(train)
+        self._space, self._overrides = config.space, config.overrides
+        self._train = train
+        self.limits = config.limits
+        self._names = list(self._space.encode(self._space.smallest()[0]))
+
+    @cached_property
+    def count(self) -> int | None:
+        """How many there are; None where they cannot be counted."""
+        size = self._space.size(self.limits)
+        choices = [one for one in self._overrides.values() if not isinstance(one, Range)]
+        if not size.exact or len(choices) < len(self._overrides):
+            return None
+        return size.count * math.prod(len(one) for one in choices)
+
+    def __contains__(self, configuration: Configuration) -> bool:
+        train, spec = configuration.train, configuration.spec
+        settings = {name: getattr(train, name) for name in self._overrides}
+        return (
+            all(_allows(self._overrides[name], value) for name, value in settings.items())
+            and dict(train) == dict(self._train) | settings
+            and self.limits.allows(spec)
+            and self._space.contains(spec)
+        )
+
+    def params(self, configuration: Configuration) -> dict[str, Parameter]:
+        """Flat parameters, the same names for every configuration: 0 where one does not apply."""
+        spec = configuration.spec
+        space = self._space if self._space.contains(spec) else self._space.unpooled()
+        return (
+            dict.fromkeys(self._names, 0)
+            | space.encode(spec)
+            | {name: _parameter(getattr(configuration.train, name)) for name in self._overrides}
+        )
+
+    def suggest(self, trial: optuna.Trial) -> Configuration:
+        """What Optuna decides. It may be over the limits."""
+
+        def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
+            return trial.suggest_categorical(name, choices)
+
+        settings: dict[str, Setting] = {}
+        for name, one in self._overrides.items():
+            if isinstance(one, Range):
+                number = trial.suggest_float(name, one.low, one.high, log=one.log)
+                settings[name] = one.rounded(number)
+            else:
+                settings[name] = trial.suggest_categorical(name, one)
+        return self._configuration(self._space.walk(decide), settings)
+
+    def draw(self, rng: random.Random) -> Configuration:
+        """Each spec within limits as likely as any other, each setting too."""
+        spec = self._space.sample(rng, self.limits)
+        settings = {
+            name: one.draw(rng) if isinstance(one, Range) else rng.choice(one)
+            for name, one in self._overrides.items()
+        }
+        return self._configuration(spec, settings)
+
+    def baselines(self, number: int) -> list[Configuration]:
+        """DeiTs, trained as `train` says."""
+        specs = baselines(self._space, self.limits, number)
+        return [Configuration(spec=spec, train=self._train) for spec in specs]
+
+    def first_points(self, rng: random.Random) -> list[Configuration]:
+        """Large PSViTs, trained as `train` says as far as the overrides allow."""
+        settings: dict[str, Setting] = {}
+        for name, one in self._overrides.items():
+            value = getattr(self._train, name)
+            if isinstance(one, Range):
+                settings[name] = one.rounded(value)
+            else:
+                settings[name] = value if value in one else one[0]
+        specs = first_points(self._space, self.limits, rng)
+        return [self._configuration(spec, settings) for spec in specs]
+
+    def _configuration(self, spec: ArchSpec, settings: dict[str, Setting]) -> Configuration:
+        return Configuration(spec=spec, train=with_settings(self._train, settings))
+
+
+def _allows(override: Range | tuple[Setting, ...], value: Setting) -> bool:
+    if isinstance(override, Range):
+        return override.rounded(float(value)) == value
+    return value in override
+
+
+def _parameter(value: Setting) -> Parameter:
+    return int(value) if isinstance(value, bool) else value
+
+
+def largest(space: SearchSpace) -> ArchSpec:
+    """The spec of most MACs. With grid, stages and pool operator given, that is the one of the most
+    layers and the largest widths that shares nothing."""
+
+    def decide(frame: dict[str, Parameter]) -> Callable[..., Parameter]:
+        def choose(name: str, choices: tuple[Parameter, ...]) -> Parameter:
+            if name in frame:
+                return frame[name]
+            return 0 if ".share" in name else max(choices)
+
+        return choose
+
+    names = ("pooling", "patch_size", "num_stages", "pool_op")
+    frames = product(space.pooling, space.patch_size, space.num_stages, space.pool_op)
+    specs = [space.walk(decide(dict(zip(names, frame, strict=True)))) for frame in frames]
+    return max(specs, key=count_macs)
+
+
+def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]:
+    """DeiTs with the widths of the space and the most MACs that the limits allow; without a limit
+    on MACs, no more than the largest spec of the space has. Each next one has another patch size
+    while there is one left. Empty if every DeiT is over the limits."""
+    if limits.max_macs is None:
+        limits = Limits(max_macs=count_macs(largest(space)), max_params=limits.max_params)
+    found = sorted(
+        (spec for spec in _deits(space) if limits.allows(spec)), key=count_macs, reverse=True
+    )
+    chosen: list[ArchSpec] = []
+    while found and len(chosen) < number:
+        taken = {spec.patch_size for spec in chosen}
+        other = [spec for spec in found if spec.patch_size not in taken]
+        chosen.append((other or found)[0])
+        found.remove(chosen[-1])
+    return chosen
+
+
+def _deits(space: SearchSpace) -> Iterator[ArchSpec]:
+    deit = space.unpooled()
+    (stage,) = deit.stages
+    # Heads cost no MACs, so one size will do: DeiT's has 64 channels.
+    head_dim = min(stage.head_dim, key=lambda dim: abs(dim - DEIT_HEAD_DIM))
+    for patch_size, depth, embed_dim, mlp_ratio in product(
+        deit.patch_size, stage.depth, stage.embed_dim, stage.mlp_ratio
+    ):
+        widths = {"depth": depth, "embed_dim": embed_dim, "mlp_ratio": mlp_ratio}
+        shared = {f"share{layer}": 0 for layer in range(2, depth + 1)}
+        params = {"head_dim": head_dim, **widths, **shared}
+        yield deit.decode(
+            {"patch_size": patch_size, **{f"stage1.{name}": v for name, v in params.items()}}
+        )
+
+
+def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list[ArchSpec]:
+    """For each pooling kind, the PSViT of most MACs within limits that shares nothing, and the one
+    that shares in pairs: the largest of some that are drawn."""
+    drawn = [space.sample(rng, limits) for _ in range(DRAWS)]
+    found: dict[tuple[str, int], ArchSpec] = {}
+    for spec, group in product(drawn, (1, 2)):
+        other = _shared(space, spec, group)
+        family = (other.pooling, group)
+        if limits.allows(other) and (
+            family not in found or count_macs(other) > count_macs(found[family])
+        ):
+            found[family] = other
+    return list(dict.fromkeys(found[family] for family in sorted(found)))
+
+
+def _shared(space: SearchSpace, spec: ArchSpec, group: int) -> ArchSpec:
+    """The spec with one attention map for each `group` layers, as far as the space allows."""
+    stages = []
+    for choices, stage in zip(space.stages, spec.stages, strict=False):
+        size = min(group, choices.largest_group(stage.depth))
+        full, rest = divmod(stage.depth, size)
+        groups = (size,) * full + (rest,) * (rest > 0)
+        stages.append(stage.model_copy(update={"share_groups": groups}))
+    return ArchSpec.model_validate({**dict(spec), "stages": tuple(stages)})
