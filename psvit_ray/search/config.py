@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tyro
 from pydantic import (
@@ -168,14 +168,15 @@ def _checked(name: str, override: Override) -> Override:
         values: tuple[Setting, ...] = (override.low, override.high)
     else:
         values = override
-    checker: TypeAdapter[Setting] = TypeAdapter(Annotated[field.annotation, field])
+    rule: Any = Annotated[field.annotation, field]
+    checker: TypeAdapter[Setting] = TypeAdapter(rule)
     valid: list[Setting] = []
     for value in values:
         try:
             valid.append(checker.validate_python(value))
         except ValidationError as error:
-            rule = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise ValueError(f"overrides: {name!r} {rule}, got {value!r}") from None
+            said = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise ValueError(f"overrides: {name!r} {said}, got {value!r}") from None
     if not isinstance(override, Range):
         if not valid or len(set(valid)) < len(valid):
             raise ValueError(f"overrides: {name!r} must be distinct choices, got {list(values)}")

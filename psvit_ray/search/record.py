@@ -62,6 +62,12 @@ class Record(Value):
         return self.configuration.spec.pattern
 
     @property
+    def is_deit(self) -> bool:
+        """Nothing pooled, nothing shared, a class token: by what it is, not by who proposed it."""
+        spec = self.configuration.spec
+        return spec.pooling == "1d" and set(spec.pattern) <= set("1-")
+
+    @property
     def macs(self) -> int:
         return count_macs(self.configuration.spec)
 
@@ -149,14 +155,24 @@ def ranking(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=place)
 
 
-def best(records: Iterable[Record]) -> Record | None:
-    """The best PSViT; None if none was trained in full yet."""
-    return next((r for r in ranking(records) if r.ranks and r.kind != "baseline"), None)
+def best(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | None:
+    """The best PSViT; of a search of DeiTs alone, the best of those. None if none was trained in
+    full yet."""
+    records = list(records)
+    only_deits = all(record.is_deit for record in records)
+    return next(
+        (
+            record
+            for record in ranking(records)
+            if record.ranks and record.is_deit == only_deits and record.macs <= max_macs
+        ),
+        None,
+    )
 
 
-def best_baseline(records: Iterable[Record]) -> Record | None:
-    """The best DeiT; None if none was trained in full yet."""
-    return next((r for r in ranking(records) if r.ranks and r.kind == "baseline"), None)
+def best_deit(records: Iterable[Record]) -> Record | None:
+    """None if none was trained in full yet."""
+    return next((record for record in ranking(records) if record.ranks and record.is_deit), None)
 
 
 def pareto(records: Iterable[Record]) -> list[Record]:

@@ -1,0 +1,120 @@
+"""What a search found, as files, all from its records: tables, the winner's recipe, a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from psvit_ray.data.storage import Folder
+from psvit_ray.report.picture import pareto_png
+from psvit_ray.report.table import side_by_side, summary
+from psvit_ray.search.record import Record, best, ranking
+from psvit_ray.training.config import TrainConfig
+
+__all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
+
+Row = dict[str, Any]
+
+
+def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]:
+    """`leaderboard.csv`, `leaderboard.json`, `pareto.png`, and `best.yaml` if there is a winner.
+    Each replaces an older one whole. Returns where they are.
+
+    Raises OSError where they cannot be written.
+    """
+    records = list(records)
+    files = _tables(rows(records)) | {"pareto.png": pareto_png({title: records})}
+    if winner := best(records):
+        files["best.yaml"] = best_yaml(winner, title).encode()
+    else:
+        folder.delete("best.yaml")
+    return _put(folder, files)
+
+
+def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
+    """One table and one picture of several searches. A rank is one within its search."""
+    found = {name: list(records) for name, records in searches.items()}
+    table = [{"search": name, **row} for name, records in found.items() for row in rows(records)]
+    return _put(folder, _tables(table) | {"pareto.png": pareto_png(found)})
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Every configuration, the best first. `rank` is None for what was not trained in full: it says
+    in `status` and `reason` why. Top-1 is in percent, on the hold-out after the last epoch."""
+    return [
+        _row(rank if record.ranks else None, record)
+        for rank, record in enumerate(ranking(records), start=1)
+    ]
+
+
+def _row(rank: int | None, record: Record) -> Row:
+    spec = record.configuration.spec
+    overrides = {n: v for n, v in record.params.items() if n in TrainConfig.model_fields}
+    return {
+        "rank": rank,
+        "holdout_top1": record.top1,
+        "gmacs": record.gmacs,
+        "params_m": record.params_m,
+        "kind": record.kind,
+        "is_deit": record.is_deit,
+        "pattern": spec.pattern,
+        "pooling": spec.pooling,
+        "pool_op": spec.pool_op if len(spec.stages) > 1 else "",
+        "patch_size": spec.patch_size,
+        "embed_dims": _parted(stage.embed_dim for stage in spec.stages),
+        "num_heads": _parted(stage.num_heads for stage in spec.stages),
+        "hidden_dims": _parted(stage.hidden_dim for stage in spec.stages),
+        "overrides": " ".join(f"{name}={value}" for name, value in overrides.items()),
+        "epochs": record.epochs_done,
+        "seconds": round(record.seconds, 1),
+        "status": record.status,
+        "reason": record.reason,
+        "spec_id": spec.spec_id,
+        "key": record.key,
+        "run_id": record.run_id,
+    }
+
+
+def best_yaml(winner: Record, title: str) -> str:
+    """What `jobs/train_psvit.py --arch best.yaml` trains again."""
+    configuration = winner.configuration
+    heading = (
+        f"The best PSViT of the search {title}: {winner.pattern}",
+        f"{winner.top1:.2f} % top-1 on the hold-out after {winner.epochs_done} epochs",
+        f"{winner.gmacs:.4g} GMACs, {winner.params_m:.4g} M parameters",
+        f"configuration {winner.key}, MLflow run {winner.run_id or '-'}",
+        "python jobs/train_psvit.py --arch best.yaml",
+    )
+    content = {
+        "spec": configuration.spec.model_dump(mode="json"),
+        "train": configuration.train.model_dump(mode="json"),
+    }
+    comments = "".join(f"# {line}\n" for text in heading for line in text.splitlines())
+    return comments + yaml.safe_dump(content, sort_keys=False)
+
+
+def _parted(numbers: Iterable[int]) -> str:
+    """One number for each stage, parted as in a pattern."""
+    return "|".join(str(number) for number in numbers)
+
+
+def _tables(table: list[Row]) -> dict[str, bytes]:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else ["rank"])
+    writer.writeheader()
+    writer.writerows(table)
+    return {
+        "leaderboard.csv": text.getvalue().encode(),
+        "leaderboard.json": json.dumps(table, indent=1, allow_nan=False).encode(),
+    }
+
+
+def _put(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
+    for name, content in files.items():
+        folder.write(name, content)
+    return [str(folder / name) for name in files]
