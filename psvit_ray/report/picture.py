@@ -32,8 +32,8 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
     unit = MacsUnit.of(shown)
     floor = _floor(shown)
     for number, (name, records) in enumerate(ranked.items()):
-        prefix = f"{name}: " if len(ranked) > 1 else ""
-        _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], prefix)
+        search = name if len(ranked) > 1 else ""
+        _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
     if shown:
         _scale(axes, shown, unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
@@ -63,37 +63,38 @@ def _floor(shown: Sequence[Record]) -> float:
 
 
 def _draw(
-    axes: Axes,
-    ranked: Sequence[Record],
-    unit: MacsUnit,
-    floor: float,
-    colour: str,
-    prefix: str,
+    axes: Axes, ranked: Sequence[Record], unit: MacsUnit, floor: float, colour: str, search: str
 ) -> None:
+    """`search` is empty where there is only one, which can be described at more length."""
     front = [record for record in pareto(ranked) if (record.top1 or 0.0) >= floor]
     if len(front) > 1:
         x, y = _points(front, unit)
-        label = f"{prefix}Pareto front"
+        label = _once(axes, "Pareto front")
         axes.plot(x, y, drawstyle="steps-post", color=colour, alpha=0.5, linewidth=1.2, label=label)
     for is_deit, marker, fill, size in ((False, "o", colour, 45), (True, "s", DEIT_COLOUR, 50)):
-        edge = colour if is_deit and prefix else "white"
+        edge = colour if is_deit and search else "white"
         style: dict[str, Any] = {"color": fill, "edgecolors": edge, "linewidths": 0.8, "zorder": 3}
         mine = [record for record in ranked if record.is_deit == is_deit]
         inside = [record for record in mine if (record.top1 or 0.0) >= floor]
         below = [record for record in mine if (record.top1 or 0.0) < floor]
         if inside:
-            label = f"{prefix}{'DeiT' if is_deit else 'PSViT'}"
+            label = _once(axes, "DeiT" if is_deit else search or "PSViT")
             axes.scatter(*_points(inside, unit), marker=marker, s=size, label=label, **style)
         if below:
             x, _ = _points(below, unit)
-            label = f"{prefix}{'DeiT' if is_deit else 'PSViT'} below {floor:.3g} %"
+            label = _once(axes, f"below {floor:.3g} %")
             style["alpha"] = 0.4
             axes.scatter(x, [floor] * len(x), marker="v", s=30, label=label, **style)
     winner, deit = best(ranked), best_deit(ranked)
     if winner and winner is not deit:
-        _mark(axes, winner, unit, f"{prefix}best PSViT", colour, above=True)
+        _mark(axes, winner, unit, "" if search else "best PSViT", colour, above=True)
     if deit:
-        _mark(axes, deit, unit, f"{prefix}best DeiT", DEIT_COLOUR, above=False)
+        _mark(axes, deit, unit, "" if search else "best DeiT", DEIT_COLOUR, above=False)
+
+
+def _once(axes: Axes, label: str) -> str | None:
+    """None if the legend has it already."""
+    return None if label in axes.get_legend_handles_labels()[1] else label
 
 
 def _points(records: Sequence[Record], unit: MacsUnit) -> tuple[list[float], list[float]]:
@@ -111,12 +112,12 @@ def _mark(
         [x],
         [y],
         marker="o",
-        s=190,
+        s=150,
         facecolors="none",
         edgecolors=colour,
         linewidths=1.5,
         zorder=4,
-        label=f"{name}: {y:.2f} %, {what}, patch {spec.patch_size}, {cost}",
+        label=f"{name}: {y:.2f} %, {what}, patch {spec.patch_size}, {cost}" if name else None,
     )
     axes.annotate(
         f"{y:.2f} %",
