@@ -62,6 +62,10 @@ SPACES = {
     "nothing shared": space(
         choices(depth=(1, 2, 3), max_group=1), choices(depth=(2,), max_group=1, embed_dim=(24, 32))
     ),
+    # The larger patch has fewer MACs, the smaller fewer parameters.
+    "two patches": space(
+        choices(depth=(1, 2), embed_dim=(8, 16)), in_chans=3, patch_size=(4, 2), pooling=("1d",)
+    ),
     "one spec": space(choices(depth=(1,))),
 }
 every_space = pytest.mark.parametrize("name", SPACES)
@@ -419,7 +423,7 @@ def test_a_space_contains_its_specs_and_no_near_miss(name: str) -> None:
     *others, last = spec.stages
     misses: list[dict[str, Any]] = [
         {"num_classes": 11},
-        {"in_chans": 3},
+        {"in_chans": 2},
         {"img_size": 16},
         {"layer_scale": not spec.layer_scale},
         {"patch_size": 4 if len(others) < 2 else 1},
@@ -595,6 +599,11 @@ def test_wrong_choices_are_refused_in_words(change: dict[str, Any], message: str
     messages = [one["msg"] for one in error.value.errors()]
     assert any(re.search(message, one) for one in messages), messages
     assert all("\n" not in one for one in messages)
+
+
+def test_the_least_macs_and_the_least_parameters_may_be_two_specs() -> None:
+    macs, params = SPACES["two patches"].smallest()
+    assert (macs.patch_size, params.patch_size) == (4, 2)
 
 
 def test_a_ratio_may_be_a_fraction_that_floats_only_near() -> None:
