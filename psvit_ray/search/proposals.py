@@ -61,7 +61,11 @@ class Proposals:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(
             directions=["maximize", "minimize"],
-            sampler=optuna.samplers.TPESampler(seed=self._rng.randrange(2**32), multivariate=True),
+            # Parameters that come and go with others leave little to a joint density: it found
+            # less in 18 to 60 trials than one density for each.
+            sampler=optuna.samplers.TPESampler(
+                seed=self._rng.randrange(2**32), multivariate=False, constant_liar=True
+            ),
         )
         self._proposed: set[str] = set()
         self._candidates_proposed = 0  # baselines may be none
