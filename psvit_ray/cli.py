@@ -20,8 +20,12 @@ import tyro
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from psvit_ray.arch.presets import preset
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.sources import load
+
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
-SECTIONS = ("arch", "train", "search")
+SECTIONS = ("base", "train", "search", "trials")
 Job = TypeVar("Job", bound=BaseModel)
 
 
@@ -45,12 +49,12 @@ def fail(line: str) -> NoReturn:
 def parse(job: type[Job], argv: Sequence[str]) -> Job:
     """Raises ValueError for a recipe that cannot be read; exits with code 2 for a wrong flag."""
     argv = _bare_resume(argv)
-    recipe = _recipe_of(argv, job.model_fields["recipe"].default)
+    recipe = _value_of("--recipe", argv) or job.model_fields["recipe"].default
     sections = {
-        name: value
-        for name, value in read_recipe(recipe).items()
-        if name in job.model_fields
+        name: value for name, value in read_recipe(recipe).items() if name in job.model_fields
     }
+    if (arch := _value_of("--arch", argv)) and arch.endswith((".yaml", ".yml")):
+        sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
     default = job.model_validate({"recipe": recipe, **sections})
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if "--help" in argv or "-h" in argv:
@@ -89,6 +93,37 @@ def read_recipe(name: str) -> dict[str, Any]:
     return content
 
 
+def resolve_arch(arch: str | None, base: ArchSpec | None, data: str) -> ArchSpec:
+    """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, or `base` itself.
+
+    A preset takes its images and classes from the data. Raises ValueError for anything else.
+    """
+    if arch and arch.endswith((".yaml", ".yml")):
+        return ArchSpec.model_validate(_read_best(arch)["spec"])
+    if arch and arch.endswith(".json"):
+        try:
+            return ArchSpec.from_json(Path(arch).read_text())
+        except FileNotFoundError:
+            raise ValueError(f"arch must be a file that exists, got {arch!r}") from None
+    if arch and not arch[0].isdigit():
+        source = load(data, holdout=0.5, split_seed=0)
+        images = {name: getattr(source, name) for name in ("img_size", "in_chans", "num_classes")}
+        return ArchSpec.model_validate({**dict(preset(arch)), **images})
+    if base is None:
+        raise ValueError("arch must be given: this recipe has no base spec")
+    return base.with_pattern(arch) if arch else base
+
+
+def _read_best(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"arch must be a file that exists, got {path!r}") from None
+    if not isinstance(content, dict) or not {"spec", "train"} <= content.keys():
+        raise ValueError(f"arch must be a search's best.yaml with spec and train, got {path!r}")
+    return content
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
     return f"; nearest is {near[0]!r}" if near else ""
@@ -113,16 +148,15 @@ def _rule(message: str) -> str:
 
 def _of_a_box(text: str) -> str:
     """The point of what tyro prints framed, with help around it."""
-    rows = [re.sub(r"[│╭╮╰╯]|─{2,}", "", row).strip() for row in text.splitlines()]
-    rows = [row for row in rows[1:] if row]
-    said, rest = rows[0], rows[1:]
+    rows = [re.sub(r"^[│|]|[│|]$", "", row).strip() for row in text.splitlines()]
+    said, *rest = [row for row in rows[1:] if row and not re.match(r"[─╰+]|-{3}", row)]
     if said.startswith("Unrecognized options"):
         meant = rest.index("Perhaps you meant:") if "Perhaps you meant:" in rest else None
         hint = f"; nearest is {rest[meant + 1].split()[0]}" if meant is not None else ""
-        return said.replace("Unrecognized options", "unknown option") + hint
+        return f"unknown option {said.split()[2].rstrip(',')}{hint}"
     if "validation error" in said:  # pydantic's rows: field, then rule [type=, input_value=, ...]
         found = []
-        for field, rule in zip(rest, rest[1:], strict=False):
+        for field, rule in zip([said, *rest], rest, strict=False):
             if parts := re.match(r"(.*) \[type=(\w+), input_value=(.*), input_type=", rule):
                 message, kind, value = parts.groups()
                 if kind == "value_error":
@@ -133,14 +167,14 @@ def _of_a_box(text: str) -> str:
     return said.removeprefix("Error parsing ")
 
 
-def _recipe_of(argv: Sequence[str], default: str) -> str:
-    """The recipe must be read before the other flags: it gives their defaults."""
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """Files that give the other flags their defaults must be read before these are parsed."""
     for place, word in enumerate(argv):
-        if word == "--recipe" and place + 1 < len(argv):
+        if word == flag and place + 1 < len(argv):
             return argv[place + 1]
-        if word.startswith("--recipe="):
-            return word.removeprefix("--recipe=")
-    return default
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
 
 
 def _bare_resume(argv: Sequence[str]) -> list[str]:

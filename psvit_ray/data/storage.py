@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +106,10 @@ class Folder:
                 there = there.parent
             if not there.is_dir():
                 raise ValueError(f"storage must be a folder, got {self}: {there} is a file")
-            if not os.access(there, os.W_OK):
-                raise ValueError(f"storage must be writable, got {self}: {there} is not")
+            try:
+                tempfile.TemporaryFile(dir=there).close()
+            except OSError as error:
+                raise ValueError(f"storage must be writable, got {self}: {error}") from None
             return
         marker = f".writable-{uuid.uuid4().hex[:8]}"
         try:

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 
-def interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    works: Mapping[str, Callable[[], object]], *, rounds: int
+) -> dict[str, list[float]]:
     """Seconds of each call, one of each kind a round: what disturbs the machine meets all alike."""
     for work in works.values():
         work()

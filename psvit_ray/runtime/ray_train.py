@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,15 @@ from ray.train.torch import (
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.launch import Session
+from psvit_ray.runtime.tracking import Tracker
+from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.training import checkpoint
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import Diverged, Place, load_source, run
 
+CHECKPOINTS = "checkpoints"
+FOLLOW_S = 2.0
 MAX_FAILURES = 3
 STALLED_COLLECTIVE_S = 300  # torch's own half hour leaves a lost worker's peers waiting for ever
 
@@ -106,3 +114,87 @@ def _saved(save: Any, scratch: Path) -> Checkpoint | None:
         return None
     save(scratch / "checkpoint")
     return Checkpoint.from_directory(scratch / "checkpoint")
+
+
+def train(
+    session: Session,
+    configuration: Configuration,
+    *,
+    num_workers: int,
+    resources_per_worker: dict[str, float],
+) -> Record:
+    """Trains one configuration outside a search, and scores the test images once, at the end.
+
+    Goes on from the newest checkpoint under the session's name. The record says how it ended.
+    """
+    record = next(iter(session.records), None) or Record(
+        number=0, kind="fixed", params={}, configuration=configuration
+    )
+    record = record.model_copy(update={"status": "running", "reason": ""})
+    session.store.put(record)
+    trainer = make_trainer(
+        WorkerTask(configuration=configuration, test=True),
+        storage=session.folder,
+        name=CHECKPOINTS,
+        num_workers=num_workers,
+        resources_per_worker=resources_per_worker,
+        callbacks=[_Recorder(session.folder.uri)],
+    )
+    tracker = Tracker(session.experiment)
+    status, reason = "interrupted", ""
+    try:
+        with _following(session.store, tracker):
+            trainer.fit()
+        (record,) = session.store.all()
+        reason = record.reason
+        status = "failed" if reason else "completed"
+    except ray.train.TrainingFailedError as error:
+        status, reason = "failed", _cause(error)
+    finally:
+        (record,) = session.store.all()
+        changes = {"status": status, "reason": reason, "run_id": tracker.run_id(record.key)}
+        record = record.model_copy(update=changes)
+        session.store.put(record)
+        tracker.put(record)
+        tracker.close({"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+    return record
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in failures.items():
+        return f"worker {rank}: {type(failure).__name__}: {failure}".splitlines()[0]
+    return str(error).splitlines()[-1]
+
+
+class _Recorder(UserCallback):
+    """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        store = RecordStore(Folder(self._folder))
+        (record,) = store.all()
+        store.put(record.reported(metrics[0]))
+
+
+@contextmanager
+def _following(store: RecordStore, tracker: Tracker) -> Iterator[None]:
+    """Hands the record on to the tracker as it grows, so that MLflow shows a run while it lasts."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_S):
+            for record in store.all():
+                tracker.put(record)
+
+    thread = threading.Thread(target=follow, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -12,10 +12,7 @@ from ray.tune.experiment import Trial
 
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.proposals import Proposal
-from psvit_ray.search.record import Point, Record, RecordStore, Status, best
-
-RESERVED = ("epoch", "step", "failed", "test/top1", "test_correct")
-PREFIXES = ("train/", "holdout/", "perf/")
+from psvit_ray.search.record import Record, RecordStore, Status, best
 
 
 class Learner(Protocol):
@@ -71,7 +68,7 @@ class Recorder(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
         self._began[trial.trial_id] = time.monotonic()
-        self._update(trial, status="running")
+        self._update(trial, self.of(trial.trial_id), status="running", reason="")
 
     def on_trial_result(
         self,
@@ -81,20 +78,8 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **_: Any,
     ) -> None:
-        record = self.of(trial.trial_id)
         trial.run_metadata.num_failures = 0  # attempts are limited only while nothing comes of them
-        changes: dict[str, Any] = {}
-        if "failed" in result:
-            changes["reason"] = result["failed"]
-        else:
-            metrics = {name: v for name, v in result.items() if name.startswith(PREFIXES)}
-            point = Point(epoch=result["epoch"], step=result["step"], metrics=metrics)
-            if all(point.step != known.step for known in record.curve):
-                changes["curve"] = (*record.curve, point)
-        if "test/top1" in result:
-            changes["test_top1"] = result["test/top1"]
-            changes["test_correct"] = result["test_correct"]
-        self._update(trial, **changes)
+        self._update(trial, self.of(trial.trial_id).reported(result))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
@@ -129,14 +114,13 @@ class Recorder(tune.Callback):
                 self._store.put(self._records[record.key])
 
     def _finish(self, trial: Trial, status: Status, reason: str) -> None:
-        record = self._update(trial, status=status, reason=reason)
+        record = self._update(trial, self.of(trial.trial_id), status=status, reason=reason)
         top1 = record.top1 if status in ("completed", "stopped") else None
         self._learner.tell(record.key, top1)
         self._ended_here += 1
         self._say(self._line(record))
 
-    def _update(self, trial: Trial, **changes: Any) -> Record:
-        record = self.of(trial.trial_id)
+    def _update(self, trial: Trial, record: Record, **changes: Any) -> Record:
         now = time.monotonic()
         if began := self._began.get(trial.trial_id):
             changes["seconds"] = record.seconds + now - began

@@ -1,0 +1,77 @@
+"""The winner of a search and DeiT side by side: several seeds, test images, costs, speed.
+
+    python jobs/compare_psvit.py --search digits-20260101-120000
+    python jobs/compare_psvit.py --search NAME --baseline-search NAME-OF-A-DEIT-SEARCH --seeds 5
+
+The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
+than it. Both train from scratch with the settings that they were found with.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.report import comparison
+from psvit_ray.runtime.launch import Launch, exit_code, opened
+from psvit_ray.runtime.ray_tune import Trials, run_trials
+from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.search.record import RecordStore
+from psvit_ray.training.config import Configuration, Number
+
+
+class CompareJob(Value):
+    """Compare the winner of a search with DeiT over several seeds."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = "digits"
+    search: str
+    """Name of the search whose best PSViT is compared."""
+    baseline_search: str | None = None
+    """Name of the search whose best DeiT it is compared with; by default the same."""
+    seeds: Number = 5
+    """Trainings of each, with seeds from 0 on."""
+    trials: Trials = Trials()
+    launch: Launch = Launch()
+
+
+def work(job: CompareJob) -> int:
+    storage = Folder.at(job.launch.storage)
+    pair = comparison.pair(
+        RecordStore(storage / job.search).all(),
+        RecordStore(storage / (job.baseline_search or job.search)).all(),
+    )
+    configurations = {
+        name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
+        for name, found in pair.items()
+    }
+    interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    with opened(
+        job.launch,
+        default_name=f"{job.search}-compare",
+        identity={one.key: one.model_dump(mode="json") for one in interleaved},
+        dataset=interleaved[0].train.data,
+        num_workers=job.trials.workers_per_trial,
+        resources=job.trials.resources,
+    ) as session:
+        outcome = run_trials(
+            session,
+            FixedProposals(interleaved, session.records),
+            job.trials,
+            num_trials=len(interleaved),
+            test=True,
+        )
+        print(comparison.write(configurations, outcome.records, session.folder))
+    return exit_code(outcome.signal)
+
+
+def seeded(configuration: Configuration, seed: int) -> Configuration:
+    train = configuration.train.model_copy(update={"seed": seed})
+    return configuration.model_copy(update={"train": train})
+
+
+if __name__ == "__main__":
+    cli.run(CompareJob, work)

@@ -1,0 +1,54 @@
+"""Tables and pictures again from the record; no run is needed. Several searches beside each other.
+
+    python jobs/report.py --name digits-20260101-120000
+    python jobs/report.py --storage s3://bucket/psvit --name one --name two
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.report import leaderboard
+from psvit_ray.runtime import tracking
+from psvit_ray.search.record import RecordStore
+
+
+class ReportJob(Value):
+    """Show searches again, from their records."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = "digits"
+    name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """Search to show; give it again for more beside each other."""
+    storage: str = "outputs"
+    """Folder or URI under which the searches are."""
+    tracking_uri: str | None = None
+    """MLflow server, for the command that opens it; by default the SQLite file of the storage."""
+
+
+def work(job: ReportJob) -> int:
+    storage = Folder.at(job.storage)
+    known = storage.names()
+    for name in job.name:
+        if name not in known:
+            raise ValueError(f"name must exist in {storage}, got {name!r}{cli.nearest(name, known)}")
+    searches = {name: RecordStore(storage / name).all() for name in job.name}
+    for name, records in searches.items():
+        leaderboard.write(records, storage / name, title=name)
+    if len(searches) == 1:
+        ((name, records),) = searches.items()
+        uri = job.tracking_uri or tracking.default_uri(storage)
+        print(leaderboard.summary(records, storage / name, uri))
+    else:
+        written = leaderboard.write_side_by_side(searches, storage)
+        print(leaderboard.side_by_side(searches))
+        print("\n".join(written))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(ReportJob, work)

@@ -1,0 +1,71 @@
+"""Trains one configuration in Ray Train, and scores the test images once, at the end.
+
+    python jobs/train_psvit.py --arch outputs/NAME/best.yaml --workers 2
+    python jobs/train_psvit.py --recipe digits --arch "2|2-1|1" --epochs 30
+
+--arch is a preset, a pattern (its widths are those of the recipe's base), a spec.json, or the
+best.yaml of a search, whose training settings then come before the recipe's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.launch import Launch, opened
+from psvit_ray.runtime.ray_train import train
+from psvit_ray.training.config import Configuration, Number, TrainConfig
+
+
+class TrainJob(Value):
+    """Train one PSViT or DeiT with Ray Train."""
+
+    recipe: str = "digits"
+    """Name in jobs/recipes, or path of a YAML file: the defaults of everything below."""
+    arch: str | None = None
+    """Preset, pattern such as 2-2|2-1-2|2, spec.json or best.yaml; by default the recipe's base."""
+    base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
+    train: TrainConfig = TrainConfig()
+    workers: Number = 1
+    """Training workers (DDP)."""
+    resources: WorkerResources = WorkerResources()
+    launch: Launch = Launch()
+
+
+def work(job: TrainJob) -> int:
+    configuration = Configuration(
+        spec=cli.resolve_arch(job.arch, job.base, job.train.data), train=job.train
+    )
+    with opened(
+        job.launch,
+        default_name=f"{Path(job.recipe).stem}-train",
+        identity=configuration.model_dump(mode="json"),
+        dataset=job.train.data,
+        num_workers=job.workers,
+        resources=job.resources,
+    ) as session:
+        record = train(
+            session,
+            configuration,
+            num_workers=job.workers,
+            resources_per_worker=job.resources.resolved(),
+        )
+        print(
+            f"{record.pattern}: {record.gmacs * 1e3:.3f} MMACs, {record.params_m:.3f} M parameters, "
+            f"{record.epochs_done} of {job.train.epochs} epochs"
+        )
+        if record.status == "completed":
+            print(f"hold-out top-1 {record.top1:.2f}, test top-1 {record.test_top1:.2f}")
+            print(f"weights and record: {session.folder}")
+            return 0
+        print(f"{record.status}: {record.reason}")
+        return 1
+
+
+if __name__ == "__main__":
+    cli.run(TrainJob, work)

@@ -1,0 +1,90 @@
+"""Searches token pooling and attention sharing: Ray Tune tries configurations, MLflow has them all.
+
+    python jobs/tune_psvit.py --recipe digits --num-trials 18 --max-gmacs 0.002
+    ray job submit --working-dir . -- python jobs/tune_psvit.py --storage s3://bucket/psvit --name a
+
+Without a cluster it starts Ray on this machine. Ends with a leaderboard, `best.yaml` and a picture
+in `--storage/--name`. Ctrl-C ends it in order; `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import yaml
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.report import leaderboard
+from psvit_ray.runtime.launch import Launch, exit_code, opened
+from psvit_ray.runtime.ray_tune import Halving, Trials, run_trials
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.estimate import describe
+from psvit_ray.search.proposals import Proposals
+from psvit_ray.training.config import TrainConfig
+
+
+class TuneJob(Value):
+    """Search token pooling and attention sharing with Ray Tune."""
+
+    recipe: str = "digits"
+    """Name in jobs/recipes, or path of a YAML file: the defaults of everything below."""
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig
+    trials: Trials = Trials()
+    launch: Launch = Launch()
+    dry_run: bool = False
+    """Say what would be done and how long it would take; start nothing."""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What a resume must not change. How much is tried, and how fast, may."""
+        search = self.search.model_dump(mode="json", exclude={"num_trials", "max_hours"})
+        return {"train": self.train.model_dump(mode="json"), "search": search}
+
+
+def work(job: TuneJob) -> int:
+    search, train = job.search, job.train
+    search.check(train)
+    if job.dry_run:
+        print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+        print(describe(search, train, concurrency=job.trials.max_concurrent))
+        return 0
+
+    halving = None
+    if search.reduction_factor:
+        halving = Halving(
+            epochs=train.epochs,
+            grace_epochs=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
+    with opened(
+        job.launch,
+        default_name=Path(job.recipe).stem,
+        identity=job.identity,
+        dataset=train.data,
+        num_workers=job.trials.workers_per_trial,
+        resources=job.trials.resources,
+    ) as session:
+        outcome = run_trials(
+            session,
+            Proposals(search, train, session.records),
+            job.trials,
+            num_trials=search.num_trials,
+            max_hours=search.max_hours,
+            halving=halving,
+        )
+        leaderboard.write(outcome.records, session.folder, title=session.name)
+        print(leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri))
+    if outcome.untracked:
+        print(
+            f"MLflow did not take {outcome.untracked} configurations; they are in the record, and "
+            "--resume writes them",
+            file=sys.stderr,
+        )
+    return exit_code(outcome.signal)
+
+
+if __name__ == "__main__":
+    cli.run(TuneJob, work)

@@ -1,0 +1,120 @@
+"""The winner and DeiT side by side: test errors over seeds, costs, speed on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.data.storage import Folder
+from psvit_ray.model.latency import images_per_second
+from psvit_ray.report.table import aligned
+from psvit_ray.search.record import Record, best, best_deit
+from psvit_ray.training.config import Configuration
+from psvit_ray.training.engine import build_model
+
+RESAMPLES = 10_000
+BATCH = 64
+
+
+def pair(search: Sequence[Record], baseline_search: Sequence[Record]) -> dict[str, Record]:
+    """The best DeiT of one search, and the best PSViT of another at no more MACs.
+
+    Raises ValueError if either is missing.
+    """
+    deit = best_deit(baseline_search)
+    if deit is None:
+        raise ValueError("baseline_search has no DeiT that was trained in full")
+    psvits = [record for record in search if not record.is_deit]
+    winner = best(psvits, max_macs=deit.macs)
+    if winner is None:
+        raise ValueError(
+            f"search has no PSViT trained in full with at most the {deit.macs:,} MACs of the best "
+            "DeiT; search again with --max-gmacs"
+        )
+    return {"PSViT": winner, "DeiT": deit}
+
+
+def write(
+    pairs: Mapping[str, Sequence[Configuration]], records: Iterable[Record], folder: Folder
+) -> str:
+    """`comparison.json` in the folder; returns the table for the terminal."""
+    by_key = {record.key: record for record in records}
+    found: dict[str, Any] = {}
+    correct = {}
+    speed = images_per_second(
+        {name: build_model(seeds[0]) for name, seeds in pairs.items()}, shape=_shape(pairs)
+    )
+    for name, seeds in pairs.items():
+        tested = [by_key[one.key] for one in seeds if one.key in by_key]
+        if len(tested) < len(seeds) or any(not record.test_correct for record in tested):
+            return f"{name} is not trained with all {len(seeds)} seeds yet: go on with --resume"
+        correct[name] = np.array([[c == "1" for c in record.test_correct] for record in tested])
+        errors = 100 - 100 * correct[name].mean(axis=1)
+        spec, train = seeds[0].spec, seeds[0].train
+        found[name] = {
+            "pattern": spec.pattern,
+            "patch_size": spec.patch_size,
+            "embed_dims": [stage.embed_dim for stage in spec.stages],
+            "lr": train.lr,
+            "mmacs": count_macs(spec) / 1e6,
+            "params_k": count_params(spec) / 1e3,
+            "img_per_s": speed[name],
+            "test_errors": errors.tolist(),
+            "test_error": errors.mean(),
+            "test_error_std": errors.std(ddof=1) if len(errors) > 1 else 0.0,
+        }
+    ratio = found["PSViT"]["test_error"] / found["DeiT"]["test_error"]
+    low, high = error_ratio_interval(correct["PSViT"], correct["DeiT"])
+    found["error_ratio"] = {"mean": ratio, "low": low, "high": high}
+    folder.write("comparison.json", json.dumps(found, indent=2).encode())
+
+    header = ["", "pattern", "patch", "widths", "lr", "MMACs", "k params", "images/s", "test error %"]
+    lines = [header]
+    for name in pairs:
+        one = found[name]
+        lines.append(
+            [
+                name,
+                one["pattern"],
+                str(one["patch_size"]),
+                "|".join(map(str, one["embed_dims"])),
+                f"{one['lr']:g}",
+                f"{one['mmacs']:.3f}",
+                f"{one['params_k']:.1f}",
+                f"{one['img_per_s']:.0f}",
+                f"{one['test_error']:.2f} ± {one['test_error_std']:.2f}",
+            ]
+        )
+    seeds = len(correct["DeiT"])
+    return (
+        f"{aligned(lines)}\n\nPSViT makes {ratio:.2f} of DeiT's errors (95 % interval {low:.2f} to "
+        f"{high:.2f}, paired over {correct['DeiT'].shape[1]} test images and {seeds} seeds)"
+    )
+
+
+def error_ratio_interval(
+    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of our errors over theirs. (seeds, images) bool, where rightly
+    classified; seeds and images are drawn again together for both, so that what is hard for both
+    does not widen it."""
+    rng = np.random.default_rng(seed)
+    seeds, images = ours.shape
+    ratios = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        # Drawing images with replacement is weighing them by a multinomial.
+        weights = rng.multinomial(images, np.full(images, 1 / images))
+        rows = rng.integers(seeds, size=seeds)
+        wrong = [(~each[rows] @ weights).sum() for each in (ours, theirs)]
+        ratios[i] = wrong[0] / wrong[1] if wrong[1] else np.inf
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _shape(pairs: Mapping[str, Sequence[Configuration]]) -> tuple[int, int, int, int]:
+    spec = next(iter(pairs.values()))[0].spec
+    return BATCH, spec.in_chans, spec.img_size, spec.img_size
