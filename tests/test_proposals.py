@@ -203,7 +203,7 @@ def test_tpe_learns_what_is_better() -> None:
     assert sum(shares) / 3 > 0.5, shares
 
 
-@pytest.mark.parametrize("max_macs", [300_000, 600_000, 2_000_000])
+@pytest.mark.parametrize("max_macs", [300_000, 600_000, 2_000_000, 5_000_000])
 def test_baselines_are_the_costliest_deits_within_limits(max_macs: int) -> None:
     searched = config(MANY, max_gmacs=max_macs / 1e9, baselines=2, num_trials=2 + 1)
     first, second = specs(drain(Proposals(searched, TRAIN), by_width)[:2])

@@ -128,7 +128,8 @@ class Proposals:
 
     def _drawn(self) -> Configuration | None:
         """One of the untried, each as likely as any other; None if there is none."""
-        if self._candidates_proposed == self._candidates.count:
+        count = self._candidates.count
+        if count is not None and self._candidates_proposed >= count:
             return None
         # So many that one which is left is found but for a chance of e^-100.
         for _ in range(100 * (1 + 2 * len(self._proposed))):
