@@ -33,7 +33,7 @@ def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str
             shown.append((ranked.index(baseline) + 1, baseline))
         unit = MacsUnit.of(records)
         lines = [_cells(rank, record, unit) for rank, record in shown]
-        parts.append(_aligned([_heading(unit), *lines]))
+        parts.append(aligned([_heading(unit), *lines]))
     parts += [_verdict(records), _next_steps(records, folder, tracking_uri)]
     return "\n\n".join(parts)
 
@@ -49,7 +49,7 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
         lines += [[name, *_cells(ranked.index(one) + 1, one, unit)] for one in winners]
         if not winners:
             lines.append([name, *["-"] * len(_heading(unit))])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def _counts(records: Sequence[Record]) -> str:
@@ -89,7 +89,7 @@ def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
     ]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Numbers to the right, text to the left."""
     columns = list(zip(*lines, strict=True))
     width = [max(len(cell) for cell in column) for column in columns]
@@ -137,4 +137,4 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
     is_server = shown.startswith(("http://", "https://"))
     mlflow = shown if is_server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
     steps.append(("MLflow", mlflow))
-    return _aligned([(f"{step}:", command) for step, command in steps])
+    return aligned([(f"{step}:", command) for step, command in steps])
