@@ -76,7 +76,7 @@ def _check_plain(model: VisionTransformer) -> None:
         "a head width other than width / heads": block.attn.attn_dim != model.embed_dim,
         "a norm in the MLP": not isinstance(block.mlp.norm, nn.Identity),
         "an activation other than GELU": type(block.mlp.act) is not nn.GELU,
-        "norms with another eps": model.norm.eps != 1e-6,
+        "norms with another eps": block.norm1.eps != 1e-6,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:

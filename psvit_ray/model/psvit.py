@@ -221,6 +221,21 @@ class PSViT(nn.Module):
         """Recompute each share group in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
+    @property
+    def blocks(self) -> list[Block]:
+        """All layers in order."""
+        return [block for stage in self.stages for block in stage.blocks]
+
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` each block (with `options`), in place.
+
+        Each with compiled code of its own: blocks share one code object, for which torch by
+        default gives up at the ninth variant, and three stages with leaders and followers, in
+        training and evaluation, have more.
+        """
+        for block in self.blocks:
+            block.compile(isolate_recompiles=True, **options)
+
     def no_weight_decay(self) -> set[str]:
         return {"pos_embed", "cls_token"}
 
