@@ -255,7 +255,7 @@ class PSViT(nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # (B, 1 + N, C)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # (B, 1 + N, C)
         return x + self.pos_embed
 
     def _respec(self, **changes: Any) -> None:
