@@ -70,13 +70,15 @@ TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "num_heads": 2, "dept
     ("kwargs", "reason"),
     [
         ({"reg_tokens": 4}, "4 register tokens"),
-        ({"qk_norm": True}, "norms of q and k"),
-        ({"qkv_bias": False}, "no qkv bias"),
+        ({"qk_norm": True}, r"stages.0.blocks.0.attn.k_norm.bias \(\(16,\), not none\)"),
+        ({"qkv_bias": False}, r"attn.qkv.bias \(none, not \(96,\)\)"),
         ({"global_pool": "avg"}, "global_pool='avg'"),
         ({"global_pool": "avg", "class_token": False}, "no class token"),
-        ({"pre_norm": True}, "norm before the blocks"),
+        ({"pre_norm": True}, "norm_pre.bias"),
         ({"act_layer": "gelu_tanh"}, "activation other than GELU"),
         ({"num_classes": 0}, "no classifier"),
+        ({"final_norm": False}, "norm.bias"),
+        ({"mlp_layer": timm.layers.SwiGLU}, "blocks other than"),
     ],
 )
 def test_what_no_spec_describes_is_refused(kwargs: dict[str, Any], reason: str) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from timm.layers import Attention, Mlp
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
-from torch import nn
+from torch import Tensor, nn
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.model.psvit import PSViT
@@ -43,41 +44,48 @@ def from_timm(model: VisionTransformer) -> PSViT:
         no_position = torch.zeros_like(weights["cls_token"])
         weights["pos_embed"] = torch.cat((no_position, weights["pos_embed"]), dim=1)
     ours = PSViT(spec).to(model.pos_embed)
+    _check_same_parts(weights, ours.state_dict())
     ours.load_state_dict(weights, strict=True)
     return ours.train(model.training)
 
 
 def _check_plain(model: VisionTransformer) -> None:
-    """Raise ValueError if `model` has a part that a PSViT has not."""
+    """Raise ValueError if `model` differs from a PSViT in something that is not a parameter."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"from_timm takes a timm VisionTransformer, got {type(model).__name__}")
-    if not all(type(block) is Block for block in model.blocks):
-        raise ValueError("from_timm takes timm's plain pre-norm blocks, got other blocks")
     block, patch = model.blocks[0], model.patch_embed
+    kinds = (type(block), type(block.attn), type(block.mlp))
     reasons = {
-        "a distillation token": hasattr(model, "dist_token"),
         "no class token": model.cls_token is None,
+        "a distillation token": hasattr(model, "dist_token"),
         f"{model.num_reg_tokens} register tokens": model.num_reg_tokens > 0,
-        f"global_pool={model.global_pool!r}, not 'token'": model.global_pool != "token",
-        "no classifier (num_classes=0)": model.num_classes == 0,
         "no position embedding": model.pos_embed is None,
-        "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
-        "a norm of the patches": not isinstance(patch.norm, nn.Identity),
-        "no norm after the blocks": not isinstance(model.norm, nn.LayerNorm),
-        "a norm after the pooling": not isinstance(model.fc_norm, nn.Identity),
+        "no classifier (num_classes=0)": model.num_classes == 0,
+        f"global_pool={model.global_pool!r}, not 'token'": model.global_pool != "token",
         "images that are not square": len({*patch.img_size}) > 1 or len({*patch.patch_size}) > 1,
-        "dynamic image sizes": model.dynamic_img_size,
-        "no bias of the patches": patch.proj.bias is None,
-        "norms of q and k": not isinstance(block.attn.q_norm, nn.Identity),
-        "a norm in attention": not isinstance(block.attn.norm, nn.Identity),
-        "gated attention": block.attn.gate is not None,
-        "no qkv bias": block.attn.qkv.bias is None,
-        "no bias after attention": block.attn.proj.bias is None,
-        "a head width other than width / heads": block.attn.attn_dim != model.embed_dim,
-        "a norm in the MLP": not isinstance(block.mlp.norm, nn.Identity),
-        "an activation other than GELU": type(block.mlp.act) is not nn.GELU,
-        "norms with another eps": block.norm1.eps != 1e-6,
+        "images of any size": model.dynamic_img_size,
+        "blocks other than timm's Block of Attention and Mlp": kinds != (Block, Attention, Mlp),
+        "an activation other than GELU": type(getattr(block.mlp, "act", None)) is not nn.GELU,
+        "norms with another eps": getattr(block.norm1, "eps", None) != 1e-6,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
-        raise ValueError(f"from_timm: no ArchSpec describes this model: {', '.join(found)}")
+        raise ValueError(f"from_timm: no ArchSpec describes a model with {', '.join(found)}")
+
+
+def _check_same_parts(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
+    """Raise ValueError unless both have the same parameters of the same shapes."""
+    different = [
+        f"{name} ({_shape(theirs, name)}, not {_shape(ours, name)})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if _shape(theirs, name) != _shape(ours, name)
+    ]
+    if different:
+        raise ValueError(
+            f"from_timm: no ArchSpec describes this model; {len(different)} of its parameters "
+            f"differ from a PSViT's: {', '.join(different[:3])}"
+        )
+
+
+def _shape(weights: dict[str, Tensor], name: str) -> str:
+    return str(tuple(weights[name].shape)) if name in weights else "none"

@@ -227,7 +227,7 @@ class PSViT(nn.Module):
         return [block for stage in self.stages for block in stage.blocks]
 
     def compile_blocks(self, **options: Any) -> None:
-        """`torch.compile` each block (with `options`), in place.
+        """`torch.compile` each block (with `options`), in place. Needs torch 2.13.
 
         Each with compiled code of its own: blocks share one code object, for which torch by
         default gives up at the ninth variant, and three stages with leaders and followers, in
