@@ -56,7 +56,6 @@ def join(*, verbose: bool = False) -> None:
         address=address or "local",
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
-        include_dashboard=None if address else False,
     )
 
 

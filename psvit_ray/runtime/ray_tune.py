@@ -265,8 +265,9 @@ def run_trials(
         "num_workers": trials.workers_per_trial,
         "resources_per_worker": resources,
     }
-    # Of a nested run Tune places only the driver, which computes nothing: its workers do.
-    asked = resources if trials.workers_per_trial == 1 else {"CPU": 0.01}
+    # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
+    # CPU, and stands on the head, which is the last host to go.
+    asked = resources if trials.workers_per_trial == 1 else {"node:__internal_head__": 0.001}
     stop = _Stop(max_hours)
     tuner = tune.Tuner(
         tune.with_resources(train_trial, asked),

@@ -1,0 +1,246 @@
+"""Runs in a real Ray: the same run wherever it happens, and what survives a killed worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.launch import Launch, Session, opened
+from psvit_ray.runtime.ray_train import CHECKPOINTS, train
+from psvit_ray.runtime.ray_tune import Halving, Outcome, Trials, run_trials
+from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.search.record import Record
+from psvit_ray.training import checkpoint
+from psvit_ray.training.checkpoint import Checkpoint, Kept
+from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.engine import load_source, run
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+SPEC = ArchSpec.model_validate(
+    {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "num_classes": 10,
+        "pooling": "2d",
+        "stages": [
+            {"embed_dim": 16, "num_heads": 2, "hidden_dim": 32, "share_groups": [2]},
+            {"embed_dim": 24, "num_heads": 2, "hidden_dim": 48, "share_groups": [1]},
+        ],
+    }
+)
+
+
+def configured(**changes: object) -> Configuration:
+    train = TrainConfig.model_validate(
+        {"epochs": 3, "warmup_epochs": 1, "drop_path": 0.1, "model_ema_decay": 0.9, **changes}
+    )
+    return Configuration(spec=SPEC, train=train)
+
+
+@contextmanager
+def session(folder: Path, name: str = "a", num_workers: int = 1, **launch: object) -> Iterator[Session]:
+    with opened(
+        Launch.model_validate({"storage": str(folder), "name": name, **launch}),
+        default_name="unused",
+        identity={},
+        dataset="digits",
+        num_workers=num_workers,
+        resources=WorkerResources(),
+    ) as given:
+        yield given
+
+
+def in_ray_train(folder: Path, configuration: Configuration, *, num_workers: int) -> Record:
+    with session(folder, num_workers=num_workers) as given:
+        return train(
+            given, configuration, num_workers=num_workers, resources_per_worker={"CPU": 1}
+        )
+
+
+def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> Outcome:
+    with session(folder, num_workers=num_workers) as given:
+        return run_trials(
+            given,
+            FixedProposals(configurations),
+            Trials(workers_per_trial=num_workers),
+            num_trials=len(configurations),
+            test=True,
+        )
+
+
+def undisturbed(folder: Path, configuration: Configuration) -> Checkpoint:
+    *_, last = run(configuration, load_source(configuration))
+    last.save(folder / "undisturbed")
+    return checkpoint.load(folder / "undisturbed")
+
+
+def newest_of_ray_train(folder: Path) -> Checkpoint:
+    return checkpoint.load(max(folder.glob("checkpoint_2*")))
+
+
+def assert_same_state(ours: Checkpoint, theirs: Checkpoint) -> None:
+    assert (ours.epoch, ours.step) == (theirs.epoch, theirs.step)
+    for mine, other in ((ours.model, theirs.model), (ours.ema, theirs.ema)):
+        assert mine is not None
+        assert other is not None
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path) -> None:
+    configuration = configured()
+    alone = undisturbed(tmp_path, configuration)
+
+    record = in_ray_train(tmp_path / "train", configuration, num_workers=1)
+    assert record.status == "completed"
+    assert_same_state(newest_of_ray_train(tmp_path / "train" / "a" / CHECKPOINTS), alone)
+
+    outcome = in_ray_tune(tmp_path / "tune", configuration)
+    (trial,) = outcome.records
+    kept = Kept(Folder(str(tmp_path / "tune" / "a" / CHECKPOINTS / trial.key))).newest()
+    assert kept is not None
+    assert_same_state(kept, alone)
+
+    assert trial.test_correct == record.test_correct
+    assert [p.metrics["holdout/loss"] for p in trial.curve] == [
+        p.metrics["holdout/loss"] for p in record.curve
+    ]
+    assert record.test_top1 == pytest.approx(
+        100 * record.test_correct.count("1") / len(record.test_correct)
+    )
+
+
+def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
+    record = in_ray_train(tmp_path, configured(), num_workers=1)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run_of = client.get_run(record.run_id)
+    assert run_of.info.status == "FINISHED"
+    assert run_of.data.metrics["test/top1"] == record.test_top1
+    history = client.get_metric_history(record.run_id, "holdout/top1")
+    assert [(m.step, m.value) for m in history] == [
+        (p.step, p.metrics["holdout/top1"]) for p in record.curve
+    ]
+
+
+def train_workers(num_workers: int) -> list[psutil.Process]:
+    """The processes of a Ray Train worker group of this session's Ray, once all are in their loop."""
+    found: list[psutil.Process] = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found if len(found) == num_workers else []
+
+
+@contextmanager
+def killing(victim: Callable[[], psutil.Process | None]) -> Iterator[list[int]]:
+    """SIGKILLs a process of ours as soon as there is one to kill; gives its pid."""
+    killed: list[int] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            if process := victim():
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_nothing(tmp_path: Path) -> None:
+    configuration = configured(epochs=14)
+    folder = tmp_path / "killed" / "a"
+
+    def victim() -> psutil.Process | None:
+        saved = any((folder / CHECKPOINTS).glob("checkpoint_*/state.pt"))
+        return next(iter(train_workers(2)), None) if saved else None
+
+    with killing(victim) as killed:
+        record = in_ray_train(tmp_path / "killed", configuration, num_workers=2)
+    assert killed
+    assert record.status == "completed"
+    assert [point.epoch for point in record.curve] == list(range(1, 15))
+
+    calm = in_ray_train(tmp_path / "calm", configuration, num_workers=2)
+    assert_same_state(
+        newest_of_ray_train(folder / CHECKPOINTS),
+        newest_of_ray_train(tmp_path / "calm" / "a" / CHECKPOINTS),
+    )
+    assert record.test_correct == calm.test_correct
+
+
+def test_a_search_with_two_workers_a_trial_survives_a_kill_and_frees_what_it_stops(
+    tmp_path: Path,
+) -> None:
+    import ray
+
+    good, bad = configured(epochs=6), configured(epochs=6, lr=1.1e-5)
+
+    def victim() -> psutil.Process | None:
+        saved = any((tmp_path / "a" / CHECKPOINTS / good.key).glob("checkpoint_*/state.pt"))
+        return next(iter(train_workers(2)), None) if saved else None
+
+    with killing(victim) as killed, session(tmp_path, num_workers=2) as given:
+        outcome = run_trials(
+            given,
+            FixedProposals([good, bad]),
+            Trials(workers_per_trial=2),
+            num_trials=2,
+            halving=Halving(epochs=6, grace_epochs=1, reduction_factor=2),
+        )
+    assert killed
+    first, second = outcome.records
+    assert (first.status, first.epochs_done) == ("completed", 6)
+    assert [point.epoch for point in first.curve] == list(range(1, 7))
+    assert second.status == "stopped"
+    assert second.epochs_done < 6
+    assert second.reason == f"behind the others after {second.epochs_done} epochs"
+    patience = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < patience:
+        time.sleep(0.5)
+    assert ray.available_resources()["CPU"] == 2
+
+
+def test_a_configuration_at_fault_is_a_result_and_others_go_on(tmp_path: Path) -> None:
+    diverges = configured(lr=1e30, warmup_epochs=0, weight_decay=0)
+    outcome = in_ray_tune(tmp_path, diverges, configured())
+    failed, fine = outcome.records
+    assert failed.status == "failed"
+    assert failed.reason.startswith("Diverged: train/loss is")
+    assert fine.status == "completed"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_run(failed.run_id).info.status == "FAILED"
+    assert client.get_run(failed.run_id).data.tags["psvit.reason"] == failed.reason
+
+
+def test_more_workers_than_the_cluster_can_ever_give_are_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="workers must be at most 2, .* got 3"),
+        session(tmp_path, num_workers=3),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
