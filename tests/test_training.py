@@ -85,8 +85,12 @@ def test_a_run_resumed_at_any_epoch_ends_as_the_undisturbed_run(
         torch.manual_seed(epoch)  # nothing of the process's randomness may matter
         np.random.seed(epoch)
         start = checkpoint.load(tmp_path / str(epoch))
+        told = []
         for report in run(configuration, source, start=start):
             again = report.metrics
+            told.append(report.earlier)
+        assert [point["metrics"] for point in told[0]] == metrics[:epoch]
+        assert not any(told[1:])
         report.save(tmp_path / f"from-{epoch}")
         assert_same(state(tmp_path / f"from-{epoch}"), state(tmp_path / "3"))
         assert {**again, "perf/img_per_s": 0} == {**metrics[-1], "perf/img_per_s": 0}

@@ -95,7 +95,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
         prepare_loader=functools.partial(prepare_data_loader, add_dist_sampler=False),
     )
 
-    values: dict[str, float | str] = {"epoch": 0, "step": 0}
+    values: dict[str, Any] = {"epoch": 0, "step": 0}
     try:
         for report in run(configuration, source, place=place, start=start, test=task.test):
             values = report.values()

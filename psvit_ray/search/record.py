@@ -98,13 +98,17 @@ class Record(Value):
     def reported(self, values: Mapping[str, Any]) -> Record:
         """With what a run reported (`Report.values()`) taken in. A step that is known stays as it
         was: a run that goes on from a checkpoint may report it again."""
+        points = {point.step: point for point in self.curve}
+        for point in map(Point.model_validate, values.get("earlier", ())):
+            points.setdefault(point.step, point)
         changes: dict[str, Any] = {}
         if "failed" in values:
             changes["reason"] = values["failed"]
-        elif all(values["step"] != point.step for point in self.curve):
+        else:
             metrics = {name: v for name, v in values.items() if name.startswith(METRICS)}
             point = Point(epoch=values["epoch"], step=values["step"], metrics=metrics)
-            changes["curve"] = (*self.curve, point)
+            points.setdefault(point.step, point)
+        changes["curve"] = tuple(points[step] for step in sorted(points))
         if "test/top1" in values:
             changes |= {"test_top1": values["test/top1"], "test_correct": values["test_correct"]}
         return self.model_copy(update=changes)

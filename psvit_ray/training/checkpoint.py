@@ -1,7 +1,7 @@
 """The whole state of a run on disk, so that it goes on as if nothing had happened.
 
 A checkpoint is a folder: `configuration.json`, `model.safetensors`, `ema.safetensors` where
-weights are averaged, `state.pt` (optimizer, step, epoch). Nothing in it executes when read. The
+weights are averaged, `state.pt` (optimizer, step, epoch, curve). Nothing in it executes when read. The
 learning rate and all randomness are functions of the step, so neither is stored.
 """
 
@@ -33,6 +33,8 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
+    curve: list[dict[str, Any]]
+    """What was reported up to here: of a report that nobody took down, this is the copy."""
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
@@ -50,7 +52,7 @@ class Checkpoint:
         safetensors.torch.save_file(self.model, unfinished / "model.safetensors")
         if self.ema is not None:
             safetensors.torch.save_file(self.ema, unfinished / "ema.safetensors")
-        state = {"epoch": self.epoch, "step": self.step, "optimizer": self.optimizer}
+        state = {name: getattr(self, name) for name in ("epoch", "step", "optimizer", "curve")}
         torch.save(state, unfinished / "state.pt")
         os.replace(unfinished, folder)
 

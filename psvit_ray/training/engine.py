@@ -60,13 +60,17 @@ class Report:
     epoch: int
     step: int
     metrics: dict[str, float]
+    earlier: list[dict[str, Any]]
+    """In the first report after a start from a checkpoint: what was reported before that."""
     test: Evaluation | None
     checkpoint_due: bool
     save: Callable[[Path], None]
 
-    def values(self) -> dict[str, float | str]:
-        """Flat and primitive, as frameworks take it."""
-        values: dict[str, float | str] = {"epoch": self.epoch, "step": self.step, **self.metrics}
+    def values(self) -> dict[str, Any]:
+        """Primitives, as frameworks take them."""
+        values: dict[str, Any] = {"epoch": self.epoch, "step": self.step, **self.metrics}
+        if self.earlier:
+            values["earlier"] = self.earlier
         if self.test:
             values["test/top1"] = self.test.top1
             values["test_correct"] = "".join("1" if right else "0" for right in self.test.correct)
@@ -139,103 +143,151 @@ def run(
             f"({start.configuration.spec.pattern})"
         )
     rank, world_size = rank_and_world_size()
-
-    model = build_model(configuration).to(device)
-    model.set_grad_checkpointing(config.grad_checkpointing)
-    optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True
-    )
-    ema = ModelEmaV3(model, config.model_ema_decay, True) if config.model_ema_decay else None
-    step, first_epoch = 0, 1
-    if start:
-        model.load_state_dict(start.model)
-        optimizer.load_state_dict(start.optimizer)
-        if ema and start.ema:
-            ema.module.load_state_dict(start.ema)
-        step, first_epoch = start.step, start.epoch + 1
-    if config.compile:
-        for block in model.blocks:
-            block.compile()
-    parallel = place.prepare_model(model)
-    evaluated = ema.module if ema else model
-
+    state = _State.of(configuration, device, start)
     sampler = GlobalBatchSampler(
         len(source.train), config.batch_size, seed=config.seed, rank=rank, world_size=world_size
     )
-    loader = place.prepare_loader(
-        train_loader(
-            source.train,
-            sampler,
-            num_loaders=config.num_loaders,
-            pin_memory=device.type == "cuda",
-        )
+    loader = train_loader(
+        source.train, sampler, num_loaders=config.num_loaders, pin_memory=device.type == "cuda"
     )
-    schedule = _schedule(optimizer, config, steps_per_epoch=len(sampler))
-    mix = _mixing(config, source.num_classes)
-
-    def report(epoch: int, metrics: dict[str, float]) -> Report:
+    steps = _Steps(
+        state,
+        source,
+        model=place.prepare_model(state.model),
+        loader=place.prepare_loader(loader),
+        schedule=_schedule(state.optimizer, config, steps_per_epoch=len(sampler)),
+    )
+    earlier = list(state.curve)
+    for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
+        metrics = {}
+        if epoch > state.epoch:
+            sampler.set_epoch(epoch)
+            metrics = steps.train_epoch()
         score = functools.partial(
-            evaluate, evaluated, device=device, batch_size=config.batch_size, amp=config.amp
+            evaluate, state.evaluated, device=device, batch_size=config.batch_size, amp=config.amp
         )
         holdout = score(source.holdout)
         metrics |= {"holdout/loss": holdout.loss, "holdout/top1": holdout.top1}
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} at epoch {epoch}, step {step}")
+                raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
+        if epoch > state.epoch:
+            state.epoch = epoch
+            state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
         last = epoch == config.epochs
-        return Report(
+        yield Report(
             epoch=epoch,
-            step=step,
+            step=state.step,
             metrics=metrics,
+            earlier=earlier,
             test=score(source.test) if test and last else None,
             checkpoint_due=last or epoch % config.checkpoint_every == 0,
-            save=Checkpoint(
-                configuration=configuration,
-                epoch=epoch,
-                step=step,
-                model=model.state_dict(),
-                ema=ema.module.state_dict() if ema else None,
-                optimizer=optimizer.state_dict(),
-            ).save,
+            save=state.checkpoint().save,
+        )
+        earlier = []
+
+
+@dataclass
+class _State:
+    """All of a run that changes from step to step."""
+
+    configuration: Configuration
+    model: PSViT
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    epoch: int
+    step: int
+    curve: list[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls, configuration: Configuration, device: torch.device, start: Checkpoint | None
+    ) -> _State:
+        config = configuration.train
+        model = build_model(configuration).to(device)
+        model.set_grad_checkpointing(config.grad_checkpointing)
+        optimizer = create_optimizer_v2(
+            model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        ema = ModelEmaV3(model, config.model_ema_decay, True) if config.model_ema_decay else None
+        if start:
+            model.load_state_dict(start.model)
+            optimizer.load_state_dict(start.optimizer)
+            if ema and start.ema:
+                ema.module.load_state_dict(start.ema)
+        if config.compile:
+            for block in model.blocks:
+                block.compile()
+        epoch, step, curve = (start.epoch, start.step, list(start.curve)) if start else (0, 0, [])
+        return cls(configuration, model, ema, optimizer, epoch, step, curve)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.ema.module if self.ema else self.model
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            configuration=self.configuration,
+            epoch=self.epoch,
+            step=self.step,
+            model=self.model.state_dict(),
+            ema=self.ema.module.state_dict() if self.ema else None,
+            optimizer=self.optimizer.state_dict(),
+            curve=self.curve,
         )
 
-    if first_epoch > config.epochs:
-        yield report(config.epochs, {})
 
-    for epoch in range(first_epoch, config.epochs + 1):
+class _Steps:
+    """The optimizer steps of an epoch."""
+
+    def __init__(
+        self,
+        state: _State,
+        source: Source,
+        *,
+        model: nn.Module,
+        loader: DataLoader[Batch],
+        schedule: CosineLRScheduler,
+    ) -> None:
+        self._state, self._source = state, source
+        self._model, self._loader, self._schedule = model, loader, schedule
+        self._mix = _mixing(state.configuration.train, source.num_classes)
+        self._rank, self._world_size = rank_and_world_size()
+
+    def train_epoch(self) -> dict[str, float]:
         began = time.perf_counter()
-        sampler.set_epoch(epoch)
-        model.train()
+        state, config = self._state, self._state.configuration.train
+        num_images = len(self._source.train)
+        device = next(state.model.parameters()).device
+        state.model.train()
         mean_loss = Mean(device)
-        for number, (images, labels) in enumerate(loader):
+        for number, (images, labels) in enumerate(self._loader):
             # Known without asking the others: every batch but the last is full.
-            global_batch = min(config.batch_size, len(source.train) - number * config.batch_size)
-            torch.manual_seed(mix_seed(config.seed, step, rank))
-            schedule.step_update(step)
+            global_batch = min(config.batch_size, num_images - number * config.batch_size)
+            torch.manual_seed(mix_seed(config.seed, state.step, self._rank))
+            self._schedule.step_update(state.step)
             images, labels = images.to(device), labels.to(device)
             if config.shift:
                 images = random_shift(images, config.shift)
-            if mix and len(images):
-                images, labels = mix(images, labels)
+            if self._mix and len(images):
+                images, labels = self._mix(images, labels)
             loss_sum = _backward(
-                parallel, images, labels, config=config, scale=world_size / global_batch
+                self._model, images, labels, config=config, scale=self._world_size / global_batch
             )
             if config.clip_grad:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            step += 1
-            if ema:
-                ema.update(model, step=step)
+                nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step += 1
+            if state.ema:
+                state.ema.update(state.model, step=state.step)
             mean_loss.add(loss_sum, len(images))
-
         train_loss = mean_loss.value()  # waits for the device, so the time below is true
-        metrics = {
+        return {
             "train/loss": train_loss,
-            "train/lr": optimizer.param_groups[0]["lr"],
-            "perf/img_per_s": len(source.train) / (time.perf_counter() - began),
+            "train/lr": state.optimizer.param_groups[0]["lr"],
+            "perf/img_per_s": num_images / (time.perf_counter() - began),
         }
-        yield report(epoch, metrics)
 
 
 def _backward(
