@@ -13,10 +13,11 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -156,7 +157,7 @@ def free_port() -> int:
 
 @contextmanager
 def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A Ray head of our own, ended by its process group; gives its dashboard's address."""
+    """A Ray head of our own, ended with its children; gives its dashboard's address."""
     ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
     ray = str(Path(sys.executable).parent / "ray")
     process = subprocess.Popen(
@@ -164,7 +165,6 @@ def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
         + ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         + [f"--{name}={port}" for name, port in ports.items()],
         env=environment,
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -177,7 +177,10 @@ def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        ours = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for one in ours:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait(30)
 
 
