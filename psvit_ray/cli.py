@@ -1,7 +1,8 @@
 """From a recipe and a command line to one checked configuration; from an error to one line.
 
-Recipe < command line. A recipe is a YAML file whose sections are named like the fields of a job's
-configuration; sections that another job reads are passed over.
+Recipe < best.yaml, where one is given as `--arch`, < command line. A recipe is a YAML file whose
+sections are named like the fields of a job's configuration; those that another job reads are passed
+over.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import tyro
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import load
+from psvit_ray.training.config import Configuration
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 SECTIONS = ("base", "train", "search", "trials")
@@ -37,25 +40,26 @@ def run(job: type[Job], work: Callable[[Job], int]) -> NoReturn:
         fail(one_line(error))
     except ValueError as error:
         fail(str(error))
+    except KeyboardInterrupt:  # a search that is under way ends in order by itself
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.stdout.flush()
     sys.exit(code)
 
 
 def fail(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def parse(job: type[Job], argv: Sequence[str]) -> Job:
-    """Raises ValueError for a recipe that cannot be read; exits with code 2 for a wrong flag."""
+    """Raises ValueError for a wrong flag, value or file, and says which."""
     argv = _bare_resume(argv)
     recipe = _value_of("--recipe", argv) or job.model_fields["recipe"].default
-    sections = {
-        name: value for name, value in read_recipe(recipe).items() if name in job.model_fields
-    }
+    sections = read_recipe(recipe)
     if (arch := _value_of("--arch", argv)) and arch.endswith((".yaml", ".yml")):
         sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
-    default = job.model_validate({"recipe": recipe, **sections})
+    default = job.model_construct(**_defaults(job, recipe, sections))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if "--help" in argv or "-h" in argv:
         tyro.cli(job, default=default, args=argv, config=config)
@@ -72,25 +76,49 @@ def parse(job: type[Job], argv: Sequence[str]) -> Job:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe by name or by path. Raises ValueError if there is none or it is not a mapping."""
+    """The sections of a recipe, by name or by path; a section that is empty is left out.
+
+    Raises ValueError if there is none, or it is not a mapping of mappings.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-        raise ValueError(f"recipe must exist, got {name!r}{nearest(name, known)}") from None
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise ValueError(f"recipe {name!r} is not YAML{line}") from None
+    known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    content = _read_yaml(path, f"recipe {name!r}", nearest(name, known)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {name!r} must be a mapping of {', '.join(SECTIONS)}")
-    for section in content:
+    for section, fields in content.items():
         if section not in SECTIONS:
             raise ValueError(
                 f"recipe {name!r}: unknown section {section!r}{nearest(str(section), SECTIONS)}"
             )
-    return content
+        if not isinstance(fields, dict | None):
+            raise ValueError(f"recipe {name!r}: {section} must be a mapping, got {fields!r}")
+    return {section: fields for section, fields in content.items() if fields is not None}
+
+
+def _defaults(job: type[BaseModel], recipe: str, sections: dict[str, Any]) -> dict[str, Any]:
+    """Every field of a job as the recipe has it; what only the command line can say is missing."""
+    values: dict[str, Any] = {}
+    for name, field in job.model_fields.items():
+        if name == "recipe":
+            values[name] = recipe
+        elif _is_section(field) and name in sections:
+            kind: Any = field.annotation
+            try:
+                values[name] = TypeAdapter(kind).validate_python(sections[name])
+            except ValidationError as error:
+                raise ValueError(f"recipe {recipe!r}: {name}: {one_line(error)}") from None
+        elif not field.is_required():
+            values[name] = field.get_default(call_default_factory=True)
+        elif _is_section(field):
+            raise ValueError(f"recipe {recipe!r} must have a section {name!r}")
+        else:
+            values[name] = tyro.MISSING
+    return values
+
+
+def _is_section(field: FieldInfo) -> bool:
+    kinds = (field.annotation, *get_args(field.annotation))
+    return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
 def resolve_arch(arch: str | None, base: ArchSpec | None, data: str) -> ArchSpec:
@@ -102,26 +130,50 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, data: str) -> ArchSpec
         return ArchSpec.model_validate(_read_best(arch)["spec"])
     if arch and arch.endswith(".json"):
         try:
-            return ArchSpec.from_json(Path(arch).read_text())
-        except FileNotFoundError:
-            raise ValueError(f"arch must be a file that exists, got {arch!r}") from None
-    if arch and not arch[0].isdigit():
+            return ArchSpec.from_json(_read_text(Path(arch), f"arch {arch!r}"))
+        except ValidationError as error:
+            raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
+    if arch and arch[0].isalpha():
         source = load(data, holdout=0.5, split_seed=0)
         images = {name: getattr(source, name) for name in ("img_size", "in_chans", "num_classes")}
-        return ArchSpec.model_validate({**dict(preset(arch)), **images})
+        try:
+            return ArchSpec.model_validate({**dict(preset(arch)), **images})
+        except ValidationError as error:
+            raise ValueError(f"arch {arch!r} with data {data!r}: {one_line(error)}") from None
     if base is None:
         raise ValueError("arch must be given: this recipe has no base spec")
-    return base.with_pattern(arch) if arch else base
+    return base if arch is None else base.with_pattern(arch)
 
 
 def _read_best(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise ValueError(f"arch must be a file that exists, got {path!r}") from None
+    """A checked `best.yaml` of a search: its `spec` and its `train` as they stand there."""
+    content = _read_yaml(Path(path), f"arch {path!r}")
     if not isinstance(content, dict) or not {"spec", "train"} <= content.keys():
         raise ValueError(f"arch must be a search's best.yaml with spec and train, got {path!r}")
+    try:
+        Configuration.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"arch {path!r}: {one_line(error)}") from None
     return content
+
+
+def _read_yaml(path: Path, what: str, hint: str = "") -> Any:
+    try:
+        return yaml.safe_load(_read_text(path, what, hint))
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise ValueError(f"{what} is not YAML{line}") from None
+
+
+def _read_text(path: Path, what: str, hint: str = "") -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise ValueError(f"{what} does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ValueError(f"{what} cannot be read: {reason}") from None
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -131,19 +183,37 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def one_line(error: ValidationError) -> str:
     """Every field that is wrong: where, the rule, what came."""
+    errors = error.errors()
+    places = [found["loc"] for found in errors]
     lines = []
-    for found in error.errors():
+    for found in errors:
+        depth = len(found["loc"])
+        if any(place[:depth] == found["loc"] and len(place) > depth for place in places):
+            continue  # a consequence of what is wrong further in
         where = ".".join(str(part) for part in found["loc"])
         if found["type"] == "value_error":
             reason = str(found["ctx"]["error"])
             lines.append(f"{where}: {reason}" if where else reason)
+        elif found["type"] == "missing":
+            lines.append(f"{where} must be given")
+        elif found["type"] == "json_invalid":
+            lines.append(found["msg"])
         else:
             lines.append(f"{where} {_rule(found['msg'])}, got {found['input']!r}")
     return "; ".join(lines)
 
 
 def _rule(message: str) -> str:
-    return message.removeprefix("Input ").replace("should be", "must be")
+    """A rule of pydantic's, in our words."""
+    for theirs, ours in (
+        ("Input should", "must"),
+        ("should", "must"),
+        ("greater than or equal to", "at least"),
+        ("less than or equal to", "at most"),
+        ("greater than", "more than"),
+    ):
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _of_a_box(text: str) -> str:
@@ -153,7 +223,7 @@ def _of_a_box(text: str) -> str:
     if said.startswith("Unrecognized options"):
         meant = rest.index("Perhaps you meant:") if "Perhaps you meant:" in rest else None
         hint = f"; nearest is {rest[meant + 1].split()[0]}" if meant is not None else ""
-        return f"unknown option {said.split()[2].rstrip(',')}{hint}"
+        return f"unknown option {said.split()[2].rstrip(',')}{hint or '; see --help'}"
     if "validation error" in said:  # pydantic's rows: field, then rule [type=, input_value=, ...]
         found = []
         for field, rule in zip([said, *rest], rest, strict=False):
@@ -164,6 +234,11 @@ def _of_a_box(text: str) -> str:
                 else:
                     found.append(f"{field} {_rule(message)}, got {value}")
         return "; ".join(found)
+    if said.startswith("Missing from"):
+        return f"{', '.join(row.split()[0] for row in rest if row.startswith('--'))} must be given"
+    if of_type := re.match(r"(?:Error parsing )?(--\S+): .*(int\(\)|float)[^:]*: (.*)", said):
+        flag, kind, value = of_type.groups()
+        return f"{flag} must be a {'whole number' if kind == 'int()' else 'number'}, got {value}"
     return said.removeprefix("Error parsing ")
 
 

@@ -20,15 +20,16 @@ class Folder:
 
     @classmethod
     def at(cls, uri: str) -> Folder:
-        """A relative path is made absolute; a URI stays."""
-        return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).absolute()))
+        """A path is made absolute, also one written `file://`; any other URI stays."""
+        uri = uri.removeprefix("file://")
+        return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute()))
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
 
     def __str__(self) -> str:
         """Fit to be shown: without user and password."""
-        return re.sub(r"://[^/@]*@", "://", self.uri)
+        return without_secrets(self.uri)
 
     @property
     def is_local(self) -> bool:
@@ -39,7 +40,8 @@ class Folder:
         try:
             filesystem, path = fs.FileSystem.from_uri(self.uri)
         except (OSError, ValueError) as error:
-            raise ValueError(f"storage must be a path or a URI, got {self}: {error}") from error
+            reason = without_secrets(str(error))
+            raise ValueError(f"storage must be a path or a URI, got {self}: {reason}") from None
         return filesystem, path
 
     def read(self, name: str) -> bytes | None:
@@ -102,18 +104,26 @@ class Folder:
         """Raises ValueError with the reason. Leaves nothing behind."""
         if self.is_local:
             there = Path(self.uri)
-            while not there.exists():
-                there = there.parent
-            if not there.is_dir():
-                raise ValueError(f"storage must be a folder, got {self}: {there} is a file")
             try:
+                while not there.exists():
+                    there = there.parent
+                if not there.is_dir():
+                    raise ValueError(f"storage must be a folder, got {self}: {there} is a file")
                 tempfile.TemporaryFile(dir=there).close()
             except OSError as error:
-                raise ValueError(f"storage must be writable, got {self}: {error}") from None
+                raise ValueError(
+                    f"storage must be writable, got {self}: {error.strerror} in {there}"
+                ) from None
             return
         marker = f".writable-{uuid.uuid4().hex[:8]}"
         try:
             self.write(marker, b"")
             self.delete(marker)
         except OSError as error:
-            raise ValueError(f"storage must be writable, got {self}: {error}") from error
+            reason = without_secrets(str(error))
+            raise ValueError(f"storage must be writable, got {self}: {reason}") from None
+
+
+def without_secrets(text: str) -> str:
+    """Without user and password of the URIs in it. A raw password may hold slashes, as AWS's do."""
+    return re.sub(r"://(?:[^/@\s]*|[^/:@\s]+:[^@\s]*)@", "://", text)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from psvit_ray.arch.spec import Value
@@ -55,8 +55,8 @@ def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
     job_package = "/runtime_resources/working_dir_files/"
     if storage.is_local and job_package in storage.uri:
         raise ValueError(
-            f"storage must be an absolute path or a URI in a submitted job, got {launch.storage!r}: "
-            "the job's own folder is a copy that Ray deletes"
+            "storage must be an absolute path or a URI in a submitted job, got "
+            f"{launch.storage!r}: the job's own folder is a copy that Ray deletes"
         )
     storage.check_writable()
     name = launch.name
@@ -83,15 +83,21 @@ def opened(
     work, before anything is written."""
     storage, name = resolve(launch, default_name=default_name)
     folder = storage / name
-    description = read_description(folder)
-    check_resume(launch.resume, folder, name, description, identity)
+    check_resume(launch.resume, folder, name, read_description(folder), identity)
+    lease = Lease(folder, wait=launch.resume == "auto")
+    lease.check()
     tracking_uri = launch.tracking_uri or tracking.default_uri(storage)
     tracking.check(tracking_uri)
 
+    if not launch.verbose:
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
     cluster.join(verbose=launch.verbose)
     cluster.check_workers(num_workers, resources.resolved())
-    with Lease(folder, wait=launch.resume == "auto"):
-        cluster.check_shared(storage)
+    cluster.check_shared(storage)
+    with lease:
+        # Another driver may have begun, and ended, while this one was on its way here.
+        description = read_description(folder)
+        check_resume(launch.resume, folder, name, description, identity)
         if description is None:
             description = {"search_id": uuid.uuid4().hex, "identity": identity}
             folder.write(DESCRIPTION, json.dumps(description, indent=2).encode())
@@ -126,7 +132,8 @@ def check_resume(
     """Raises ValueError if the name is, or is not, there against what was asked for."""
     if description is None:
         if resume == "must":
-            known = Folder(str(Path(folder.uri).parent)).names() if folder.is_local else []
+            storage = Folder(folder.uri.rpartition("/")[0])
+            known = [one for one in storage.names() if read_description(storage / one)]
             there = f"; there are {', '.join(known)}" if known else ""
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return

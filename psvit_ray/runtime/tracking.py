@@ -7,27 +7,36 @@ only the newest state of a configuration ever waits.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import math
 import os
 import subprocess
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, Run, RunTag
 from requests import RequestException, get
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.search.record import Record
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
-ENDED = {"completed": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
+SERVERS = ("http", "https")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+ENDED = {
+    "completed": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 logger = logging.getLogger(__name__)
 
 
@@ -55,13 +64,24 @@ def default_uri(storage: Folder) -> str:
 
 
 def check(tracking_uri: str) -> None:
-    """Raises ValueError if the server does not answer. Writes nothing."""
-    if urlsplit(tracking_uri).scheme not in ("http", "https"):
+    """Raises ValueError if the server does not answer, or it is no store. Writes nothing."""
+    shown = without_secrets(tracking_uri)
+    scheme, _, path = tracking_uri.partition("://")
+    if scheme.partition("+")[0] not in SERVERS + DATABASES or not path:
+        raise ValueError(
+            "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
+            f"sqlite:////folder/mlflow.db, got {shown!r}"
+        )
+    if scheme == "sqlite":
+        try:
+            Folder.at(str(Path(path.removeprefix("/")).parent)).check_writable()
+        except ValueError as error:
+            raise ValueError(str(error).replace("storage", "tracking_uri", 1)) from None
+    if scheme not in SERVERS:
         return
-    shown = str(Folder(tracking_uri))
     try:
         answer = get(f"{tracking_uri.rstrip('/')}/health", timeout=5)
-    except RequestException as error:
+    except (RequestException, ValueError) as error:  # ValueError: an address that is none
         reason = type(error).__name__
         raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
     if not answer.ok:
@@ -109,6 +129,7 @@ class Tracker:
         return len(self._waiting)
 
     def _write_all(self) -> None:
+        failed = False
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:
@@ -123,14 +144,27 @@ class Tracker:
                 with self._changed:
                     if self._waiting[record.key] is record:
                         del self._waiting[record.key]
-            except (MlflowException, RequestException, OSError) as error:
-                logger.warning("MLflow does not answer, trying again: %s", type(error).__name__)
+                failed = False
+            except Exception as error:  # whatever it is: no trial may be lost by it
+                if not failed:
+                    logger.warning("MLflow did not take a record, trying again: %s", _brief(error))
+                failed = True
                 if time.monotonic() > self._give_up:
+                    with contextlib.suppress(Exception):
+                        self._connected().set_terminated(self._parent_id, self._parent_status)
                     return
-                if record:
-                    # What the store did take before it failed is asked for again.
-                    self._steps.pop(record.key, None)
+                self._distrust(record)
                 time.sleep(1 if self._closing else RETRY_S)
+
+    def _distrust(self, record: Record | None) -> None:
+        """After a failure: what the store did take before it is asked for again, also whether the
+        runs are still there. The other records go first, in case the fault is this one's."""
+        self._parent_id = ""
+        if record:
+            self._run_ids.pop(record.key, None)
+            self._steps.pop(record.key, None)
+            with self._changed:
+                self._waiting.move_to_end(record.key)
 
     def _connected(self) -> MlflowClient:
         """Opens store, experiment and parent run at the first call: creating SQLite's tables takes
@@ -148,15 +182,14 @@ class Tracker:
             tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
             parent = client.create_run(
                 self._experiment_id, run_name=self._experiment.run_name, tags=tags
-            ).info.run_id
-        client.update_run(parent, status="RUNNING")
-        self._client, self._parent_id = client, parent
+            )
+        client.update_run(parent.info.run_id, status="RUNNING")
+        self._client, self._parent_id = client, parent.info.run_id
         return client
 
-    def _find(self, client: MlflowClient, tags: dict[str, str]) -> str | None:
+    def _find(self, client: MlflowClient, tags: dict[str, str]) -> Run | None:
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        runs = client.search_runs([self._experiment_id], wanted, max_results=1)
-        return runs[0].info.run_id if runs else None
+        return next(iter(client.search_runs([self._experiment_id], wanted, max_results=1)), None)
 
     def _write(self, client: MlflowClient, record: Record) -> None:
         key = record.key
@@ -176,7 +209,7 @@ class Tracker:
                     run_id, [Metric(name, value, now, point.step) for name, value in values.items()]
                 )
                 steps.add(point.step)
-        tags = {"psvit.status": record.status, "psvit.reason": record.reason}
+        tags = {"psvit.status": record.status, "psvit.reason": record.reason[:MOST_OF_A_REASON]}
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         if record.status in ENDED:
             self._end(client, record, now)
@@ -184,59 +217,72 @@ class Tracker:
             client.update_run(run_id, status="RUNNING")
 
     def _open(self, client: MlflowClient, record: Record) -> str:
-        """The run of this configuration: a resume finds the one that is there."""
-        tags = {"psvit.search_id": self._experiment.search_id, "psvit.key": record.key}
-        if run_id := self._find(client, tags):
-            return run_id
+        """The run of this configuration: a resume finds the one that is there, and adds what the
+        store did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
-        tags |= _source_tags() | {
-            "mlflow.parentRunId": self._parent_id,
-            "psvit.role": "configuration",
-            "psvit.kind": record.kind,
-            "psvit.spec_id": spec.spec_id,
-            "psvit.pattern": spec.pattern,
-            "psvit.seed": str(train.seed),
-            "psvit.data": train.data,
-        }
-        name = f"{record.number:03d} {spec.pattern}"
-        run_id = client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
+        tags = {"psvit.search_id": self._experiment.search_id, "psvit.key": record.key}
+        run = self._find(client, tags)
+        if run is None:
+            tags |= _source_tags() | {
+                "mlflow.parentRunId": self._parent_id,
+                "psvit.role": "configuration",
+                "psvit.kind": record.kind,
+                "psvit.spec_id": spec.spec_id,
+                "psvit.pattern": spec.pattern,
+                "psvit.seed": str(train.seed),
+                "psvit.data": train.data,
+            }
+            name = f"{record.number:03d} {spec.pattern}"
+            run = client.create_run(self._experiment_id, run_name=name, tags=tags)
         params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
+        costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}
         now = int(time.time() * 1000)
-        client.log_batch(
-            run_id,
-            params=[Param(name, str(value)) for name, value in params.items()],
-            metrics=[
-                Metric("cost/gmacs", record.gmacs, now, 0),
-                Metric("cost/params_m", record.params_m, now, 0),
-            ],
-        )
-        return run_id
+        fresh = [Param(n, str(v)) for n, v in params.items() if n not in run.data.params]
+        unknown = [Metric(n, v, now, 0) for n, v in costs.items() if n not in run.data.metrics]
+        if fresh or unknown:
+            client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
+        return run.info.run_id
 
     def _end(self, client: MlflowClient, record: Record, now: int) -> None:
-        metrics = {}
-        if record.curve:
-            best = max(record.curve, key=lambda point: point.metrics.get("holdout/top1", 0.0))
-            metrics["best/holdout_top1"] = best.metrics.get("holdout/top1", 0.0)
-            metrics["best/epoch"] = float(best.epoch)
+        """Touches nothing of a run that has ended so already."""
+        run = client.get_run(self._run_ids[record.key])
+        metrics: list[Metric] = []
+
+        def add(name: str, value: float, step: int) -> None:
+            if run.data.metrics.get(name) != value:
+                metrics.append(Metric(name, value, now, step))
+
+        tops = [(point.metrics.get("holdout/top1", math.nan), point) for point in record.curve]
+        if finite := [(top1, point) for top1, point in tops if math.isfinite(top1)]:
+            top1, best = max(finite, key=lambda one: one[0])
+            add("best/holdout_top1", top1, best.step)
+            add("best/epoch", best.epoch, best.step)
         if record.test_top1 is not None:
-            metrics["test/top1"] = record.test_top1
-        run_id = self._run_ids[record.key]
-        logged = client.get_run(run_id).data.metrics
-        fresh = [Metric(n, v, now, 0) for n, v in metrics.items() if logged.get(n) != v]
-        client.log_batch(run_id, metrics=fresh)
-        client.set_terminated(run_id, ENDED[record.status])
+            add("test/top1", record.test_top1, record.curve[-1].step)
+        if metrics:
+            client.log_batch(run.info.run_id, metrics=metrics)
+        if run.info.status != ENDED[record.status]:
+            client.set_terminated(run.info.run_id, ENDED[record.status])
 
 
+def _brief(error: Exception) -> str:
+    said = without_secrets(str(error)).partition("\n")[0]
+    return f"{type(error).__name__}: {said:.200}"
+
+
+@functools.cache
 def _source_tags() -> dict[str, str]:
     """The commit this runs from, where it is a checkout, and the Ray job, where it is one."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tags = {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
+    tags = {}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
     if job := os.environ.get("RAY_JOB_ID"):
         tags["psvit.ray_job_id"] = job
     return tags

@@ -1,0 +1,439 @@
+"""MLflow has each configuration once and each point once, whatever happened on the way."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import tracking
+from psvit_ray.runtime.tracking import Experiment, Tracker, check, default_uri
+from psvit_ray.search.record import Point, Record, Status
+from psvit_ray.training.config import Configuration, TrainConfig
+
+STAGES = (
+    StageSpec(embed_dim=16, num_heads=2, hidden_dim=32, share_groups=(2,)),
+    StageSpec(embed_dim=24, num_heads=2, hidden_dim=48, share_groups=(1,)),
+)
+SPEC = ArchSpec(img_size=8, patch_size=2, in_chans=1, num_classes=10, pooling="2d", stages=STAGES)
+
+
+def record(
+    number: int, top1: tuple[float, ...] = (), status: Status = "running", **fields: Any
+) -> Record:
+    """`top1` has one number for each epoch; an epoch has 20 steps."""
+    points = [
+        Point(epoch=e, step=20 * e, metrics={"holdout/top1": value, "train/loss": 1 / e})
+        for e, value in enumerate(top1, start=1)
+    ]
+    train = TrainConfig(seed=number, epochs=5)
+    return Record(
+        number=number,
+        kind="proposal",
+        params={"stage1.depth": 2, "pooling": "2d", "lr": 0.003},
+        configuration=Configuration(spec=SPEC, train=train),
+        status=status,
+        curve=tuple(points),
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests: making one takes seconds."""
+    return default_uri(Folder(str(tmp_path_factory.mktemp("store"))))
+
+
+names = itertools.count()
+
+
+@pytest.fixture
+def experiment(store: str) -> Experiment:
+    number = next(names)
+    return Experiment(
+        tracking_uri=store,
+        name=f"psvit/digits-{number}",
+        search_id=f"id{number}",
+        run_name="a-search",
+        description="`a-search` in `/data`",
+    )
+
+
+def written(experiment: Experiment, *records: Record, status: str = "FINISHED") -> Tracker:
+    tracker = Tracker(experiment)
+    for one in records:
+        tracker.put(one)
+    assert tracker.close(status) == 0
+    return tracker
+
+
+def runs(experiment: Experiment) -> tuple[Run, list[Run]]:
+    """The one parent, and its children by number. There must be no others, deleted ones neither."""
+    client = MlflowClient(experiment.tracking_uri)
+    found = client.get_experiment_by_name(experiment.name)
+    assert found
+    everything = client.search_runs([found.experiment_id], run_view_type=ViewType.ALL)
+    (parent,) = [run for run in everything if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in everything if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} <= {parent.info.run_id}
+    assert all(run.info.lifecycle_stage == "active" for run in everything)
+    return parent, sorted(children, key=lambda run: run.info.run_name)
+
+
+def points(experiment: Experiment, run: Run, name: str) -> list[tuple[int, float]]:
+    history = MlflowClient(experiment.tracking_uri).get_metric_history(run.info.run_id, name)
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+def everything(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Every point of a run, no (key, step) twice."""
+    found = {name: points(experiment, run, name) for name in run.data.metrics}
+    for name, history in found.items():
+        steps = [step for step, _ in history]
+        assert len(steps) == len(set(steps)), name
+    return found
+
+
+def until(true: Callable[[], bool], patience_s: float = 120) -> None:
+    deadline = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_search_is_one_parent_and_a_child_for_each_configuration(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = record(0, (50.0, 80.0, 70.0), "completed", test_top1=75.5)
+    second = record(1, (40.0,), "failed", reason="Diverged: loss is nan")
+    tracker = written(experiment, first, second)
+
+    parent, children = runs(experiment)
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "a-search"
+    assert parent.data.tags["psvit.search_id"] == experiment.search_id
+    assert parent.data.tags["psvit.role"] == "search"
+    assert parent.data.tags["mlflow.note.content"] == experiment.description
+
+    assert [run.info.run_name for run in children] == ["000 2|1", "001 2|1"]
+    assert [run.info.status for run in children] == ["FINISHED", "FAILED"]
+    assert [tracker.run_id(one.key) for one in (first, second)] == [
+        run.info.run_id for run in children
+    ]
+    assert tracker.run_id("unknown") == ""
+    for run, one in zip(children, (first, second), strict=True):
+        train = one.configuration.train.model_dump()
+        assert run.data.params == {
+            "stage1.depth": "2",
+            "pooling": "2d",
+            "lr": "0.003",
+            **{f"train.{name}": str(value) for name, value in train.items()},
+        }
+        tags = {name: v for name, v in run.data.tags.items() if name.startswith("psvit.")}
+        tags.pop("psvit.ray_job_id", None)
+        assert tags == {
+            "psvit.search_id": experiment.search_id,
+            "psvit.role": "configuration",
+            "psvit.key": one.key,
+            "psvit.kind": "proposal",
+            "psvit.spec_id": SPEC.spec_id,
+            "psvit.pattern": "2|1",
+            "psvit.seed": str(one.number),
+            "psvit.data": "digits",
+            "psvit.status": one.status,
+            "psvit.reason": one.reason,
+        }
+    assert everything(experiment, children[0]) == {
+        "cost/gmacs": [(0, first.gmacs)],
+        "cost/params_m": [(0, first.params_m)],
+        "epoch": [(20, 1.0), (40, 2.0), (60, 3.0)],
+        "holdout/top1": [(20, 50.0), (40, 80.0), (60, 70.0)],
+        "train/loss": [(20, 1.0), (40, 1 / 2), (60, 1 / 3)],
+        "best/holdout_top1": [(40, 80.0)],
+        "best/epoch": [(40, 2.0)],
+        "test/top1": [(60, 75.5)],
+    }
+    assert os.listdir(tmp_path) == []  # MLflow's default is a folder where it was started
+
+
+@pytest.mark.parametrize(
+    ("ended", "status"),
+    [
+        ("completed", "FINISHED"),
+        ("stopped", "FINISHED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+    ],
+)
+def test_no_run_is_left_running(experiment: Experiment, ended: Status, status: str) -> None:
+    written(experiment, record(0), record(0, (50.0,)), record(0, (50.0,), ended), status="KILLED")
+    parent, (child,) = runs(experiment)
+    assert (parent.info.status, child.info.status) == ("KILLED", status)
+
+
+def test_a_record_given_again_and_again_is_written_once(experiment: Experiment) -> None:
+    tracker = Tracker(experiment)
+    for epochs in (0, 1, 1, 2, 3, 3):
+        tracker.put(record(0, (50.0, math.nan, 70.0)[:epochs]))
+        tracker.put(record(1, (10.0, 20.0, 30.0)[:epochs]))
+        until(lambda: not tracker._waiting)
+    for one in (record(0, (50.0, math.nan, 70.0), "completed"), record(1, (10.0,) * 3, "stopped")):
+        tracker.put(one)
+        tracker.put(one)
+    assert tracker.close("FINISHED") == 0
+    _, children = runs(experiment)
+    assert len(children) == 2
+    (_, first), nan, (_, last) = everything(experiment, children[0])["holdout/top1"]
+    assert (first, last) == (50.0, 70.0)
+    assert nan[0] == 40
+    assert math.isnan(nan[1])
+    assert everything(experiment, children[1])["holdout/top1"] == [
+        (20, 10.0),
+        (40, 20.0),
+        (60, 30.0),
+    ]
+
+
+def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -> None:
+    done = record(0, (60.0, 90.0), "completed", test_top1=88.0)
+    written(experiment, done, record(1, (50.0,), "interrupted"), status="KILLED")
+    _, before = runs(experiment)
+
+    written(experiment, done, record(1, (50.0, 70.0), "completed"), record(2, (1.0,), "stopped"))
+    parent, after = runs(experiment)
+    assert parent.info.status == "FINISHED"
+    assert [run.info.status for run in after] == ["FINISHED"] * 3
+    assert [run.info.run_id for run in after[:2]] == [run.info.run_id for run in before]
+    # What had ended is as it was, the time of its end too.
+    assert after[0].info.end_time == before[0].info.end_time
+    assert after[0].data.to_dictionary() == before[0].data.to_dictionary()
+    assert everything(experiment, after[0]) == everything(experiment, before[0])
+    went_on = everything(experiment, after[1])
+    assert went_on["holdout/top1"] == [(20, 50.0), (40, 70.0)]
+    assert went_on["best/holdout_top1"] == [(20, 50.0), (40, 70.0)]
+    assert after[1].data.metrics["best/holdout_top1"] == 70.0
+
+
+def test_nan_and_infinity_are_points_but_never_the_best(experiment: Experiment) -> None:
+    diverged = record(0, (math.nan, 30.0, math.inf, math.nan), "failed", reason="loss is nan")
+    for _ in range(2):
+        written(experiment, diverged, record(1, (math.nan,), "failed"))
+    _, (run, nothing) = runs(experiment)
+    history = everything(experiment, run)
+    assert [step for step, _ in history["holdout/top1"]] == [20, 40, 60, 80]
+    assert history["best/holdout_top1"] == [(40, 30.0)]
+    assert "best/holdout_top1" not in nothing.data.metrics
+
+
+def test_searches_of_one_store_do_not_mix(experiment: Experiment) -> None:
+    other = experiment.model_copy(update={"search_id": "another", "run_name": "b-search"})
+    tracker = written(experiment, record(0, (50.0,), "completed"))
+    beside = written(other, record(0, (50.0,), "completed"))
+    assert tracker.run_id(record(0).key) != beside.run_id(record(0).key)
+
+
+def test_what_was_not_taken_when_a_run_was_opened_is_added_later(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", 0.01)
+    log_batch, rng, troubles = MlflowClient.log_batch, random.Random(0), []
+
+    def flaky(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        """Of three batches one is not taken, and of one the answer is lost."""
+        trouble = rng.choice(("refused", "answer lost", "")) if len(troubles) < 30 else ""
+        troubles.append(trouble)
+        if trouble != "refused":
+            log_batch(self, *args, **kwargs)
+        if trouble:
+            raise requests.ConnectionError
+
+    monkeypatch.setattr(MlflowClient, "log_batch", flaky)
+    tracker = Tracker(experiment)
+    tracker.put(record(0, (50.0, 60.0), "completed"))
+    until(lambda: not tracker._waiting)
+    assert tracker.close("FINISHED") == 0
+    _, (run,) = runs(experiment)
+    assert run.data.params["pooling"] == "2d"
+    history = everything(experiment, run)
+    assert history["cost/gmacs"] == [(0, record(0).gmacs)]
+    assert history["holdout/top1"] == [(20, 50.0), (40, 60.0)]
+    assert {"refused", "answer lost"} <= set(troubles)
+
+
+def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "RETRY_S", 0.01)
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.5)
+    refused = record(0).model_copy(update={"params": {"a name: no": 1, "*": 2}})
+    tracker = Tracker(experiment)
+    tracker.put(refused)
+    until(lambda: "did not take" in caplog.text)
+    for number in (1, 2):
+        tracker.put(record(number, (50.0,), "completed"))
+    assert tracker.close("FINISHED") == 1
+    parent, children = runs(experiment)
+    assert parent.info.status == "FINISHED"
+    ended = [r for r in children if r.data.tags["psvit.key"] != refused.key]
+    assert [run.info.status for run in ended] == ["FINISHED", "FINISHED"]
+
+
+def test_a_long_reason_is_cut_not_refused(experiment: Experiment) -> None:
+    written(experiment, record(0, (), "failed", reason="x" * 100_000))
+    _, (run,) = runs(experiment)
+    assert run.data.tags["psvit.reason"] == "x" * tracking.MOST_OF_A_REASON
+
+
+def test_a_machine_without_git_tracks_all_the_same(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking._source_tags.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", "/nowhere")
+        written(experiment, record(0, (50.0,), "completed"))
+    tracking._source_tags.cache_clear()
+    _, (run,) = runs(experiment)
+    assert "mlflow.source.git.commit" not in run.data.tags
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_stays_down_costs_little_time_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, seconds in {"RETRY_S": 0.01, "FLUSH_S": 0.1}.items():
+        monkeypatch.setattr(tracking, name, seconds)
+    uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
+    with pytest.raises(ValueError, match="tracking_uri must answer, got http://127.0.0.1:") as none:
+        check(uri)
+    tracker = Tracker(Experiment(tracking_uri=uri, name="a", search_id="a", run_name="a"))
+    for number in range(3):
+        tracker.put(record(number, (50.0,), "completed"))
+        tracker.put(record(number, (50.0,), "completed"))
+    until(lambda: bool(caplog.records))
+    assert tracker.close("FINISHED") == 3
+    assert not tracker._thread.is_alive()
+    ours = [one for one in caplog.records if one.name == tracking.__name__]
+    assert len(ours) == 1  # one line an outage
+    assert "hunter2" not in caplog.text + str(none.value)
+
+
+class Server:
+    """A real tracking server that can be down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        database = f"sqlite:///{self.folder}/server.db"
+        command = ["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", database]
+        self.process = subprocess.Popen(
+            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(self.port)],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            start_new_session=True,
+        )
+
+    def answers(self) -> bool:
+        try:
+            check(self.uri)
+        except ValueError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its workers too: the session is its own
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.stop()
+
+
+def test_a_server_that_comes_up_late_gets_every_point(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also what REST could stumble on: an empty tag, not a number, infinity."""
+    monkeypatch.setattr(tracking, "RETRY_S", 0.2)
+    caplog.set_level(logging.WARNING, logger=tracking.__name__)
+    server.start()
+    uri = server.uri.replace("//", "//me:hunter2@")
+    experiment = Experiment(tracking_uri=uri, name="psvit/a", search_id="a", run_name="a")
+    tracker = Tracker(experiment)
+    for epochs in range(3):
+        for number in range(3):
+            tracker.put(record(number, (50.0, math.nan, math.inf)[: epochs + 1]))
+    until(lambda: bool(caplog.records))
+    assert not tracker.run_id(record(0).key)
+
+    until(server.answers)
+    until(lambda: not tracker._waiting)
+    for number in range(3):
+        tracker.put(record(number, (50.0, math.nan, math.inf, 80.0), "completed"))
+    assert tracker.close("FINISHED") == 0
+    parent, children = runs(experiment)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 4
+    for run in children:
+        assert run.data.tags["psvit.reason"] == ""
+        history = everything(experiment, run)["holdout/top1"]
+        assert [step for step, _ in history] == [20, 40, 60, 80]
+        assert (history[0][1], history[3][1]) == (50.0, 80.0)
+        assert math.isnan(history[1][1])
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("localhost:5000", "must be the address of a server, as http://host:5000"),
+        ("http://", "must be the address of a server"),
+        ("foo://host", "must be the address of a server"),
+        ("http://not a host", "must answer"),
+        ("sqlite:////proc/nothing/mlflow.db", "must be writable"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(uri: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"tracking_uri {reason}"):
+        check(uri)
+
+
+def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:
+    uri = default_uri(Folder(str(tmp_path)))
+    assert uri == f"sqlite:///{tmp_path}/mlflow.db"
+    check(uri)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="tracking_uri must be given, since storage s3://bucket "):
+        default_uri(Folder("s3://me:hunter2@bucket"))
