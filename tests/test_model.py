@@ -240,8 +240,12 @@ def test_compiled_blocks_equal_eager_in_inductor() -> None:
     assert_all_close(logits_and_gradients(model, x), expected)
 
 
-def test_more_kinds_of_blocks_than_torchs_limit_are_all_compiled() -> None:
-    """Ten rates of stochastic depth make ten kinds; torch's limit for one code object is eight."""
+def test_more_kinds_of_blocks_than_torchs_limit_are_all_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten rates of stochastic depth make ten kinds; torch's limit for one code object is eight
+    (importing timm.optim happens to lift it)."""
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 8)
     model = small_model(small_spec("1-1-1-1-1|1-1-1-1-1"), drop_path_rate=0.5).train()
     x = images(model.spec)
     torch.manual_seed(3)
@@ -250,7 +254,7 @@ def test_more_kinds_of_blocks_than_torchs_limit_are_all_compiled() -> None:
     model.compile_blocks(backend="eager")
     torch.manual_seed(3)
     torch.testing.assert_close(model(x), expected)
-    assert counters["stats"]["unique_graphs"] == 10
+    assert counters["frames"] == {"total": 10, "ok": 10}
 
 
 @pytest.mark.parametrize("pooling", ["1d", "2d"])
