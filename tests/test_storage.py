@@ -40,6 +40,7 @@ def test_nothing_is_there_before_it_is_written(folder: Folder) -> None:
     folder.delete_all()
     folder.write("b.json", b"")
     assert folder.read("a.json") is None
+    assert (folder / "b.json").read("a.json") is None  # a file, where a folder was meant
 
 
 def test_names_are_in_order_folders_too_but_no_leftovers(folder: Folder) -> None:

@@ -50,7 +50,7 @@ class Folder:
         try:
             with filesystem.open_input_stream(f"{path}/{name}") as file:
                 return file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes) -> None:

@@ -1,0 +1,592 @@
+"""Wrong input is one clear line and exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from psvit_ray import cli
+from psvit_ray.arch.presets import preset
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import cluster
+from psvit_ray.runtime.launch import DESCRIPTION
+from psvit_ray.runtime.lease import Lease
+from psvit_ray.training.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+DIGITS = yaml.safe_load((ROOT / "jobs" / "recipes" / "digits.yaml").read_text())
+CLASSES = {
+    "tune_psvit": "TuneJob",
+    "train_psvit": "TrainJob",
+    "compare_psvit": "CompareJob",
+    "report": "ReportJob",
+}
+
+
+@functools.cache
+def job(name: str) -> ModuleType:
+    """`jobs/` is a folder of scripts, no package."""
+    spec = importlib.util.spec_from_file_location(f"jobs_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(line: str) -> Any:
+    name, *argv = shlex.split(line)
+    return cli.parse(getattr(job(name), CLASSES[name]), argv)
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A job in an empty folder, in this process. Ray is never started."""
+    monkeypatch.chdir(tmp_path)
+
+    def not_here(**_: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster, "join", not_here)
+
+    def run(line: str, work: Callable[[Any], int] | None = None) -> Said:
+        name, *argv = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", [name, *argv])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(getattr(job(name), CLASSES[name]), work or job(name).work)
+        return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def everything_under(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def refused(run: Run, tmp_path: Path) -> Callable[[str], str]:
+    """The one line that a wrong input gets."""
+
+    def refused(line: str) -> str:
+        before = everything_under(tmp_path), sorted(tmp_path.rglob("*"))
+        said = run(line)
+        assert said.code == 2
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert said.err.endswith("\n")
+        assert said.err.count("\n") == 1
+        assert (everything_under(tmp_path), sorted(tmp_path.rglob("*"))) == before
+        return said.err.removeprefix("error: ").removesuffix("\n")
+
+    return refused
+
+
+Refused = Callable[[str], str]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        # flags
+        ("tune_psvit --num-trails 3", "unknown option --num-trails; nearest is --num-trials"),
+        ("tune_psvit --zzz 3", "unknown option --zzz; see --help"),
+        ("tune_psvit --resume --epoch 3", "unknown option --epoch; nearest is --epochs"),
+        ("tune_psvit stray", "unknown option stray; see --help"),
+        (
+            "tune_psvit --num-trials",
+            "Missing value for argument '--num-trials'. Expected 1 values.",
+        ),
+        ("report --nam a", "unknown option --nam; nearest is --name"),
+        ("compare_psvit", "--search must be given"),
+        # values
+        ("tune_psvit --num-trials x", "--num-trials must be a whole number, got 'x'"),
+        ("tune_psvit --lr x", "--lr must be a number, got 'x'"),
+        (
+            "tune_psvit --resume often",
+            "invalid choice 'often' for argument '--resume'. Expected one of ('never', 'must', "
+            "'auto').",
+        ),
+        ("tune_psvit --num-trials 0", "num_trials must be at least 1, got 0"),
+        ("tune_psvit --num-trials -3", "num_trials must be at least 1, got -3"),
+        ("tune_psvit --epochs 0", "epochs must be at least 1, got 0"),
+        ("tune_psvit --workers-per-trial 0", "workers_per_trial must be at least 1, got 0"),
+        ("tune_psvit --max-concurrent -1", "max_concurrent must be at least 1, got -1"),
+        ("tune_psvit --max-hours 0", "max_hours must be more than 0, got 0.0"),
+        ("tune_psvit --max-gmacs -1", "max_gmacs must be more than 0, got -1.0"),
+        ("tune_psvit --seed -1", "seed must be at least 0, got -1"),
+        ("tune_psvit --drop 1.5", "drop must be less than 1, got 1.5"),
+        ("train_psvit --workers 0", "workers must be at least 1, got 0"),
+        ("compare_psvit --search a --seeds 0", "seeds must be at least 1, got 0"),
+        (
+            "tune_psvit --epochs 2",
+            "warmup_epochs must be less than epochs=2, got 2.0",
+        ),
+        ("tune_psvit --reduction-factor 1", "reduction_factor must be 0 or at least 2, got 1"),
+        # recipes, presets and patterns
+        ("tune_psvit --recipe digitz", "recipe 'digitz' does not exist; nearest is 'digits'"),
+        ("tune_psvit --recipe no/d.yaml", "recipe 'no/d.yaml' does not exist; nearest is 'digits'"),
+        (
+            "train_psvit --arch psvit_2d_tinny",
+            "no preset is called 'psvit_2d_tinny'; nearest is 'psvit_2d_tiny'",
+        ),
+        (
+            "train_psvit --arch psvit_2d_tiny",
+            "arch 'psvit_2d_tiny' with data 'digits': img_size must be a multiple of "
+            "patch_size=16, got 8; nearest is 16",
+        ),
+        (
+            "train_psvit --arch '2|2-x|1'",
+            "pattern '2|2-x|1': expected a group size of 1 or more at character 5, got 'x' "
+            "(example: 2-2|2-1-2|2)",
+        ),
+        (
+            "train_psvit --arch '|2'",
+            "pattern '|2': expected a group size of 1 or more at character 1, got nothing "
+            "(example: 2-2|2-1-2|2)",
+        ),
+        (
+            "train_psvit --arch ''",
+            "pattern '': expected a group size of 1 or more at character 1, got nothing "
+            "(example: 2-2|2-1-2|2)",
+        ),
+        (
+            "train_psvit --arch '1|1|1|1'",
+            "pattern '1|1|1|1' has 4 stages, but the base spec gives the widths of 3",
+        ),
+        ("train_psvit --arch a/spec.json", "arch 'a/spec.json' does not exist"),
+        ("train_psvit --arch a/best.yaml", "arch 'a/best.yaml' does not exist"),
+        # where it writes
+        ("tune_psvit --name a/b", "name must be usable as a folder name, got 'a/b'"),
+        ("tune_psvit --name .a", "name must be usable as a folder name, got '.a'"),
+        ("tune_psvit --resume", "resume needs the name to go on with: add --name"),
+        ("tune_psvit --resume --name a", "name must exist to be resumed, got 'a'"),
+        (
+            "tune_psvit --storage /proc/nothing",
+            "storage must be writable, got /proc/nothing: No such file or directory in /proc",
+        ),
+        (
+            "tune_psvit --storage foo://me:hunter2@host/a",
+            "storage must be a path or a URI, got foo://host/a: Unrecognized filesystem type in "
+            "URI: foo://host/a",
+        ),
+        (
+            "tune_psvit --tracking-uri http://me:hunter2@127.0.0.1:9",
+            "tracking_uri must answer, got http://127.0.0.1:9: ConnectionError",
+        ),
+        (
+            "tune_psvit --tracking-uri localhost:5000",
+            "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
+            "sqlite:////folder/mlflow.db, got 'localhost:5000'",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(refused: Refused, line: str, said: str) -> None:
+    assert refused(line) == said
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    """The recipe for digits with some fields changed."""
+    return {**DIGITS, **{name: DIGITS[name] | fields for name, fields in sections.items()}}
+
+
+def with_space(**fields: Any) -> dict[str, Any]:
+    return changed(search={"space": DIGITS["search"]["space"] | fields})
+
+
+ONE_PATCH = {"patch_size": [4], "num_stages": [3]}
+BAD_WIDTH = [{"depth": [1], "embed_dim": [20, 32], "head_dim": [16], "mlp_ratio": [2]}]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (changed(train={"epoch": 3}), ": train: unknown field 'epoch'; nearest is 'epochs'"),
+        (
+            changed(search={"num_trial": 3}),
+            ": search: unknown field 'num_trial'; nearest is 'num_trials'",
+        ),
+        (
+            with_space(patchsize=[1]),
+            ": search: space: unknown field 'patchsize'; nearest is 'patch_size'",
+        ),
+        (
+            changed(search={"overrides": {"lrr": [0.1]}}),
+            ": search: overrides: overrides: unknown field 'lrr'; nearest is 'lr'",
+        ),
+        ({"trian": {}}, ": unknown section 'trian'; nearest is 'train'"),
+        ({"train": 3}, ": train must be a mapping, got 3"),
+        ([1], " must be a mapping of base, train, search, trials"),
+        ({"train": {"epochs": 3}}, " must have a section 'search'"),
+        (changed(train={"batch_size": 0}), ": train: batch_size must be at least 1, got 0"),
+        (
+            with_space(patch_size=[3]),
+            ": search: space: patch_size: every choice must divide img_size=8, got 3; nearest is 2",
+        ),
+        (
+            with_space(**ONE_PATCH),
+            ": search: space: patch_size: 4 on img_size=8 leaves 2 x 2 patches, enough for 2 "
+            "stages in 2d, got num_stages=3; use a smaller patch_size or fewer stages",
+        ),
+        (
+            with_space(stages=BAD_WIDTH, num_stages=[1]),
+            ": search: space.stages.0: every embed_dim must be a multiple of every head_dim: 20 is "
+            "not one of 16; nearest is 16 or 32",
+        ),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(
+    refused: Refused, tmp_path: Path, recipe: Any, said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert refused("tune_psvit --recipe mine.yaml") == f"recipe 'mine.yaml'{said}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"train: [\n", "recipe 'mine.yaml' is not YAML at line 2"),
+        (b"\xff\xfe\x00", "recipe 'mine.yaml' cannot be read: it is not text"),
+        (None, "recipe 'mine.yaml' cannot be read: Is a directory"),
+        (b"", "recipe 'mine.yaml' must have a section 'search'"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_line(
+    refused: Refused, tmp_path: Path, text: bytes | None, said: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.mkdir() if text is None else path.write_bytes(text)
+    assert refused("tune_psvit --recipe mine.yaml") == said
+
+
+BEST = {"spec": DIGITS["base"], "train": {"epochs": 7, "lr": 0.005}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "best.yaml",
+            "a: 1",
+            "arch must be a search's best.yaml with spec and train, got 'best.yaml'",
+        ),
+        ("best.yaml", "[", "arch 'best.yaml' is not YAML at line 1"),
+        (
+            "best.yaml",
+            "spec: {}\ntrain: {}",
+            "arch 'best.yaml': spec.pooling must be given; spec.stages must be given",
+        ),
+        (
+            "best.yaml",
+            yaml.safe_dump(BEST | {"train": {"epoch": 7}}),
+            "arch 'best.yaml': train: unknown field 'epoch'; nearest is 'epochs'",
+        ),
+        (
+            "spec.json",
+            json.dumps(DIGITS["base"] | {"patch_size": 3}),
+            "arch 'spec.json' must be a spec: img_size must be a multiple of patch_size=3, got 8; "
+            "nearest is 6 or 9",
+        ),
+        (
+            "spec.json",
+            json.dumps(DIGITS["base"] | {"patch_size": 8}),
+            "arch 'spec.json' must be a spec: stages: a grid of 1 token cannot be pooled again "
+            "(before stage 2 of 3); use fewer stages or a patch_size below 8",
+        ),
+        (
+            "spec.json",
+            json.dumps(DIGITS["base"]).replace('"num_heads": 3', '"num_heads": 5'),
+            "arch 'spec.json' must be a spec: stages.1: embed_dim must be a multiple of "
+            "num_heads=5, got 48; nearest is 45 or 50",
+        ),
+        (
+            "spec.json",
+            "{",
+            "arch 'spec.json' must be a spec: Invalid JSON: EOF while parsing an object at line 1 "
+            "column 1",
+        ),
+    ],
+)
+def test_a_wrong_architecture_is_one_line(
+    refused: Refused, tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert refused(f"train_psvit --arch {name}") == said
+
+
+def test_limits_that_nothing_meets_name_the_smallest_there_is(refused: Refused) -> None:
+    space = parse("tune_psvit").search.space
+    found = refused("tune_psvit --max-gmacs 0.00000001 --max-params-m 0.000001")
+    assert found.startswith(
+        "no configuration of the space meets max_gmacs=1e-08, max_params_m=1e-06"
+    )
+    for smallest in space.smallest():
+        assert smallest.pattern in found
+
+
+def stands(storage: Path, name: str, identity: dict[str, Any]) -> None:
+    (storage / name).mkdir(parents=True)
+    content = {"search_id": "abc", "identity": identity}
+    (storage / name / DESCRIPTION).write_text(json.dumps(content))
+
+
+def test_a_name_that_stands_is_not_begun_again(refused: Refused, tmp_path: Path) -> None:
+    stands(tmp_path / "outputs", "mine", {})
+    found = refused("tune_psvit --name mine")
+    assert found.startswith(
+        f"name must be new, got 'mine', which stands in {tmp_path}/outputs/mine;"
+    )
+    assert "add --resume" in found
+
+
+def test_a_name_that_does_not_stand_is_not_resumed_and_those_that_do_are_named(
+    refused: Refused, tmp_path: Path
+) -> None:
+    stands(tmp_path / "outputs", "one", {})
+    stands(tmp_path / "outputs", "two", {})
+    (tmp_path / "outputs" / "mlflow.db").write_text("")
+    found = refused("tune_psvit --name three --resume")
+    assert found == "name must exist to be resumed, got 'three'; there are one, two"
+
+
+def test_a_resume_with_another_space_or_data_says_what_differs(
+    refused: Refused, tmp_path: Path
+) -> None:
+    identity = json.loads(json.dumps(parse("tune_psvit").identity))
+    identity["search"]["space"]["stages"][0]["depth"] = [1, 2]
+    identity["train"]["data"] = "flowers"
+    stands(tmp_path / "outputs", "mine", identity)
+    for resume in ("--resume", "--resume auto"):
+        assert refused(f"tune_psvit --name mine {resume}") == (
+            "resume must not change what 'mine' is: train.data: flowers -> digits; "
+            "search.space.stages.0.depth: [1, 2] -> [1, 2, 3]"
+        )
+
+
+def test_a_resume_may_raise_trials_and_hours(run: Run, tmp_path: Path) -> None:
+    identity = parse("tune_psvit --num-trials 3").identity
+    stands(tmp_path / "outputs", "mine", json.loads(json.dumps(identity)))
+    with pytest.raises(AssertionError, match="Ray was started"):
+        run("tune_psvit --name mine --resume --num-trials 30 --max-hours 2")
+
+
+def test_a_resume_with_another_architecture_says_what_differs(
+    refused: Refused, tmp_path: Path
+) -> None:
+    spec = cli.resolve_arch("1|1|1", ArchSpec.model_validate(DIGITS["base"]), "digits")
+    identity = {"spec": spec.model_dump(mode="json"), "train": parse("train_psvit").train}
+    identity["train"] = identity["train"].model_dump(mode="json")
+    stands(tmp_path / "outputs", "mine", identity)
+    assert refused("train_psvit --name mine --resume --arch '2|1|1'") == (
+        "resume must not change what 'mine' is: spec.stages.0.share_groups: [1] -> [2]"
+    )
+
+
+def test_a_name_in_use_by_a_live_driver_is_refused_before_ray_starts(
+    refused: Refused, tmp_path: Path
+) -> None:
+    stands(tmp_path / "outputs", "mine", json.loads(json.dumps(parse("tune_psvit").identity)))
+    with Lease(Folder(str(tmp_path / "outputs" / "mine"))):
+        found = refused("tune_psvit --name mine --resume")
+    assert found.startswith(f"name is in use by process {os.getpid()} on ")
+
+
+def test_a_submitted_job_does_not_write_into_the_copy_of_its_package(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "session" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    assert refused("tune_psvit") == (
+        "storage must be an absolute path or a URI in a submitted job, got 'outputs': the job's "
+        "own folder is a copy that Ray deletes"
+    )
+
+
+def test_an_object_store_needs_a_tracking_server(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Folder, "check_writable", lambda self: None)
+    monkeypatch.setattr(Folder, "read", lambda self, name: None)
+    found = refused("tune_psvit --storage s3://me:hunter2@bucket/psvit")
+    assert found.startswith(
+        "tracking_uri must be given, since storage s3://bucket/psvit is no disk"
+    )
+
+
+def test_report_names_the_nearest_search(refused: Refused, tmp_path: Path) -> None:
+    stands(tmp_path / "outputs", "digits-1", {})
+    assert refused("report --name digit-1") == (
+        f"name must exist in {tmp_path}/outputs, got 'digit-1'; nearest is 'digits-1'"
+    )
+
+
+def test_a_real_process_says_one_line_and_ends_with_code_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "train_psvit.py"), "--arch", "2|2-x|1"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "error: pattern '2|2-x|1': expected a group size of 1 or more at character 5, got 'x' "
+        "(example: 2-2|2-1-2|2)"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_many_lines_is_one_line(run: Run) -> None:
+    def work(_: Any) -> int:
+        raise ValueError("first\n  second")
+
+    assert run("tune_psvit", work) == (2, "", "error: first second\n")
+
+
+@pytest.mark.parametrize("code", [0, 1, 130, 143])
+def test_the_exit_code_is_that_of_the_work(run: Run, code: int) -> None:
+    assert run("tune_psvit", lambda _: code) == (code, "", "")
+
+
+def test_ctrl_c_before_the_work_listens_is_130_without_a_traceback(run: Run) -> None:
+    def work(_: Any) -> int:
+        raise KeyboardInterrupt
+
+    assert run("tune_psvit", work) == (130, "", "interrupted\n")
+
+
+def test_a_fault_of_ours_is_not_dressed_as_the_users(run: Run) -> None:
+    def work(_: Any) -> int:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("tune_psvit", work)
+
+
+def test_the_recipe_gives_defaults_and_the_command_line_wins() -> None:
+    job = parse(
+        "tune_psvit --epochs 9 --num-trials 5 --max-gmacs 0.5 --name a --storage=/s --seed 4"
+    )
+    train = DIGITS["train"]
+    assert job.train == TrainConfig.model_validate(train | {"epochs": 9, "seed": 4})
+    assert (job.search.num_trials, job.search.max_gmacs) == (5, 0.5)
+    assert job.search.space.model_dump(mode="json", exclude_defaults=True)["stages"][0] == {
+        "depth": [1, 2, 3],
+        "embed_dim": [16, 32, 48],
+        "head_dim": [16],
+        "mlp_ratio": [2.0],
+    }
+    assert (job.launch.name, job.launch.storage, job.launch.resume) == ("a", "/s", "never")
+
+
+def test_a_recipe_given_by_path_is_read_with_either_way_of_writing_a_flag(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(changed(train={"lr": 0.125}) | {"trials": None}))
+    assert parse(f"tune_psvit --recipe {path}").train.lr == 0.125
+    assert parse(f"tune_psvit --recipe={path} --lr 0.5").train.lr == 0.5
+
+
+def test_a_best_yaml_stands_between_recipe_and_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "best.yaml"
+    path.write_text(yaml.safe_dump(BEST))
+    job_ = parse(f"train_psvit --arch {path} --lr 0.25")
+    # lr from the command line, epochs from best.yaml, warmup_epochs from the recipe
+    expected = DIGITS["train"] | {"epochs": 7, "lr": 0.25}
+    assert job_.train == TrainConfig.model_validate(expected)
+    assert cli.resolve_arch(job_.arch, job_.base, "digits") == ArchSpec.model_validate(BEST["spec"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "resume"),
+    [
+        ("", "never"),
+        ("--resume", "must"),
+        ("--resume --name a", "must"),
+        ("--name a --resume", "must"),
+        ("--resume auto", "auto"),
+        ("--resume=auto", "auto"),
+        ("--resume must --name a", "must"),
+    ],
+)
+def test_resume_alone_means_must(flags: str, resume: str) -> None:
+    assert parse(f"tune_psvit {flags}").launch.resume == resume
+
+
+def test_an_architecture_is_a_preset_a_pattern_a_file_or_the_base(tmp_path: Path) -> None:
+    base = ArchSpec.model_validate(DIGITS["base"])
+    assert cli.resolve_arch(None, base, "digits") == base
+    assert cli.resolve_arch("2|2-1", base, "digits") == base.with_pattern("2|2-1")
+    path = tmp_path / "spec.json"
+    path.write_text(base.with_pattern("2|1").to_json())
+    assert cli.resolve_arch(str(path), None, "digits") == base.with_pattern("2|1")
+    with pytest.raises(ValueError, match="arch must be given: this recipe has no base spec"):
+        cli.resolve_arch(None, None, "digits")
+
+
+def test_a_preset_takes_images_and_classes_from_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flowers:
+        img_size, in_chans, num_classes = 64, 3, 102
+
+    monkeypatch.setattr(cli, "load", lambda name, **_: Flowers())
+    named = preset("psvit_2d_tiny")
+    ours = cli.resolve_arch("psvit_2d_tiny", None, "flowers")
+    assert (ours.img_size, ours.in_chans, ours.num_classes) == (64, 3, 102)
+    assert (ours.stages, ours.patch_size) == (named.stages, named.patch_size)
+
+
+def test_options_that_only_the_command_line_gives() -> None:
+    job_ = parse("compare_psvit --search a --baseline-search b --workers-per-trial 2")
+    assert (job_.search, job_.baseline_search, job_.trials.workers_per_trial) == ("a", "b", 2)
+    assert parse("report --name a --name b").name == ("a", "b")
+
+
+def test_a_dry_run_says_all_and_starts_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    said = run("tune_psvit --dry-run --epochs 9 --max-concurrent 2")
+    assert (said.code, said.err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    text, _, sizes = said.out.partition("\n\n")
+    resolved = yaml.safe_load(text)
+    assert resolved["train"]["epochs"] == 9
+    assert resolved["search"]["space"]["pooling"] == ["1d", "2d"]
+    search = parse("tune_psvit").search
+    within = search.space.size(search.limits)
+    assert within.exact
+    assert f"{search.space.size().count:,} architectures, {within.count:,} within" in sizes
+    assert f"trials: {search.num_trials}, 2 at a time, 9 epochs each" in sizes
+    assert " h, from " in sizes
+
+
+def test_help_names_every_option_of_the_issue(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    said = run("tune_psvit --help")
+    assert said.code == 0
+    for flag in (
+        *("--recipe", "--data", "--num-trials", "--max-hours", "--epochs", "--workers-per-trial"),
+        *("--max-gmacs", "--max-params-m", "--max-concurrent", "--storage", "--name", "--resume"),
+        *("--tracking-uri", "--seed", "--dry-run", "--verbose"),
+    ):
+        assert f"{flag} " in said.out or f"{flag}," in said.out
