@@ -8,11 +8,12 @@ Use it on a machine that does nothing else.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -82,9 +83,7 @@ def work(job: BenchmarkJob) -> int:
 
 def models(job: BenchmarkJob) -> dict[str, Any]:
     """Images/s of psvit_2d_tiny over those of timm's deit_tiny_patch16_224."""
-    nets = {
-        name: timm.create_model(name) for name in ("psvit_2d_tiny", "deit_tiny_patch16_224")
-    }
+    nets = {name: timm.create_model(name) for name in ("psvit_2d_tiny", "deit_tiny_patch16_224")}
     assert psvit_ray.model  # registered the first of them
     return {
         kind: _ratio(
@@ -179,7 +178,7 @@ def trials(job: BenchmarkJob) -> dict[str, Any]:
                     Trials(workers_per_trial=num_workers, max_concurrent=1),
                     num_trials=number,
                 )
-        whole = statistics.median(b - a for a, b in zip(ends[1:], ends[2:], strict=False))
+        whole = statistics.median(b - a for a, b in itertools.pairwise(ends))
         bare = statistics.median(_seconds_alone(one) for one in configurations[:3])
         found[f"{num_workers} workers"] = {"seconds_outside_training": whole - bare}
     return found
@@ -253,7 +252,7 @@ def _train(net: nn.Module, images: torch.Tensor) -> None:
 
 
 def _ratio(
-    works: dict[str, Callable[[], object]], rounds: int, *, inverse: bool = False
+    works: Mapping[str, Callable[[], object]], rounds: int, *, inverse: bool = False
 ) -> dict[str, float]:
     """Median over rounds of the second's seconds over the first's (or inverse)."""
     seconds = interleaved(works, rounds=rounds)

@@ -1,7 +1,7 @@
 """Tables and pictures again from the record; no run is needed. Several searches beside each other.
 
-    python jobs/report.py --name digits-20260101-120000
-    python jobs/report.py --storage s3://bucket/psvit --name one --name two
+python jobs/report.py --name digits-20260101-120000
+python jobs/report.py --storage s3://bucket/psvit --name one --name two
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def work(job: ReportJob) -> int:
     known = storage.names()
     for name in job.name:
         if name not in known:
-            raise ValueError(f"name must exist in {storage}, got {name!r}{cli.nearest(name, known)}")
+            raise ValueError(
+                f"name must exist in {storage}, got {name!r}{cli.nearest(name, known)}"
+            )
     searches = {name: RecordStore(storage / name).all() for name in job.name}
     for name, records in searches.items():
         leaderboard.write(records, storage / name, title=name)

@@ -158,7 +158,9 @@ def free_port() -> int:
 @contextmanager
 def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """A Ray head of our own, ended with its children; gives its dashboard's address."""
-    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+    ports = {
+        name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")
+    }
     ray = str(Path(sys.executable).parent / "ray")
     process = subprocess.Popen(
         [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"]
@@ -177,7 +179,8 @@ def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        ours = [process, *psutil.Process(process.pid).children(recursive=True)]
+        top = psutil.Process(process.pid)
+        ours = [top, *top.children(recursive=True)]
         for one in ours:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -206,29 +209,25 @@ def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: 
     storage = tmp_path / "out"
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
+    job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "3"]
     with head(Path(f"/tmp/psvit{os.getpid()}"), variables) as address:
         assert status(f"{address}/api/jobs/") == 401
         assert status(f"{address}/api/jobs/", Authorization=f"Bearer {token}") == 200
-        submitted = subprocess.run(
-            ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
-            + ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "3"]
-            + ["--epochs", "2", "--storage", str(storage), "--name", "submitted"],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
-        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-        relative = subprocess.run(
-            ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
-            + ["python", "jobs/tune_psvit.py", "--recipe", str(recipe)],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-        )
+
+        def submit(*flags: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                ["ray", "job", "submit", "--address", address, "--working-dir", "."]
+                + ["--", *job, *flags],
+                cwd=ROOT,
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+
+        done = submit("--epochs", "2", "--storage", str(storage), "--name", "submitted")
+        assert done.returncode == 0, done.stdout + done.stderr
+        relative = submit()
     assert "storage must be an absolute path or a URI in a submitted job" in relative.stdout
     assert relative.returncode != 0
     found = RecordStore(Folder(str(storage / "submitted"))).all()

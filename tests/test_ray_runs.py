@@ -53,7 +53,9 @@ def configured(**changes: object) -> Configuration:
 
 
 @contextmanager
-def session(folder: Path, name: str = "a", num_workers: int = 1, **launch: object) -> Iterator[Session]:
+def session(
+    folder: Path, name: str = "a", num_workers: int = 1, **launch: object
+) -> Iterator[Session]:
     with opened(
         Launch.model_validate({"storage": str(folder), "name": name, **launch}),
         default_name="unused",
@@ -67,9 +69,7 @@ def session(folder: Path, name: str = "a", num_workers: int = 1, **launch: objec
 
 def in_ray_train(folder: Path, configuration: Configuration, *, num_workers: int) -> Record:
     with session(folder, num_workers=num_workers) as given:
-        return train(
-            given, configuration, num_workers=num_workers, resources_per_worker={"CPU": 1}
-        )
+        return train(given, configuration, num_workers=num_workers, resources_per_worker={"CPU": 1})
 
 
 def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> Outcome:
@@ -138,7 +138,7 @@ def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
 
 
 def train_workers(num_workers: int) -> list[psutil.Process]:
-    """The processes of a Ray Train worker group of this session's Ray, once all are in their loop."""
+    """The processes of a Ray Train worker group of this session's Ray, once all are there."""
     found: list[psutil.Process] = []
     for process in psutil.Process().children(recursive=True):
         try:
@@ -239,7 +239,7 @@ def test_a_configuration_at_fault_is_a_result_and_others_go_on(tmp_path: Path) -
 
 def test_more_workers_than_the_cluster_can_ever_give_are_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(ValueError, match="workers must be at most 2, .* got 3"),
+        pytest.raises(ValueError, match=r"workers must be at most 2, .* got 3"),
         session(tmp_path, num_workers=3),
     ):
         pass

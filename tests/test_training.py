@@ -161,7 +161,6 @@ def gradient_of_worker(rank: int, world_size: int, folder: str, accumulate: int)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    weights = {}
     *_, last = run(
         Configuration(spec=SPEC, train=few_steps(accumulate)),
         load_source(Configuration(spec=SPEC)),
@@ -169,7 +168,6 @@ def gradient_of_worker(rank: int, world_size: int, folder: str, accumulate: int)
     )
     if rank == 0:
         last.save(Path(folder) / "workers")
-    weights.clear()
     dist.destroy_process_group()
 
 
@@ -185,9 +183,7 @@ def test_any_number_of_workers_and_parts_takes_the_same_steps(
     configuration = Configuration(spec=SPEC, train=few_steps(1))
     *_, alone = run(configuration, load_source(configuration))
     alone.save(tmp_path / "alone")
-    mp.spawn(  # type: ignore[no-untyped-call]
-        gradient_of_worker, (world_size, str(tmp_path), accumulate), nprocs=world_size
-    )
+    mp.spawn(gradient_of_worker, (world_size, str(tmp_path), accumulate), nprocs=world_size)
     ours, theirs = checkpoint.load(tmp_path / "workers"), checkpoint.load(tmp_path / "alone")
     assert ours.step == theirs.step == 12
     for name, weight in theirs.model.items():
@@ -297,7 +293,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason() -> None:
 def test_the_learning_rate_rises_linearly_and_falls_on_a_cosine() -> None:
     config = TrainConfig(epochs=4, warmup_epochs=1, lr=1e-2, min_lr=1e-4, data_fraction=0.2)
     configuration = Configuration(spec=SPEC, train=config)
-    rates = [report.metrics["train/lr"] for report in run(configuration, load_source(configuration))]
+    rates = [
+        report.metrics["train/lr"] for report in run(configuration, load_source(configuration))
+    ]
     steps = 4  # of an epoch: 230 images in batches of 64
     expected = [
         1e-2 / 5 + (1e-2 - 1e-2 / 5) * 3 / steps,

@@ -49,7 +49,7 @@ class ArrayDataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Three disjoint data sets: `train` to learn from, `holdout` to rank by, `test` to touch once."""
+    """Disjoint data sets: `train` to learn from, `holdout` to rank by, `test` to touch once."""
 
     name: str
     img_size: int
@@ -74,7 +74,9 @@ def load(name: str, *, holdout: float, split_seed: int, fraction: float = 1.0) -
         return {"digits": _digits}[name](holdout, split_seed, fraction)
     except KeyError:
         near = difflib.get_close_matches(name, ["digits"], n=1, cutoff=0.0)[0]
-        raise ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}") from None
+        raise ValueError(
+            f"data must be a known source, got {name!r}; nearest is {near!r}"
+        ) from None
 
 
 def _digits(holdout: float, split_seed: int, fraction: float) -> Source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import LayerNorm, PatchEmbed, calculate_drop_path_rates, trunc_normal_
@@ -153,7 +153,7 @@ class PSViT(nn.Module):
                 f"stages {taken}"
             )
         x = self._embed(x)
-        intermediates = []
+        intermediates: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
                 return intermediates if intermediates_only else (x, intermediates)
@@ -224,7 +224,7 @@ class PSViT(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         """All layers in order."""
-        return [block for stage in self.stages for block in stage.blocks]
+        return [block for stage in self.stages for block in cast(Stage, stage).blocks]
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` each block (with `options`), in place. Needs torch 2.13.

@@ -16,7 +16,6 @@ from psvit_ray.search.record import Record, best, best_deit
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import build_model
 
-RESAMPLES = 10_000
 BATCH = 64
 
 
@@ -72,7 +71,17 @@ def write(
     found["error_ratio"] = {"mean": ratio, "low": low, "high": high}
     folder.write("comparison.json", json.dumps(found, indent=2).encode())
 
-    header = ["", "pattern", "patch", "widths", "lr", "MMACs", "k params", "images/s", "test error %"]
+    header = [
+        "",
+        "pattern",
+        "patch",
+        "widths",
+        "lr",
+        "MMACs",
+        "k params",
+        "images/s",
+        "test error %",
+    ]
     lines = [header]
     for name in pairs:
         one = found[name]
@@ -89,23 +98,23 @@ def write(
                 f"{one['test_error']:.2f} ± {one['test_error_std']:.2f}",
             ]
         )
-    seeds = len(correct["DeiT"])
+    num_seeds, num_images = correct["DeiT"].shape
     return (
         f"{aligned(lines)}\n\nPSViT makes {ratio:.2f} of DeiT's errors (95 % interval {low:.2f} to "
-        f"{high:.2f}, paired over {correct['DeiT'].shape[1]} test images and {seeds} seeds)"
+        f"{high:.2f}, paired over {num_images} test images and {num_seeds} seeds)"
     )
 
 
 def error_ratio_interval(
-    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0
+    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float]:
     """95 % bootstrap interval of our errors over theirs. (seeds, images) bool, where rightly
     classified; seeds and images are drawn again together for both, so that what is hard for both
     does not widen it."""
     rng = np.random.default_rng(seed)
     seeds, images = ours.shape
-    ratios = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
+    ratios = np.empty(resamples)
+    for i in range(resamples):
         # Drawing images with replacement is weighing them by a multinomial.
         weights = rng.multinomial(images, np.full(images, 1 / images))
         rows = rng.integers(seeds, size=seeds)

@@ -41,7 +41,8 @@ class WorkerResources(Value):
         gpus = self.gpus_per_worker
         if gpus is None:
             gpus = int(most_resources().get("GPU", 0) > 0)
-        return {"CPU": self.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
+        return {name: amount for name, amount in asked.items() if amount}
 
 
 def join(*, verbose: bool = False) -> None:

@@ -102,7 +102,9 @@ def train_worker(raw_task: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 ray.train.report(
                     values,
-                    checkpoint=_saved(report.save, Path(scratch)) if report.checkpoint_due else None,
+                    checkpoint=_saved(report.save, Path(scratch))
+                    if report.checkpoint_due
+                    else None,
                 )
     except Diverged as error:  # the configuration's own fault: a result, not to be tried again
         ray.train.report({"epoch": values["epoch"], "step": values["step"], "failed": str(error)})

@@ -177,9 +177,7 @@ class _Scheduler(AsyncHyperBandScheduler):
             self._recorder.stop_early(trial.trial_id)
         return decision
 
-    def on_trial_complete(
-        self, tune_controller: Any, trial: Trial, result: dict[str, Any]
-    ) -> None:
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         self._trial_info.pop(trial.trial_id, None)
 
 
@@ -208,7 +206,9 @@ class _Stop(tune.Stopper):
             self.signal = number
             signal.signal(number, before[number])
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before: dict[int, Any] = {
+            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         for number in before:
             signal.signal(number, note)
         try:

@@ -1,8 +1,8 @@
 """The whole state of a run on disk, so that it goes on as if nothing had happened.
 
 A checkpoint is a folder: `configuration.json`, `model.safetensors`, `ema.safetensors` where
-weights are averaged, `state.pt` (optimizer, step, epoch, curve). Nothing in it executes when read. The
-learning rate and all randomness are functions of the step, so neither is stored.
+weights are averaged, `state.pt` (optimizer, step, epoch, curve). Nothing in it executes when read.
+The learning rate and all randomness are functions of the step, so neither is stored.
 """
 
 from __future__ import annotations

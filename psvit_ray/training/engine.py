@@ -38,6 +38,8 @@ from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.metrics import Mean, all_reduce, rank_and_world_size
 
+CPU = torch.device("cpu")
+
 
 class Diverged(ArithmeticError):
     """The loss is not a number any more: the configuration's own fault, the same on all workers."""
@@ -83,7 +85,7 @@ class Place:
     (Ray Train's `prepare_model` and `prepare_data_loader`): how gradients are summed over workers
     is theirs. They may also move things to the device."""
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     prepare_model: Callable[[nn.Module], nn.Module] = lambda model: model
     prepare_loader: Callable[[DataLoader[Batch]], DataLoader[Batch]] = lambda loader: loader
 
@@ -128,8 +130,9 @@ def run(
     on the test images.
 
     Started from a checkpoint, it goes on after that epoch and does bit for bit what the undisturbed
-    run did; started from the last, it only reports that epoch again. Works in every process of an initialised `torch.distributed` group, or alone. Close the
-    generator to stop early: it puts its loaders away.
+    run did; started from the last, it only reports that epoch again. Works in every process of an
+    initialised `torch.distributed` group, or alone. Close the generator to stop early: it puts its
+    loaders away.
 
     Raises ValueError for a checkpoint of another configuration and Diverged for a loss that is
     not finite.
@@ -216,8 +219,7 @@ class _State:
             if ema and start.ema:
                 ema.module.load_state_dict(start.ema)
         if config.compile:
-            for block in model.blocks:
-                block.compile()
+            model.compile_blocks()
         epoch, step, curve = (start.epoch, start.step, list(start.curve)) if start else (0, 0, [])
         return cls(configuration, model, ema, optimizer, epoch, step, curve)
 
@@ -357,7 +359,7 @@ def evaluate(
     amp: bool = False,
 ) -> Evaluation:
     """Every image once over all workers, however many there are; the same answer on each."""
-    device = device or torch.device("cpu")
+    device = device or CPU
     rank, world_size = rank_and_world_size()
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
