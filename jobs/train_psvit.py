@@ -56,8 +56,8 @@ def work(job: TrainJob) -> int:
             resources_per_worker=job.resources.resolved(),
         )
         print(
-            f"{record.pattern}: {record.gmacs * 1e3:.3f} MMACs, {record.params_m:.3f} M parameters, "
-            f"{record.epochs_done} of {job.train.epochs} epochs"
+            f"{record.pattern}: {record.gmacs * 1e3:.3f} MMACs, {record.params_m:.3f} M parameters,"
+            f" {record.epochs_done} of {job.train.epochs} epochs"
         )
         if record.status == "completed":
             print(f"hold-out top-1 {record.top1:.2f}, test top-1 {record.test_top1:.2f}")

@@ -6,7 +6,7 @@ counted), C channels of a stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import isqrt
 from typing import Any, cast
 
@@ -224,7 +224,8 @@ class PSViT(nn.Module):
     @property
     def blocks(self) -> list[Block]:
         """All layers in order."""
-        return [block for stage in self.stages for block in cast(Stage, stage).blocks]
+        stages = cast(Iterable[Stage], self.stages)
+        return [cast(Block, block) for stage in stages for block in stage.blocks]
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` each block (with `options`), in place. Needs torch 2.13.
