@@ -359,7 +359,7 @@ def test_timm_lists_the_presets_and_builds_them_with_its_arguments() -> None:
     assert (model.num_classes, model.in_chans, model.drop_rate) == (7, 1, 0.1)
     assert {block.attn.attn_drop for block in model.blocks} == {0.2}
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
-    assert rates == pytest.approx([0.3 * i / 11 for i in range(12)])
+    assert rates == pytest.approx([0.3 * i / 12 for i in range(13)])
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
 
 
@@ -428,8 +428,8 @@ def test_a_1d_pool_leaves_no_grid() -> None:
 def test_features_only_gives_the_stages_and_keeps_no_dead_weight() -> None:
     net = timm.create_model("psvit_2d_tiny", features_only=True, img_size=64, out_indices=(0, 1))
     levels = net(torch.randn(1, 3, 64, 64))
-    assert [tuple(level.shape) for level in levels] == [(1, 256, 4, 4), (1, 384, 2, 2)]
-    assert net.feature_info.channels() == [256, 384]
+    assert [tuple(level.shape) for level in levels] == [(1, 192, 4, 4), (1, 384, 2, 2)]
+    assert net.feature_info.channels() == [192, 384]
     assert net.feature_info.reduction() == [16, 32]
     sum(level.sum() for level in levels).backward()
     assert all(p.grad is not None for p in net.parameters())
