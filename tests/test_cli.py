@@ -324,6 +324,14 @@ BEST = {"spec": DIGITS["base"], "train": {"epochs": 7, "lr": 0.005}}
         ),
         (
             "spec.json",
+            json.dumps(
+                DIGITS["base"] | {"stages": [DIGITS["base"]["stages"][0] | {"num_heads": 5}]}
+            ),
+            "arch 'spec.json' must be a spec: stages.0: embed_dim must be a multiple of "
+            "num_heads=5, got 32; nearest is 30 or 35",
+        ),
+        (
+            "spec.json",
             "{",
             "arch 'spec.json' must be a spec: Invalid JSON: EOF while parsing an object at line 1 "
             "column 1",
@@ -412,6 +420,20 @@ def test_a_name_in_use_by_a_live_driver_is_refused_before_ray_starts(
     with Lease(Folder(str(tmp_path / "outputs" / "mine"))):
         found = refused("tune_psvit --name mine --resume")
     assert found.startswith(f"name is in use by process {os.getpid()} on ")
+
+
+def test_a_name_that_another_driver_took_while_ray_started_is_left_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "outputs" / "mine"
+    monkeypatch.setattr(cluster, "join", lambda **_: stands(tmp_path / "outputs", "mine", {}))
+    monkeypatch.setattr(cluster, "check_workers", lambda *_: None)
+    monkeypatch.setattr(cluster, "check_shared", lambda _: None)
+    said = run("tune_psvit --name mine --gpus-per-worker 0")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: name must be new, got 'mine', ")
+    assert Folder(str(folder)).names() == [DESCRIPTION]
+    assert json.loads((folder / DESCRIPTION).read_text())["search_id"] == "abc"
 
 
 def test_a_submitted_job_does_not_write_into_the_copy_of_its_package(
