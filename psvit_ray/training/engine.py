@@ -327,7 +327,7 @@ def _schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
 ) -> CosineLRScheduler:
     """Warm-up, then a cosine; the learning rate of a step is a function of the step."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
         t_initial=max(config.epochs * steps_per_epoch - warmup, 1),
