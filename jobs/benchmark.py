@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import ray.train
 import timm
 import torch
 import torch.nn.functional as F
+import tyro
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import nn
@@ -49,7 +50,7 @@ class BenchmarkJob(Value):
 
     recipe: str = "digits"
     """Its base spec is what the engine is measured with."""
-    base: ArchSpec
+    base: Annotated[ArchSpec, tyro.conf.Suppress]
     train: TrainConfig
     only: tuple[Section, ...] = get_args(Section)
     """What to measure."""

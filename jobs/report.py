@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime import tracking
+from psvit_ray.runtime.launch import read_description
 from psvit_ray.search.record import RecordStore
 
 
@@ -22,7 +24,7 @@ class ReportJob(Value):
     """Show searches again, from their records."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = "digits"
-    name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    name: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
     """Search to show; give it again for more beside each other."""
     storage: str = "outputs"
     """Folder or URI under which the searches are."""
@@ -32,7 +34,7 @@ class ReportJob(Value):
 
 def work(job: ReportJob) -> int:
     storage = Folder.at(job.storage)
-    known = storage.names()
+    known = [name for name in storage.names() if read_description(storage / name)]
     for name in job.name:
         if name not in known:
             raise ValueError(

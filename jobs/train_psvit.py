@@ -20,6 +20,7 @@ from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_train import train
 from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.engine import load_source
 
 
 class TrainJob(Value):
@@ -41,6 +42,7 @@ def work(job: TrainJob) -> int:
     configuration = Configuration(
         spec=cli.resolve_arch(job.arch, job.base, job.train.data), train=job.train
     )
+    load_source(configuration)
     with opened(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-train",

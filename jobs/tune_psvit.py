@@ -22,7 +22,8 @@ from psvit_ray.runtime.ray_tune import Halving, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
 from psvit_ray.search.proposals import Proposals
-from psvit_ray.training.config import TrainConfig
+from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.engine import load_source
 
 
 class TuneJob(Value):
@@ -47,6 +48,7 @@ class TuneJob(Value):
 def work(job: TuneJob) -> int:
     search, train = job.search, job.train
     search.check(train)
+    load_source(Configuration(spec=search.space.smallest()[0], train=train))
     if job.dry_run:
         print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
         print(describe(search, train, concurrency=job.trials.max_concurrent))

@@ -15,8 +15,8 @@ first width of 256 at 1.1 to 1.3, 0.05 below 192 in the same runs. Past that the
 matrix products, so this one has few MACs: 1.2, with fewer parameters than widths that double.
 
 `psvit_2d_small`, `psvit_2d_base`: at so few tokens MACs are paid in parameters, and a shape like
-tiny's grown to base would have over 400 M. They start from DeiT's width, gain a third of it at each pool and
-keep more layers on the large grid: 2.3 times DeiT's parameters.
+tiny's grown to base would have over 400 M. They start from DeiT's width, gain a third of it at each
+pool and keep more layers on the large grid: 2.3 times DeiT's parameters.
 """
 
 from __future__ import annotations
