@@ -17,10 +17,9 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import comparison
-from psvit_ray.runtime.launch import Launch, exit_code, opened
+from psvit_ray.runtime.launch import Launch, exit_code, opened, records_of
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
-from psvit_ray.search.record import RecordStore
 from psvit_ray.training.config import Configuration, Number
 
 
@@ -41,8 +40,8 @@ class CompareJob(Value):
 def work(job: CompareJob) -> int:
     storage = Folder.at(job.launch.storage)
     pair = comparison.pair(
-        RecordStore(storage / job.search).all(),
-        RecordStore(storage / (job.baseline_search or job.search)).all(),
+        records_of(storage, job.search),
+        records_of(storage, job.baseline_search or job.search),
     )
     configurations = {
         name: [seeded(found.configuration, seed) for seed in range(job.seeds)]

@@ -16,8 +16,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime import tracking
-from psvit_ray.runtime.launch import read_description
-from psvit_ray.search.record import RecordStore
+from psvit_ray.runtime.launch import records_of
 
 
 class ReportJob(Value):
@@ -34,13 +33,7 @@ class ReportJob(Value):
 
 def work(job: ReportJob) -> int:
     storage = Folder.at(job.storage)
-    known = [name for name in storage.names() if read_description(storage / name)]
-    for name in job.name:
-        if name not in known:
-            raise ValueError(
-                f"name must exist in {storage}, got {name!r}{cli.nearest(name, known)}"
-            )
-    searches = {name: RecordStore(storage / name).all() for name in job.name}
+    searches = {name: records_of(storage, name) for name in job.name}
     for name, records in searches.items():
         leaderboard.write(records, storage / name, title=name)
     if len(searches) == 1:

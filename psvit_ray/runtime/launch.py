@@ -122,6 +122,18 @@ def read_description(folder: Folder) -> dict[str, Any] | None:
     return json.loads(content) if content else None
 
 
+def records_of(storage: Folder, name: str) -> list[Record]:
+    """What a search or a training has recorded. Raises ValueError if there is none of this name."""
+    if not read_description(storage / name):
+        raise ValueError(f"name must exist in {storage}, got {name!r}{_there(storage)}")
+    return RecordStore(storage / name).all()
+
+
+def _there(storage: Folder) -> str:
+    known = [name for name in storage.names() if read_description(storage / name)]
+    return f"; there are {', '.join(known)}" if known else ""
+
+
 def check_resume(
     resume: Resume,
     folder: Folder,
@@ -132,9 +144,7 @@ def check_resume(
     """Raises ValueError if the name is, or is not, there against what was asked for."""
     if description is None:
         if resume == "must":
-            storage = Folder(folder.uri.rpartition("/")[0])
-            known = [one for one in storage.names() if read_description(storage / one)]
-            there = f"; there are {', '.join(known)}" if known else ""
+            there = _there(Folder(folder.uri.rpartition("/")[0]))
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return
     if resume == "never":
