@@ -4,6 +4,7 @@ the record and the tracker."""
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -125,13 +126,14 @@ def read_description(folder: Folder) -> dict[str, Any] | None:
 def records_of(storage: Folder, name: str) -> list[Record]:
     """What a search or a training has recorded. Raises ValueError if there is none of this name."""
     if not read_description(storage / name):
-        raise ValueError(f"name must exist in {storage}, got {name!r}{_there(storage)}")
+        near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
+        hint = f"; nearest is {near[0]!r}" if near else ""
+        raise ValueError(f"name must exist in {storage}, got {name!r}{hint}")
     return RecordStore(storage / name).all()
 
 
-def _there(storage: Folder) -> str:
-    known = [name for name in storage.names() if read_description(storage / name)]
-    return f"; there are {', '.join(known)}" if known else ""
+def _known(storage: Folder) -> list[str]:
+    return [name for name in storage.names() if read_description(storage / name)]
 
 
 def check_resume(
@@ -144,7 +146,8 @@ def check_resume(
     """Raises ValueError if the name is, or is not, there against what was asked for."""
     if description is None:
         if resume == "must":
-            there = _there(Folder(folder.uri.rpartition("/")[0]))
+            known = _known(Folder(folder.uri.rpartition("/")[0]))
+            there = f"; there are {', '.join(known)}" if known else ""
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return
     if resume == "never":
