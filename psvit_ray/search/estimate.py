@@ -16,7 +16,7 @@ BATCHES = 10
 
 def describe(search: SearchConfig, train: TrainConfig, *, concurrency: int | None) -> str:
     """The size of the space, and hours by training one configuration of median cost for a moment,
-    here and alone. Early stopping makes it less."""
+    here and alone. Early stopping makes it less, a busy machine more."""
     concurrency = concurrency or os.cpu_count() or 1
     rng = random.Random(search.search_seed)
     drawn = sorted((search.space.sample(rng, search.limits) for _ in range(DRAWS)), key=count_macs)
@@ -27,7 +27,7 @@ def describe(search: SearchConfig, train: TrainConfig, *, concurrency: int | Non
     return (
         f"space: {whole.count:,} architectures, {within.count:,}{interval} within the limits\n"
         f"trials: {search.num_trials}, {concurrency} at a time, {train.epochs} epochs each\n"
-        f"time: at most {hours:.2f} h, from {seconds:.1f} s measured for one of median cost"
+        f"time: about {hours:.2f} h with nothing stopped early, from {seconds:.1f} s measured for one of median cost"
     )
 
 
