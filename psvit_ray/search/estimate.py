@@ -27,7 +27,7 @@ def describe(search: SearchConfig, train: TrainConfig, *, concurrency: int | Non
     return (
         f"space: {whole.count:,} architectures, {within.count:,}{interval} within the limits\n"
         f"trials: {search.num_trials}, {concurrency} at a time, {train.epochs} epochs each\n"
-        f"time: about {hours:.2f} h with nothing stopped early, from {seconds:.1f} s measured for one of median cost"
+        f"time: about {hours:.2f} h, from {seconds:.1f} s measured for one of median cost"
     )
 
 
