@@ -40,7 +40,8 @@ from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number, TrainConfig
-from psvit_ray.training.engine import build_model, load_source, run
+from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.state import build_model
 
 Section = Literal["models", "sharing", "engine", "trials", "tracking"]
 

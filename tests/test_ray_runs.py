@@ -15,7 +15,6 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.launch import Launch, Session, opened
@@ -27,22 +26,9 @@ from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import Checkpoint, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
+from tests.test_training import SPEC
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-SPEC = ArchSpec.model_validate(
-    {
-        "img_size": 8,
-        "patch_size": 2,
-        "in_chans": 1,
-        "num_classes": 10,
-        "pooling": "2d",
-        "stages": [
-            {"embed_dim": 16, "num_heads": 2, "hidden_dim": 32, "share_groups": [2]},
-            {"embed_dim": 24, "num_heads": 2, "hidden_dim": 48, "share_groups": [1]},
-        ],
-    }
-)
 
 
 def configured(**changes: object) -> Configuration:

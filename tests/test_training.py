@@ -24,15 +24,9 @@ from psvit_ray.data.storage import Folder
 from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import Checkpoint, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import (
-    Diverged,
-    Place,
-    Report,
-    build_model,
-    evaluate,
-    load_source,
-    run,
-)
+from psvit_ray.training.engine import Diverged, Place, Report, load_source, run
+from psvit_ray.training.evaluation import evaluate
+from psvit_ray.training.state import build_model
 
 SPEC = ArchSpec.model_validate(
     {
@@ -342,9 +336,10 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
     reports: list[Report] = list(run(configuration, source))
     saved: Checkpoint = reports[-1].save.__self__  # type: ignore[attr-defined]
     model = build_model(configuration)
-    model.load_state_dict(saved.evaluated)
+    assert saved.ema is not None
+    model.load_state_dict(saved.ema)
     assert evaluate(model, source.holdout).top1 == reports[-1].metrics["holdout/top1"]
-    assert any(not torch.equal(saved.model[name], saved.evaluated[name]) for name in saved.model)
+    assert any(not torch.equal(saved.model[name], saved.ema[name]) for name in saved.model)
 
 
 @pytest.mark.parametrize(

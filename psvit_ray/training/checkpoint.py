@@ -36,11 +36,6 @@ class Checkpoint:
     curve: list[dict[str, Any]]
     """What was reported up to here: of a report that nobody took down, this is the copy."""
 
-    @property
-    def evaluated(self) -> dict[str, Tensor]:
-        """The weights that metrics speak of: the averaged ones where there are any."""
-        return self.model if self.ema is None else self.ema
-
     def save(self, folder: Path) -> None:
         """Writes a new folder whole or not at all. Raises FileExistsError if it is there."""
         if folder.exists() and any(folder.iterdir()):
