@@ -53,7 +53,7 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: ImageDataset, batch_size: int, *, rank: int, world_size: int, num_loaders: int = 0
+    dataset: ImageDataset, batch_size: int, *, rank: int, world_size: int
 ) -> DataLoader[Batch]:
     """Images rank, rank + world_size, ...: every image once over all workers, none twice."""
     return DataLoader(
@@ -61,7 +61,6 @@ def eval_loader(
         batch_size=batch_size,
         sampler=range(rank, len(dataset), world_size),
         collate_fn=_as_it_is,
-        num_workers=num_loaders,
     )
 
 

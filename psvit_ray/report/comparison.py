@@ -14,7 +14,7 @@ from psvit_ray.model.latency import images_per_second
 from psvit_ray.report.table import aligned
 from psvit_ray.search.record import Record, best, best_deit
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.engine import build_model
+from psvit_ray.training.state import build_model
 
 BATCH = 64
 
@@ -42,16 +42,18 @@ def write(
 ) -> str:
     """`comparison.json` in the folder; returns the table for the terminal."""
     by_key = {record.key: record for record in records}
-    found: dict[str, Any] = {}
     correct = {}
-    speed = images_per_second(
-        {name: build_model(seeds[0]) for name, seeds in pairs.items()}, shape=_shape(pairs)
-    )
     for name, seeds in pairs.items():
         tested = [by_key[one.key] for one in seeds if one.key in by_key]
         if len(tested) < len(seeds) or any(not record.test_correct for record in tested):
             return f"{name} is not trained with all {len(seeds)} seeds yet: go on with --resume"
         correct[name] = np.array([[c == "1" for c in record.test_correct] for record in tested])
+
+    speed = images_per_second(
+        {name: build_model(seeds[0]) for name, seeds in pairs.items()}, shape=_shape(pairs)
+    )
+    found: dict[str, Any] = {}
+    for name, seeds in pairs.items():
         errors = 100 - 100 * correct[name].mean(axis=1)
         spec, train = seeds[0].spec, seeds[0].train
         found[name] = {
@@ -66,25 +68,23 @@ def write(
             "test_error": errors.mean(),
             "test_error_std": errors.std(ddof=1) if len(errors) > 1 else 0.0,
         }
+    table = _table(found)
     ratio = found["PSViT"]["test_error"] / found["DeiT"]["test_error"]
     low, high = error_ratio_interval(correct["PSViT"], correct["DeiT"])
     found["error_ratio"] = {"mean": ratio, "low": low, "high": high}
     folder.write("comparison.json", json.dumps(found, indent=2).encode())
 
-    header = [
-        "",
-        "pattern",
-        "patch",
-        "widths",
-        "lr",
-        "MMACs",
-        "k params",
-        "images/s",
-        "test error %",
-    ]
-    lines = [header]
-    for name in pairs:
-        one = found[name]
+    num_seeds, num_images = correct["DeiT"].shape
+    return (
+        f"{table}\n\nPSViT makes {ratio:.2f} of DeiT's errors (95 % interval {low:.2f} to "
+        f"{high:.2f}, paired over {num_images} test images and {num_seeds} seeds)"
+    )
+
+
+def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    heading = "pattern", "patch", "widths", "lr", "MMACs", "k params", "images/s", "test error %"
+    lines = [["", *heading]]
+    for name, one in found.items():
         lines.append(
             [
                 name,
@@ -98,11 +98,7 @@ def write(
                 f"{one['test_error']:.2f} ± {one['test_error_std']:.2f}",
             ]
         )
-    num_seeds, num_images = correct["DeiT"].shape
-    return (
-        f"{aligned(lines)}\n\nPSViT makes {ratio:.2f} of DeiT's errors (95 % interval {low:.2f} to "
-        f"{high:.2f}, paired over {num_images} test images and {num_seeds} seeds)"
-    )
+    return aligned(lines)
 
 
 def error_ratio_interval(

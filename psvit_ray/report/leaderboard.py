@@ -14,7 +14,6 @@ from psvit_ray.data.storage import Folder
 from psvit_ray.report.picture import pareto_png
 from psvit_ray.report.table import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
-from psvit_ray.training.config import TrainConfig
 
 __all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
 
@@ -54,7 +53,6 @@ def rows(records: Iterable[Record]) -> list[Row]:
 
 def _row(rank: int | None, record: Record) -> Row:
     spec = record.configuration.spec
-    overrides = {n: v for n, v in record.params.items() if n in TrainConfig.model_fields}
     return {
         "rank": rank,
         "holdout_top1": record.top1,
@@ -69,7 +67,7 @@ def _row(rank: int | None, record: Record) -> Row:
         "embed_dims": _parted(stage.embed_dim for stage in spec.stages),
         "num_heads": _parted(stage.num_heads for stage in spec.stages),
         "hidden_dims": _parted(stage.hidden_dim for stage in spec.stages),
-        "overrides": " ".join(f"{name}={value}" for name, value in overrides.items()),
+        "overrides": " ".join(f"{name}={value}" for name, value in record.overrides.items()),
         "epochs": record.epochs_done,
         "seconds": round(record.seconds, 1),
         "status": record.status,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.unit import MacsUnit
 from psvit_ray.search.record import Record, Status, best, best_deit, ranking
-from psvit_ray.training.config import TrainConfig
 
 MOST_ROWS = 10
 NOT_RANKED: dict[Status, str] = {
@@ -75,7 +74,6 @@ def _heading(unit: MacsUnit) -> list[str]:
 
 def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
     spec = record.configuration.spec
-    overrides = [f"{n}={v}" for n, v in record.params.items() if n in TrainConfig.model_fields]
     return [
         str(rank),
         f"{record.top1:.2f}",
@@ -85,7 +83,7 @@ def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
         spec.pattern,
         str(spec.patch_size),
         "|".join(str(stage.embed_dim) for stage in spec.stages),
-        " ".join(overrides),
+        " ".join(f"{name}={value}" for name, value in record.overrides.items()),
     ]
 
 

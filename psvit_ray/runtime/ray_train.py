@@ -189,9 +189,12 @@ def _following(store: RecordStore, tracker: Tracker) -> Iterator[None]:
     ended = threading.Event()
 
     def follow() -> None:
+        seen: list[Record] = []
         while not ended.wait(FOLLOW_S):
-            for record in store.all():
-                tracker.put(record)
+            if (records := store.all()) != seen:
+                seen = records
+                for record in records:
+                    tracker.put(record)
 
     thread = threading.Thread(target=follow, name="follow", daemon=True)
     thread.start()

@@ -24,8 +24,8 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
 from psvit_ray.runtime.launch import Session
-from psvit_ray.runtime.ray_train import WorkerTask, make_trainer
-from psvit_ray.runtime.recorder import Recorder
+from psvit_ray.runtime.ray_train import CHECKPOINTS, WorkerTask, make_trainer
+from psvit_ray.runtime.recorder import Learner, Recorder
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import Record
@@ -34,7 +34,6 @@ from psvit_ray.training.config import Number
 from psvit_ray.training.engine import Diverged, Place, load_source, run
 
 TOP1 = "holdout/top1"
-CHECKPOINTS = "checkpoints"
 MAX_ATTEMPTS = 3
 
 
@@ -97,10 +96,8 @@ def _train_in_workers(task: TrialTask) -> None:
     trainer.fit()  # nothing may follow: where the trial is stopped, this does not return
 
 
-class Proposals(Protocol):
+class Proposals(Learner, Protocol):
     def ask(self) -> Proposal | None: ...
-
-    def tell(self, key: str, top1: float | None) -> None: ...
 
 
 class _ProposalSearcher(Searcher):

@@ -89,7 +89,8 @@ def check(tracking_uri: str) -> None:
 
 
 class Tracker:
-    """Use as a context: leaving it waits for what is still to be written, a minute at most."""
+    """Takes records at once and writes them in a thread. `close` it: that waits for what is still
+    to be written, a minute at most."""
 
     def __init__(self, experiment: Experiment) -> None:
         # A store that is down is tried again here, with the newest record, not inside the client.

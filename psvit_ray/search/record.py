@@ -13,7 +13,7 @@ from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
-from psvit_ray.training.config import Configuration
+from psvit_ray.training.config import Configuration, TrainConfig
 
 Kind = Literal["baseline", "first", "proposal", "fixed"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
@@ -66,6 +66,11 @@ class Record(Value):
         """Nothing pooled, nothing shared, a class token: by what it is, not by who proposed it."""
         spec = self.configuration.spec
         return spec.pooling == "1d" and set(spec.pattern) <= set("1-")
+
+    @property
+    def overrides(self) -> dict[str, Parameter]:
+        """Those of `params` that are training settings."""
+        return {n: v for n, v in self.params.items() if n in TrainConfig.model_fields}
 
     @property
     def macs(self) -> int:
