@@ -1,67 +1,238 @@
-"""From a data set to the batches of one worker. What a step sees is a function of
-(seed, epoch, step) alone: workers slice the *global* batch."""
+"""From a table of images to the batches of one worker.
+
+What a step sees is a function of (seed, epoch, step) alone: workers share out the *global* batch.
+How an image is varied is a function of (seed, epoch, image). Shapes: B images, C channels, S the
+side of an image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from psvit_ray.data.sources import Batch, ImageDataset
+from psvit_ray.data.images import BadImage, Decoder, converted, decode
+from psvit_ray.data.tables import ArrayTable, ImageTable
+from psvit_ray.data.transforms import Augmentation, Preprocessing, seeded
+
+Draws = np.ndarray
+"""(n, 2) int64: which images, and the seed of the augmentation of each."""
 
 
-class GlobalBatchSampler(Sampler[list[int]]):
-    """One worker's share of every global batch of an epoch; its position is the step.
+class Batch(NamedTuple):
+    images: Tensor
+    """(B, C, S, S) bytes."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: Tensor
+    """(B,) int64, in the table."""
+    seeds: Tensor
+    """(B,) int64, of the augmentation of each; 0 in evaluation."""
+    bad: tuple[tuple[int, str], ...] = ()
+    """Images that could not be read and are left out: index in the table, reason."""
 
-    The last batch of an epoch may be smaller, and a share of it even empty.
+
+class GlobalBatchSampler(Sampler[Any]):
+    """One worker's share of every global batch of an epoch, as one part for each of its
+    `num_parts` loader processes; its position is the step.
+
+    The last batch of an epoch may be smaller, and a share of it even empty. With `repeats` n an
+    epoch still has as many images (rounded up to a multiple of n), but n of each: n epochs in a row
+    together show every image n times. Raises ValueError where there are no images.
+
+    `blocks` says which block of storage holds each image. Blocks come in random order, and images
+    of as many blocks as hold `window` are mixed; then the images of a batch are shared out so that
+    a process reads few blocks. Which images a batch has does not depend on who reads them.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_parts: int = 1,
+        blocks: np.ndarray | None = None,
+        window: int = 1,
+        repeats: int = 1,
     ) -> None:
+        if not num_images:
+            raise ValueError("data has no training images")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.rank, self.world_size, self.num_parts = rank, world_size, num_parts
+        self._blocks, self._window, self._repeats = blocks, window, repeats
+        self.epoch, self.first_step = 1, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_position(self, epoch: int, first_step: int = 0) -> None:
+        """The epoch, from 1, and the step in it at which the next iteration begins, from 0."""
+        self.epoch, self.first_step = epoch, first_step
+
+    @property
+    def draws_per_epoch(self) -> int:
+        return -(-self.num_images // self._repeats) * self._repeats
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.draws_per_epoch // self.batch_size)
+
+    def size_of(self, step: int) -> int:
+        """Images of the global batch of a step of an epoch, from 0."""
+        return min(self.batch_size, self.draws_per_epoch - step * self.batch_size)
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return (self.steps_per_epoch - self.first_step) * self.num_parts
 
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
-        order = torch.randperm(self.num_images, generator=generator)
-        for batch in order.split(self.batch_size):
-            yield batch[self.rank :: self.world_size].tolist()
+    def __iter__(self) -> Iterator[Draws]:
+        draws, place = self._order()
+        for start in range(self.first_step * self.batch_size, len(draws), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            if place is None:
+                share = draws[batch][self.rank :: self.world_size]
+            else:
+                near = np.argsort(place[batch], kind="stable")
+                share = np.array_split(draws[batch][near], self.world_size)[self.rank]
+            yield from np.array_split(share, self.num_parts)
+
+    def _order(self) -> tuple[Draws, np.ndarray | None]:
+        """The draws of this epoch, and at which place in the epoch the block of each comes."""
+        cycle, part = divmod(self.epoch - 1, self._repeats)
+        rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, cycle)))
+        if self._blocks is None:
+            order, place = rng.permutation(self.num_images), None
+        else:
+            order, place = _order_of_blocks(self._blocks, self._window, rng)
+        number = self.draws_per_epoch // self._repeats
+        picked = np.arange(part * number, (part + 1) * number) % self.num_images
+        picked = np.repeat(picked, self._repeats)
+        images = order[picked].astype(np.int64)
+        again = np.arange(len(images)) % self._repeats
+        seeds = mix_seeds(mix_seed(self.seed, self.epoch), images * self._repeats + again)
+        return np.stack([images, seeds], axis=1), None if place is None else place[picked]
+
+
+def _order_of_blocks(
+    blocks: np.ndarray, window: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images by blocks in random order, mixed within windows of whole blocks; and the place of
+    each one's block in that order."""
+    _, block, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+    turn = rng.permutation(len(counts))  # of each block
+    before = np.zeros(len(counts), dtype=np.int64)
+    in_turn = np.argsort(turn)
+    before[in_turn] = np.cumsum(counts[in_turn]) - counts[in_turn]
+    order = np.lexsort((rng.random(len(block)), before[block] // window))
+    return order, turn[block][order]
+
+
+class Images:
+    """A table as torch's DataLoader wants it: whole batches by `__getitems__`."""
+
+    def __init__(
+        self,
+        table: ImageTable,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        decoder: Decoder = "pil",
+    ) -> None:
+        self._table, self._mode, self._decoder = table, preprocessing.mode, decoder
+        self._labels = torch.as_tensor(table.labels, dtype=torch.long)
+        self._none = torch.empty(0, preprocessing.in_chans, *[preprocessing.img_size] * 2).byte()
+        self._augmented = augmentation is not None
+        self._transform = (
+            augmentation.transform(preprocessing) if augmentation else preprocessing.transform()
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, draws: Draws | Sequence[int]) -> Batch:
+        """`draws` are pairs of index and seed or, in evaluation, indices."""
+        asked = torch.as_tensor(np.asarray(draws, dtype=np.int64)).view(len(draws), -1)
+        indices, seeds = asked[:, 0], asked[:, -1] * (asked.shape[1] - 1)
+        if isinstance(self._table, ArrayTable):
+            return Batch(self._table.images[indices], self._labels[indices], indices, seeds)
+        images, good, bad = [], [], []
+        for number, (index, seed) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
+            try:
+                images.append(self._one(index, seed))
+                good.append(number)
+            except (BadImage, OSError) as error:
+                bad.append((index, str(error)))
+        kept = indices[good]
+        stacked = torch.stack(images) if images else self._none
+        return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
+
+    def _one(self, index: int, seed: int) -> Tensor:
+        content = self._table.read(index)
+        if isinstance(content, bytes):
+            picture = decode(content, self._mode, self._decoder)
+        else:
+            picture = converted(content, self._mode)
+        if self._augmented:
+            seeded(seed)
+        return self._transform(picture)
 
 
 def train_loader(
-    dataset: ImageDataset, sampler: GlobalBatchSampler, *, num_loaders: int, pin_memory: bool
+    images: Images, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
 ) -> DataLoader[Batch]:
+    """Gives the parts of each step one after the other (`joined` puts them together). Part i of
+    every step is read by process i, so that each sees the same blocks of storage again."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
+        images,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
         batch_sampler=sampler,
         collate_fn=_as_it_is,
-        num_workers=num_loaders,
-        persistent_workers=num_loaders > 0,
+        num_workers=processes,
+        persistent_workers=processes > 0,
         pin_memory=pin_memory,
     )
 
 
+def joined(parts: DataLoader[Batch], num_parts: int, device: torch.device) -> Iterator[Batch]:
+    """Whole shares, on the device."""
+    several = iter(parts)
+    for first in several:
+        share = [first, *(next(several) for _ in range(num_parts - 1))]
+        moved = [[tensor.to(device, non_blocking=True) for tensor in part[:4]] for part in share]
+        images, labels, indices, seeds = (
+            moved[0] if num_parts == 1 else map(torch.cat, zip(*moved, strict=True))
+        )
+        bad = tuple(one for part in share for one in part.bad)
+        yield Batch(images, labels, indices, seeds, bad)
+
+
 def eval_loader(
-    dataset: ImageDataset, batch_size: int, *, rank: int, world_size: int
+    table: ImageTable,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    processes: int = 0,
+    decoder: Decoder = "pil",
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Images rank, rank + world_size, ...: every image once over all workers, none twice."""
+    """One stretch of the table a worker: every image once over all workers, none twice."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        Images(table, preprocessing, decoder=decoder),  # type: ignore[arg-type]
         batch_size=batch_size,
-        sampler=range(rank, len(dataset), world_size),
+        sampler=stretch(len(table), rank, world_size),
         collate_fn=_as_it_is,
+        num_workers=processes,
+        pin_memory=pin_memory,
     )
+
+
+def stretch(length: int, rank: int, world_size: int) -> range:
+    """The part of `length` things in a row that is this worker's."""
+    return range(rank * length // world_size, (rank + 1) * length // world_size)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -79,13 +250,9 @@ def mix_seed(*parts: int) -> int:
     return value
 
 
-def random_shift(images: Tensor, most: int) -> Tensor:
-    """Each image moved by up to `most` pixels along both axes, its edge repeated. (B, C, S, S)."""
-    batch, _, height, width = images.shape
-    moves = torch.randint(-most, most + 1, (2, batch, 1), device=images.device)
-    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
-    picked = torch.arange(batch, device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
+def mix_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """`mix_seed(seed, number)` of each number, as int64 of 63 bits."""
+    value = np.uint64(mix_seed(seed)) + numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((value ^ (value >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -1,93 +1,247 @@
-"""The whole state of a run on disk, so that it goes on as if nothing had happened.
+"""The whole state of a run in a storage, so that it goes on as if nothing had happened.
 
-A checkpoint is a folder: `configuration.json`, `model.safetensors`, `ema.safetensors` where
-weights are averaged, `state.pt` (optimizer, step, epoch, curve). Nothing in it executes when read.
-The learning rate and all randomness are functions of the step, so neither is stored.
+A checkpoint is a folder: `run.json` (configuration, classes, preprocessing), `model.safetensors`,
+`ema.safetensors` where weights are averaged, `state.pt` (optimizer, how far, curve) and, written
+last, `manifest.json` with the hash of each. Nothing in it executes when read. The learning rate and
+all randomness are functions of the step, so neither is stored.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
-from psvit_ray.data.storage import Folder
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.training.config import Configuration
 
-WHOLE = "whole"  # written last: a folder without it was cut short
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished"  # there while a folder is written: without a manifest it never counted
+logger = logging.getLogger(__name__)
+
+
+class BrokenCheckpoint(ValueError):
+    """A checkpoint that is not what was written."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
+
+
+class RunFacts(Value):
+    """What of a run does not change while it runs."""
+
+    configuration: Configuration
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    configuration: Configuration
+    facts: RunFacts
     epoch: int
+    """Epochs that are done, evaluation included."""
     step: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     curve: list[dict[str, Any]]
     """What was reported up to here: of a report that nobody took down, this is the copy."""
+    progress: dict[str, Any]
+    """Of the epoch that is under way."""
 
-    def save(self, folder: Path) -> None:
-        """Writes a new folder whole or not at all. Raises FileExistsError if it is there."""
-        if folder.exists() and any(folder.iterdir()):
-            raise FileExistsError(f"checkpoint folder is not empty: {folder}")
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        (unfinished / "configuration.json").write_text(self.configuration.model_dump_json(indent=2))
-        safetensors.torch.save_file(self.model, unfinished / "model.safetensors")
+    @property
+    def name(self) -> str:
+        return f"step-{self.step:09d}"
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights that metrics speak of: the averaged ones where there are any."""
+        return self.model if self.ema is None else self.ema
+
+    def save(self, folder: Folder, *, top1: float | None = None) -> None:
+        """Replaces what stands in the folder; it counts once it is whole. `top1` on the hold-out,
+        in percent. Raises CheckpointError, with the folder and the bytes, where it cannot be
+        written."""
+        size = 0
+        try:
+            folder.write(UNFINISHED, b"")
+            folder.delete(MANIFEST)
+            hashes = {}
+            for name, content in self._files():
+                size += len(content)
+                folder.write(name, content)
+                hashes[name] = {"sha256": _sha256(content), "bytes": len(content)}
+            manifest = {"step": self.step, "epoch": self.epoch, "top1": top1, "files": hashes}
+            folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
+            folder.delete(UNFINISHED)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                folder.delete_all()
+            reason = error.strerror or without_secrets(str(error))
+            raise CheckpointError(
+                f"checkpoint cannot be written to {folder}: {reason} (after {size:,} bytes)"
+            ) from error
+
+    def _files(self) -> Any:
+        """Names and contents, one after the other: they are large."""
+        yield "run.json", self.facts.model_dump_json(indent=1).encode()
+        yield "model.safetensors", safetensors.torch.save(self.model)
         if self.ema is not None:
-            safetensors.torch.save_file(self.ema, unfinished / "ema.safetensors")
-        state = {name: getattr(self, name) for name in ("epoch", "step", "optimizer", "curve")}
-        torch.save(state, unfinished / "state.pt")
-        os.replace(unfinished, folder)
+            yield "ema.safetensors", safetensors.torch.save(self.ema)
+        state = io.BytesIO()
+        fields = ("epoch", "step", "optimizer", "curve", "progress")
+        torch.save({name: getattr(self, name) for name in fields}, state)
+        yield "state.pt", state.getvalue()
 
 
-def load(folder: Path) -> Checkpoint:
-    """Raises FileNotFoundError if a file of it is missing."""
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    ema = folder / "ema.safetensors"
-    return Checkpoint(
-        configuration=Configuration.model_validate_json(
-            (folder / "configuration.json").read_text()
-        ),
-        model=safetensors.torch.load_file(folder / "model.safetensors"),
-        ema=safetensors.torch.load_file(ema) if ema.exists() else None,
-        **state,
-    )
+def load(folder: Folder) -> Checkpoint:
+    """Raises BrokenCheckpoint, with the reason, for one that is not as it was written."""
+    try:
+        files = _checked(folder)
+        ema = files.get("ema.safetensors")
+        return Checkpoint(
+            facts=RunFacts.model_validate_json(files["run.json"]),
+            model=safetensors.torch.load(files["model.safetensors"]),
+            ema=None if ema is None else safetensors.torch.load(ema),
+            **torch.load(io.BytesIO(files["state.pt"]), map_location="cpu", weights_only=True),
+        )
+    except (KeyError, TypeError, ValidationError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BrokenCheckpoint(f"{folder} is no checkpoint of this version: {reason}") from error
+
+
+def _checked(folder: Folder) -> dict[str, bytes]:
+    """The files that the manifest names, as it has them."""
+    files = {}
+    for name, told in _manifest(folder)["files"].items():
+        content = folder.read(name)
+        if content is None:
+            raise BrokenCheckpoint(f"{folder} is broken: {name} is missing")
+        if len(content) != told["bytes"]:
+            raise BrokenCheckpoint(
+                f"{folder} is broken: {name} has {len(content):,} of {told['bytes']:,} bytes"
+            )
+        if _sha256(content) != told["sha256"]:
+            raise BrokenCheckpoint(
+                f"{folder} is broken: {name} has another sha256 than was written"
+            )
+        files[name] = content
+    return files
+
+
+def _manifest(folder: Folder) -> dict[str, Any]:
+    content = folder.read(MANIFEST)
+    if content is None:
+        raise BrokenCheckpoint(f"{folder} is broken: {MANIFEST} is missing")
+    try:
+        return dict(json.loads(content))
+    except ValueError:
+        raise BrokenCheckpoint(f"{folder} is broken: {MANIFEST} is not JSON") from None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _cut_short(folder: Folder) -> bool:
+    files = folder.names()
+    return UNFINISHED in files and MANIFEST not in files
 
 
 class Kept:
-    """The checkpoints of one run in a storage: the newest is kept, and counts once it is whole."""
+    """The checkpoints of one run: the newest `keep` and the best stay. Written by a thread of its
+    own, one at a time; close it."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, *, keep: int = 2) -> None:
+        self._folder, self._keep = folder, keep
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._broken: set[str] = set()
+        self._last = (-1, -1)
 
-    def put(self, epoch: int, save: Callable[[Path], None]) -> None:
-        older = self._folder.names()
-        name = f"epoch-{epoch:05d}"
-        with tempfile.TemporaryDirectory() as scratch:
-            save(Path(scratch) / name)
-            (self._folder / name).upload(Path(scratch) / name)
-        (self._folder / name).write(WHOLE, b"")
-        for other in older:
-            if other != name:
-                (self._folder / other).delete_all()
+    def put(self, checkpoint: Checkpoint, *, top1: float | None = None) -> None:
+        """Returns at once if the one before is written, or if this one is there already. Raises
+        CheckpointError if that failed."""
+        self._wait()
+        if (checkpoint.step, checkpoint.epoch) == self._last:
+            return
+        self._last = checkpoint.step, checkpoint.epoch
+        self._writing = self._writer.submit(self._write, checkpoint, top1)
+
+    def close(self) -> None:
+        """Waits for the last. Raises CheckpointError if it failed."""
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()
 
     def newest(self) -> Checkpoint | None:
-        """Raises FileNotFoundError if a file of it is missing."""
-        for name in reversed(self._folder.names()):
-            if WHOLE in (self._folder / name).names():
-                with tempfile.TemporaryDirectory() as scratch:
-                    (self._folder / name).download(Path(scratch))
-                    return load(Path(scratch))
+        """None if there is none. One that is broken is passed over with a warning.
+
+        Raises BrokenCheckpoint if there are some, and none can be read.
+        """
+        reasons = []
+        for name in reversed(self._names()):
+            try:
+                found = load(self._folder / name)
+            except BrokenCheckpoint as error:
+                self._broken.add(name)
+                reasons.append(str(error))
+                continue
+            self._last = found.step, found.epoch
+            if reasons:
+                logger.warning("%s; going on from %s", "; ".join(reasons), name)
+            return found
+        if reasons:
+            raise BrokenCheckpoint(f"no checkpoint can be read: {'; '.join(reasons)}")
         return None
+
+    def best(self) -> Checkpoint | None:
+        """By top-1 on the hold-out; None if none has one. Raises BrokenCheckpoint."""
+        name = self._best(self._names())
+        return load(self._folder / name) if name else None
+
+    def named(self, name: str) -> Checkpoint:
+        """Raises BrokenCheckpoint."""
+        return load(self._folder / name)
+
+    def _names(self) -> list[str]:
+        """In the order of their steps, without one whose writer died."""
+        return [name for name in self._folder.names() if not _cut_short(self._folder / name)]
+
+    def _best(self, names: list[str]) -> str | None:
+        scores = {}
+        for name in names:
+            with contextlib.suppress(BrokenCheckpoint):
+                if (top1 := _manifest(self._folder / name).get("top1")) is not None:
+                    scores[name] = (top1, name)
+        return max(scores, key=lambda name: scores[name], default=None)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
+        checkpoint.save(self._folder / checkpoint.name, top1=top1)
+        self._broken.discard(checkpoint.name)
+        names = [name for name in self._names() if name not in self._broken]
+        kept = {*names[-self._keep :], self._best(names)}
+        for name in self._folder.names():
+            if name not in kept:
+                (self._folder / name).delete_all()

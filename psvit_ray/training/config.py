@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
+import tyro
 from pydantic import Field, model_validator
 
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.images import Decoder
+from psvit_ray.data.transforms import Augmentation, Probability
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -18,34 +21,56 @@ Number = Annotated[int, Field(ge=1)]
 NumberOrZero = Annotated[int, Field(ge=0)]
 
 
-class TrainConfig(Value):
+class TrainConfig(Augmentation):
     """How one network is trained. Names are those of timm's `train.py` where it has one."""
 
     data: str = "digits"
-    """Source of images."""
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Part of the training images cut off as hold-out, on which searches rank."""
+    """Part of the training images cut off as hold-out where the data has none of its own; searches
+    rank on it."""
+    val_as_test: bool = False
+    """Keep the data's validation split for the final score, as is usual with ImageNet, and cut the
+    hold-out from the training images."""
     data_fraction: PositiveFraction = 1.0
     """Part of the remaining training images that is used: below 1, a cheap proxy."""
+    img_size: NumberOrZero = 0
+    """Side of the images trained on, in pixels; 0 is the architecture's. Below it, a cheap proxy:
+    costs are reported for the architecture as it stands."""
     split_seed: NumberOrZero = 0
-    """Of the hold-out and of `data_fraction`. The test images are always the same."""
+    """Of the hold-out and of `data_fraction`."""
     seed: NumberOrZero = 0
     """Of weights, order and augmentation."""
+
+    init: str = ""
+    """Weights to start from: an exported folder, or timm:NAME. What fits is taken."""
+    init_checkpoint: str = ""
+    """File with the weights of `init`'s timm:NAME, instead of those that timm fetches."""
 
     epochs: Number = 20
     """Passes over the training images."""
     batch_size: Number = 64
-    """Images of one optimizer step, over all workers and accumulation steps."""
-    grad_accum_steps: Number = 1
-    """Parts in which a worker computes the gradient of one step, to save memory."""
+    """Images of one optimizer step, over all workers."""
+    micro_batch_size: NumberOrZero = 0
+    """Most images whose gradient a worker computes at once; a larger share of a step is
+    accumulated. 0 takes the whole share."""
+    opt: Literal["adamw", "lamb"] = "adamw"
+    """Optimizer."""
+    opt_eps: Positive = 1e-8
+    """Its epsilon."""
     lr: Positive = 2e-3
     """Peak learning rate."""
+    lr_base_size: NumberOrZero = 0
+    """`lr` is that of this batch size, and scales linearly with `batch_size`; 0 takes `lr` as it
+    is."""
     min_lr: NonNegative = 1e-5
     """Learning rate at the end of the cosine."""
     warmup_epochs: NonNegative = 2.0
     """Linear warm-up before the cosine."""
     weight_decay: NonNegative = 0.05
-    """AdamW's, on matrices only (timm's rule)."""
+    """Decoupled, on matrices only (timm's rule)."""
+    layer_decay: PositiveFraction = 1.0
+    """Each layer's learning rate is this much of the next one's, as in fine-tuning."""
     clip_grad: NonNegative = 0.0
     """Largest gradient norm; 0 clips nothing."""
     model_ema_decay: Fraction = 0.0
@@ -53,18 +78,45 @@ class TrainConfig(Value):
 
     smoothing: Fraction = 0.1
     """Label smoothing."""
+    bce_loss: bool = False
+    """Binary cross-entropy of each class instead of cross-entropy, as in DeiT III."""
     mixup: NonNegative = 0.0
     """Mixup's alpha; 0 is off."""
     cutmix: NonNegative = 0.0
     """CutMix's alpha; 0 is off."""
-    shift: NumberOrZero = 0
-    """Each training image is moved by up to this many pixels along each axis."""
+    mixup_prob: Probability = 1.0
+    """How many batches are mixed, where any are."""
+    mixup_switch_prob: Probability = 0.5
+    """How many of the mixed batches are by CutMix, where both are on."""
     drop: Fraction = 0.0
     """Dropout."""
     attn_drop: Fraction = 0.0
     """Dropout of attention."""
     drop_path: Fraction = 0.0
     """Stochastic depth of the last layer, growing linearly from 0."""
+
+    aug_repeats: Number = 1
+    """Repeated augmentation: an epoch has as many images, each so many times; in as many epochs
+    every image has come so often."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Of evaluation."""
+    crop_pct: PositiveFraction = 0.875
+    """Part of the shorter side that evaluation keeps."""
+    mean: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """Of each channel, in 0 to 1; by default the data's own, or ImageNet's."""
+    std: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """Standard deviation of each channel; by default as `mean`."""
+
+    teacher: str = ""
+    """Network to learn from beside the labels: an exported folder, or timm:NAME."""
+    teacher_checkpoint: str = ""
+    """File with the weights of `teacher`'s timm:NAME, instead of those that timm fetches."""
+    distillation: Literal["soft", "hard"] = "hard"
+    """From the teacher's probabilities, or from its answer."""
+    distillation_alpha: Probability = 0.5
+    """The teacher's part of the loss."""
+    distillation_tau: Positive = 1.0
+    """Temperature of the teacher's probabilities."""
 
     amp: bool = False
     """bfloat16 autocast."""
@@ -74,8 +126,24 @@ class TrainConfig(Value):
     """Recompute activations in the backward pass, to save memory."""
     num_loaders: NumberOrZero = 0
     """DataLoader processes of each worker; 0 loads in the worker itself."""
-    checkpoint_every: Number = 1
-    """Epochs between checkpoints."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+    shuffle_window: Number = 16_384
+    """Images among which is shuffled, where they lie in Parquet row groups: the groups come in
+    random order, and so many images are mixed with each other."""
+    max_bad_fraction: Fraction = 0.05
+    """More unreadable images than this end the run."""
+    max_loss_spike: NonNegative = 0.0
+    """A step whose loss is more than so many times the running mean ends the run; 0 allows all."""
+
+    checkpoint_every: NumberOrZero = 1
+    """Epochs between checkpoints; 0 writes none at an epoch's end but the last."""
+    checkpoint_steps: NumberOrZero = 0
+    """Steps between checkpoints; 0 does not count them."""
+    checkpoint_minutes: NonNegative = 0.0
+    """Minutes between checkpoints; 0 does not look at the clock."""
+    keep_checkpoints: Number = 2
+    """Newest checkpoints that are kept, beside the best."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
@@ -83,14 +151,26 @@ class TrainConfig(Value):
             raise ValueError(
                 f"warmup_epochs must be less than epochs={self.epochs}, got {self.warmup_epochs}"
             )
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr must be at most lr={self.lr}, got {self.min_lr}")
-        if self.batch_size < self.grad_accum_steps:
+        if self.min_lr > self.peak_lr:
+            raise ValueError(f"min_lr must be at most lr={self.peak_lr:g}, got {self.min_lr}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Self:
+        if self.bce_loss and self.smoothing:
+            raise ValueError(f"smoothing must be 0 with bce_loss, got {self.smoothing}")
+        if self.init_checkpoint and not self.init.startswith("timm:"):
+            raise ValueError(f"init must be timm:NAME with init_checkpoint, got {self.init!r}")
+        if self.teacher_checkpoint and not self.teacher.startswith("timm:"):
             raise ValueError(
-                f"grad_accum_steps must be at most batch_size={self.batch_size}, "
-                f"got {self.grad_accum_steps}"
+                f"teacher must be timm:NAME with teacher_checkpoint, got {self.teacher!r}"
             )
         return self
+
+    @property
+    def peak_lr(self) -> float:
+        scale = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
+        return self.lr * scale
 
 
 class Configuration(Value):
@@ -98,6 +178,18 @@ class Configuration(Value):
 
     spec: ArchSpec
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        self.trained_spec  # noqa: B018  # a size that the patches do not divide raises here
+        return self
+
+    @property
+    def trained_spec(self) -> ArchSpec:
+        """What is trained: `spec`, on images of the size that `train` asks for."""
+        if not self.train.img_size:
+            return self.spec
+        return ArchSpec.model_validate({**dict(self.spec), "img_size": self.train.img_size})
 
     @property
     def key(self) -> str:

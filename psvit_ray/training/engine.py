@@ -3,45 +3,52 @@ reports, is the caller's affair."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
-
 from psvit_ray.data import sources
-from psvit_ray.data.loader import GlobalBatchSampler, train_loader
-from psvit_ray.data.sources import Batch, Source
+from psvit_ray.data.sources import Source
+from psvit_ray.data.tables import ImageTable
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.evaluation import Evaluation, evaluate
-from psvit_ray.training.metrics import rank_and_world_size
-from psvit_ray.training.state import State
-from psvit_ray.training.steps import Steps, schedule_of
+from psvit_ray.training.metrics import gathered
+from psvit_ray.training.place import Place
+from psvit_ray.training.state import State, facts_of
+from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
-
-class Diverged(ArithmeticError):
-    """The loss is not a number any more: the configuration's own fault, the same on all workers."""
+BadImage = tuple[str, str, str]
+"""Source, path or row, reason."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run says at the end of an epoch, on every worker the same. `save` writes the whole
-    state to a new folder: call it while the generator stands here. `step` counts updates."""
+    """What a run says at the end of an epoch and wherever a checkpoint is due, on every worker the
+    same. `checkpoint` gives the whole state: call it while the generator stands here. `step` counts
+    updates."""
 
     epoch: int
     step: int
-    metrics: dict[str, float]
-    earlier: list[dict[str, Any]]
+    checkpoint: Callable[[], Checkpoint]
+    checkpoint_due: bool = True
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Empty within an epoch."""
+    stopped: bool = False
+    """The workers have agreed to stop here."""
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     """In the first report after a start from a checkpoint: what was reported before that."""
-    test: Evaluation | None
-    checkpoint_due: bool
-    save: Callable[[Path], None]
+    test: Evaluation | None = None
+    bad_images: list[BadImage] = field(default_factory=list)
+    """That were found since the report before."""
+
+    @property
+    def top1(self) -> float | None:
+        """On the hold-out, in percent."""
+        return self.metrics.get("holdout/top1")
 
     def values(self) -> dict[str, Any]:
         """Primitives, as frameworks take them."""
@@ -54,30 +61,29 @@ class Report:
         return values
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run happens. The two functions are what a framework wraps model and loaders with
-    (Ray Train's `prepare_model` and `prepare_data_loader`): how gradients are summed over workers
-    is theirs. They may also move things to the device."""
-
-    device: torch.device = torch.device("cpu")  # noqa: RUF009  # a value, never changed
-    prepare_model: Callable[[nn.Module], nn.Module] = lambda model: model
-    prepare_loader: Callable[[DataLoader[Batch]], DataLoader[Batch]] = lambda loader: loader
-
-
 def load_source(configuration: Configuration) -> Source:
     """The data of a configuration. Raises ValueError where its spec asks for other images."""
-    spec, train = configuration.spec, configuration.train
+    spec, train = configuration.trained_spec, configuration.train
     source = sources.load(
         train.data,
         holdout=train.holdout,
         split_seed=train.split_seed,
         fraction=train.data_fraction,
+        val_as_test=train.val_as_test,
     )
-    for field in ("img_size", "in_chans", "num_classes"):
-        ours, theirs = getattr(spec, field), getattr(source, field)
-        if ours != theirs:
-            raise ValueError(f"{field} must be {theirs}, as in data {train.data!r}, got {ours}")
+    for field_name in ("img_size", "in_chans", "num_classes"):
+        ours, theirs = getattr(spec, field_name), getattr(source, field_name)
+        if theirs is not None and ours != theirs:
+            raise ValueError(
+                f"{field_name} must be {theirs}, as in data {source.name!r}, got {ours}"
+            )
+    if spec.in_chans not in (1, 3):
+        raise ValueError(f"in_chans must be 1 or 3, as pictures have, got {spec.in_chans}")
+    if train.batch_size > len(source.train):
+        raise ValueError(
+            f"batch_size must be at most the {len(source.train):,} training images of data "
+            f"{source.name!r}, got {train.batch_size}"
+        )
     return source
 
 
@@ -89,65 +95,98 @@ def run(
     start: Checkpoint | None = None,
     test: bool = False,
 ) -> Iterator[Report]:
-    """Trains, and yields a report at the end of every epoch; with `test` the last one has the score
-    on the test images.
+    """Trains, and yields a report at the end of every epoch and wherever a checkpoint is due; with
+    `test` the last one has the score on the test images, where the data has any.
 
-    Started from a checkpoint, it goes on after that epoch and does bit for bit what the undisturbed
+    Started from a checkpoint, it goes on after that step and does bit for bit what the undisturbed
     run did; started from the last, it only reports that epoch again. Works in every process of an
     initialised `torch.distributed` group, or alone. Close the generator to stop early: it puts its
     loaders away.
 
-    Raises ValueError for a checkpoint of another configuration and Diverged for a loss that is
-    not finite.
+    Raises ValueError for a checkpoint of another configuration, Diverged for a loss that is not
+    finite, TooManyBadImages, and Hung for a worker that does not come.
     """
     config, place = configuration.train, place or Place()
-    device = place.device
-    if start and start.configuration != configuration:
+    facts = facts_of(configuration, source)
+    if start and start.facts.configuration != configuration:
+        theirs = start.facts.configuration
         raise ValueError(
             f"checkpoint must be of configuration {configuration.key} "
-            f"({configuration.spec.pattern}), got one of {start.configuration.key} "
-            f"({start.configuration.spec.pattern})"
+            f"({configuration.spec.pattern}), got one of {theirs.key} ({theirs.spec.pattern})"
         )
-    rank, world_size = rank_and_world_size()
-    state = State.of(configuration, device, start)
-    sampler = GlobalBatchSampler(
-        len(source.train), config.batch_size, seed=config.seed, rank=rank, world_size=world_size
-    )
-    loader = train_loader(
-        source.train, sampler, num_loaders=config.num_loaders, pin_memory=device.type == "cuda"
-    )
-    steps = Steps(
-        state,
-        source,
-        model=place.prepare_model(state.model),
-        loader=place.prepare_loader(loader),
-        schedule=schedule_of(state.optimizer, config, steps_per_epoch=len(sampler)),
+    state = State.of(facts, place.device, start)
+    score = functools.partial(
+        evaluate,
+        preprocessing=facts.preprocessing,
+        device=place.device,
+        batch_size=config.batch_size,
+        amp=config.amp,
+        processes=config.num_loaders,
+        decoder=config.decoder,
     )
     earlier = list(state.curve)
-    for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
-        metrics = {}
-        if epoch > state.epoch:
-            sampler.set_epoch(epoch)
-            metrics = steps.train_epoch()
-        score = functools.partial(
-            evaluate, state.evaluated, device=device, batch_size=config.batch_size, amp=config.amp
-        )
-        holdout = score(source.holdout)
-        metrics |= {"holdout/loss": holdout.loss, "holdout/top1": holdout.top1}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
-        if epoch > state.epoch:
-            state.epoch = epoch
-            state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
-        last = epoch == config.epochs
-        yield Report(
-            epoch=epoch,
-            step=state.step,
-            metrics=metrics,
-            earlier=earlier,
-            test=score(source.test) if test and last else None,
-            checkpoint_due=last or epoch % config.checkpoint_every == 0,
-            save=state.checkpoint().save,
-        )
-        earlier = []
+    with contextlib.closing(Steps(state, source, place)) as steps:
+        bad = _BadImages()
+        for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
+            metrics = {}
+            unfinished = epoch > state.epoch
+            if unfinished:
+                for request in steps.rest_of_epoch(epoch):
+                    stopped = request == "stop"
+                    yield Report(
+                        epoch=epoch - 1,
+                        step=state.step,
+                        checkpoint=state.checkpoint,
+                        stopped=stopped,
+                        bad_images=bad.new(source.train, steps.bad),
+                    )
+                    if stopped:
+                        return
+                metrics = steps.metrics()
+            holdout = score(state.evaluated, source.holdout)
+            if len(holdout.bad) > config.max_bad_fraction * len(source.holdout):
+                raise TooManyBadImages(
+                    f"more than {config.max_bad_fraction:.3g} of the hold-out images cannot be "
+                    f"read: {len(holdout.bad)} of {len(source.holdout)}"
+                )
+            metrics |= {"holdout/loss": holdout.loss, "holdout/top1": holdout.top1}
+            for name, value in metrics.items():
+                if not math.isfinite(value):
+                    raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
+            if unfinished:
+                state.epoch = epoch
+                state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
+            last = epoch == config.epochs
+            final = score(state.evaluated, source.test) if test and last and source.test else None
+            found = bad.new(source.train, steps.bad)
+            found += bad.new(source.holdout, dict(holdout.bad), shared=True)
+            if final and source.test:
+                found += bad.new(source.test, dict(final.bad), shared=True)
+            yield Report(
+                epoch=epoch,
+                step=state.step,
+                checkpoint=state.checkpoint,
+                checkpoint_due=last
+                or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0),
+                metrics=metrics,
+                earlier=earlier,
+                test=final,
+                bad_images=found,
+            )
+            earlier = []
+
+
+class _BadImages:
+    """Tells each image once."""
+
+    def __init__(self) -> None:
+        self._told: set[BadImage] = set()
+
+    def new(
+        self, table: ImageTable, found: dict[int, str], *, shared: bool = False
+    ) -> list[BadImage]:
+        """`shared`: all workers have found the same."""
+        named = [(*table.place(index), reason) for index, reason in found.items()]
+        fresh = sorted(set(named if shared else gathered(named)) - self._told)
+        self._told |= set(fresh)
+        return fresh

@@ -1,4 +1,4 @@
-"""A network's score on a data set, exact whatever the number of workers."""
+"""A network's score on a table of images, exact whatever the number of workers."""
 
 from __future__ import annotations
 
@@ -8,44 +8,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psvit_ray.data.loader import eval_loader
-from psvit_ray.data.sources import ImageDataset
-from psvit_ray.training.metrics import all_reduce, rank_and_world_size
+from psvit_ray.data.images import Decoder
+from psvit_ray.data.loader import eval_loader, stretch
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.training.metrics import all_reduce, gathered, rank_and_world_size
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`top1` in percent; `correct` (N,) bool, in the order of the data set."""
+    """`loss` is the mean over images that can be read; `top1`, in percent, over all: an image that
+    cannot be read counts as wrong. `correct` (N,) bool, in the order of the table."""
 
     loss: float
     top1: float
     correct: Tensor
+    bad: tuple[tuple[int, str], ...]
+    """Images that cannot be read: index, reason."""
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    dataset: ImageDataset,
+    table: ImageTable,
+    preprocessing: Preprocessing,
     *,
     device: torch.device | None = None,
     batch_size: int = 64,
     amp: bool = False,
+    processes: int = 0,
+    decoder: Decoder = "pil",
 ) -> Evaluation:
     """Every image once over all workers, however many there are; the same answer on each."""
     device = device or torch.device("cpu")
     rank, world_size = rank_and_world_size()
     model.eval()
+    loader = eval_loader(
+        table,
+        preprocessing,
+        batch_size,
+        rank=rank,
+        world_size=world_size,
+        processes=min(processes, -(-len(stretch(len(table), rank, world_size)) // batch_size)),
+        decoder=decoder,
+        pin_memory=device.type == "cuda",
+    )
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros(len(dataset), dtype=torch.uint8, device=device)
-    mine = correct[rank::world_size]  # a view: what is written here stands in `correct`
-    done = 0
-    for images, labels in eval_loader(dataset, batch_size, rank=rank, world_size=world_size):
-        images, labels = images.to(device), labels.to(device)
+    correct = torch.zeros(len(table), dtype=torch.uint8, device=device)
+    bad: list[tuple[int, str]] = []
+    for batch in loader:
+        bad += batch.bad
+        if not len(batch.labels):
+            continue
+        images, labels, indices = (
+            each.to(device, non_blocking=True)
+            for each in (batch.images, batch.labels, batch.indices)
+        )
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(images)
+            logits = model(preprocessing.normalize(images))
         loss += F.cross_entropy(logits.double(), labels, reduction="sum")
-        mine[done : done + len(labels)] = logits.argmax(dim=1) == labels
-        done += len(labels)
-    total_loss = all_reduce(loss).item() / len(dataset)
+        correct[indices] = (logits.argmax(dim=1) == labels).byte()
+    everyones = tuple(sorted(gathered(bad)))
+    readable = len(table) - len(everyones)
+    total_loss = all_reduce(loss).item() / readable if readable else float("nan")
     correct = all_reduce(correct).bool()
-    return Evaluation(total_loss, 100 * correct.double().mean().item(), correct.cpu())
+    top1 = 100 * correct.double().mean().item()
+    return Evaluation(total_loss, top1, correct.cpu(), everyones)

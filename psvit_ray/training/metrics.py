@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -20,16 +21,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-class Mean:
-    """The mean of a loss over all images of all workers, kept on the device until asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-
-    def add(self, loss_sum: Tensor, images: int) -> None:
-        self._sums[0] += loss_sum.detach()
-        self._sums[1] += images
-
-    def value(self) -> float:
-        total, images = all_reduce(self._sums.clone()).tolist()
-        return total / images
+def gathered(found: list[Any]) -> list[Any]:
+    """What all workers found, on every worker, by rank. Waits for all."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1:
+        return found
+    everyones: list[list[Any]] = [[] for _ in range(world_size)]
+    dist.all_gather_object(everyones, found)
+    return [one for each in everyones for one in each]

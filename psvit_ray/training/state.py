@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from psvit_ray.data.loader import mix_seed
+from psvit_ray.data.sources import Source
+from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.model.psvit import PSViT
-from psvit_ray.training.checkpoint import Checkpoint
+from psvit_ray.training.checkpoint import Checkpoint, RunFacts
 from psvit_ray.training.config import Configuration
+
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
 
 
 def build_model(configuration: Configuration) -> PSViT:
@@ -21,57 +27,117 @@ def build_model(configuration: Configuration) -> PSViT:
     config = configuration.train
     torch.manual_seed(mix_seed(config.seed))
     return PSViT(
-        configuration.spec,
+        configuration.trained_spec,
         drop_rate=config.drop,
         attn_drop_rate=config.attn_drop,
         drop_path_rate=config.drop_path,
     )
 
 
+def facts_of(configuration: Configuration, source: Source) -> RunFacts:
+    """Classes from the data; preprocessing from the configuration, else from the data, else
+    ImageNet's. Raises ValueError for channels that no picture has."""
+    train, spec = configuration.train, configuration.trained_spec
+    usual = (
+        (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        if spec.in_chans == 3
+        else (GREY_MEAN, GREY_STD)
+    )
+    preprocessing = Preprocessing(
+        img_size=spec.img_size,
+        in_chans=spec.in_chans,
+        mean=train.mean or source.mean or usual[0],
+        std=train.std or source.std or usual[1],
+        interpolation=train.interpolation,
+        crop_pct=train.crop_pct,
+    )
+    return RunFacts(
+        configuration=configuration, class_names=source.class_names, preprocessing=preprocessing
+    )
+
+
+@dataclass
+class Progress:
+    """Of the epoch under way, over all workers: what its end will report."""
+
+    loss_sum: float = 0.0
+    images: int = 0
+    bad: int = 0
+    running_loss: float | None = None
+    """Of about the last hundred steps, over epochs too."""
+
+    def next_epoch(self) -> None:
+        self.loss_sum, self.images, self.bad = 0.0, 0, 0
+
+
 @dataclass
 class State:
     """Network, averaged weights, optimizer, and how far they have come."""
 
-    configuration: Configuration
+    facts: RunFacts
     model: PSViT
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
-    epoch: int
-    step: int
-    curve: list[dict[str, Any]]
+    epoch: int = 0
+    step: int = 0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
 
     @classmethod
-    def of(
-        cls, configuration: Configuration, device: torch.device, start: Checkpoint | None
-    ) -> State:
-        config = configuration.train
-        model = build_model(configuration).to(device)
+    def of(cls, facts: RunFacts, device: torch.device, start: Checkpoint | None) -> State:
+        config = facts.configuration.train
+        model = build_model(facts.configuration)
+        model.to(device)
         model.set_grad_checkpointing(config.grad_checkpointing)
         optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True
+            model,
+            opt=config.opt,
+            lr=config.peak_lr,
+            weight_decay=config.weight_decay,
+            eps=config.opt_eps,
+            layer_decay=config.layer_decay if config.layer_decay < 1 else None,
+            **({"fused": True} if config.opt == "adamw" else {}),
         )
         ema = ModelEmaV3(model, config.model_ema_decay, True) if config.model_ema_decay else None
+        state = cls(facts, model, ema, optimizer)
         if start:
-            model.load_state_dict(start.model)
-            optimizer.load_state_dict(start.optimizer)
-            if ema and start.ema:
-                ema.module.load_state_dict(start.ema)
+            state._go_on_from(start)
         if config.compile:
             model.compile_blocks()
-        epoch, step, curve = (start.epoch, start.step, list(start.curve)) if start else (0, 0, [])
-        return cls(configuration, model, ema, optimizer, epoch, step, curve)
+        return state
+
+    def _go_on_from(self, start: Checkpoint) -> None:
+        self.model.load_state_dict(start.model)
+        self.optimizer.load_state_dict(start.optimizer)
+        if self.ema and start.ema:
+            self.ema.module.load_state_dict(start.ema)
+        self.epoch, self.step, self.curve = start.epoch, start.step, list(start.curve)
+        self.progress = Progress(**start.progress)
 
     @property
     def evaluated(self) -> nn.Module:
         return self.ema.module if self.ema else self.model
 
     def checkpoint(self) -> Checkpoint:
+        """As it is now: later steps do not change it."""
         return Checkpoint(
-            configuration=self.configuration,
+            facts=self.facts,
             epoch=self.epoch,
             step=self.step,
-            model=self.model.state_dict(),
-            ema=self.ema.module.state_dict() if self.ema else None,
-            optimizer=self.optimizer.state_dict(),
-            curve=self.curve,
+            model=_copied(self.model.state_dict()),
+            ema=_copied(self.ema.module.state_dict()) if self.ema else None,
+            optimizer=_copied(self.optimizer.state_dict()),
+            curve=list(self.curve),
+            progress=copy.copy(vars(self.progress)),
         )
+
+
+def _copied(value: Any) -> Any:
+    """Tensors copied to the host, in dicts and lists of whatever depth."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_copied(one) for one in value]
+    return value

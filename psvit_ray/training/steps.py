@@ -6,106 +6,205 @@ Shapes: B images, C channels, S the side of an image, K classes.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
-from psvit_ray.data.loader import mix_seed, random_shift
-from psvit_ray.data.sources import Batch, Source
+from psvit_ray.data.loader import Batch, GlobalBatchSampler, Images, joined, mix_seed, train_loader
+from psvit_ray.data.sources import Source
+from psvit_ray.training.agreement import Agreement, Request, Verdict
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.metrics import Mean, rank_and_world_size
+from psvit_ray.training.loss import base_loss, mixing
+from psvit_ray.training.metrics import rank_and_world_size
+from psvit_ray.training.place import Place
 from psvit_ray.training.state import State
+
+RUNNING_STEPS = 100  # over about so many is the running loss, which a spike is measured by
+
+
+class Diverged(ArithmeticError):
+    """The loss is not a number any more, or far above what it was: the configuration's own fault,
+    the same on all workers."""
+
+
+class TooManyBadImages(ValueError):
+    """More images than allowed cannot be read."""
 
 
 class Steps:
-    """The optimizer steps of an epoch."""
+    """Close it: that ends the loader's processes."""
 
-    def __init__(
-        self,
-        state: State,
-        source: Source,
-        *,
-        model: nn.Module,
-        loader: DataLoader[Batch],
-        schedule: CosineLRScheduler,
-    ) -> None:
-        self._state, self._source = state, source
-        self._model, self._loader, self._schedule = model, loader, schedule
-        self._mix = _mixing(state.configuration.train, source.num_classes)
-        self._rank, self._world_size = rank_and_world_size()
-
-    def train_epoch(self) -> dict[str, float]:
-        began = time.perf_counter()
-        state, config = self._state, self._state.configuration.train
-        num_images = len(self._source.train)
-        device = next(state.model.parameters()).device
-        state.model.train()
-        mean_loss = Mean(device)
-        for number, (images, labels) in enumerate(self._loader):
-            # Known without asking the others: every batch but the last is full.
-            global_batch = min(config.batch_size, num_images - number * config.batch_size)
-            torch.manual_seed(mix_seed(config.seed, state.step, self._rank))
-            self._schedule.step_update(state.step)
-            images, labels = images.to(device), labels.to(device)
-            if config.shift:
-                images = random_shift(images, config.shift)
-            if self._mix and len(images):
-                images, labels = self._mix(images, labels)
-            loss_sum = _backward(
-                self._model, images, labels, config=config, scale=self._world_size / global_batch
-            )
-            if config.clip_grad:
-                nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
-            state.optimizer.step()
-            state.optimizer.zero_grad()
-            state.step += 1
-            if state.ema:
-                state.ema.update(state.model, step=state.step)
-            mean_loss.add(loss_sum, len(images))
-        train_loss = mean_loss.value()  # waits for the device, so the time below is true
-        return {
-            "train/loss": train_loss,
-            "train/lr": state.optimizer.param_groups[0]["lr"],
-            "perf/img_per_s": num_images / (time.perf_counter() - began),
-        }
-
-
-def _backward(
-    model: nn.Module, images: Tensor, labels: Tensor, *, config: TrainConfig, scale: float
-) -> Tensor:
-    """Adds the gradient of this worker's share of a step, part by part.
-
-    The loss is a sum times `scale`, which is workers over images of the global batch: averaged over
-    the workers, as DDP does, gradients are those of the mean over the global batch, however it was
-    shared out. Returns the sum of the losses.
-    """
-    parts = list(
-        zip(
-            images.tensor_split(config.grad_accum_steps),
-            labels.tensor_split(config.grad_accum_steps),
-            strict=True,
+    def __init__(self, state: State, source: Source, place: Place) -> None:
+        config = state.facts.configuration.train
+        rank, world_size = rank_and_world_size()
+        self._state, self._config, self._place = state, config, place
+        self._rank, self._world_size = rank, world_size
+        self._device = place.device
+        self._model = place.prepare_model(state.model)
+        self._loss = base_loss(config)
+        self._mixing = mixing(config, source.num_classes)
+        self._agreement = Agreement(place.device, patience_s=place.patience_s)
+        self._table = source.train
+        self._parts = max(config.num_loaders, 1)
+        self._sampler = GlobalBatchSampler(
+            len(source.train),
+            config.batch_size,
+            seed=config.seed,
+            rank=rank,
+            world_size=world_size,
+            num_parts=self._parts,
+            blocks=source.train.blocks,
+            window=config.shuffle_window,
+            repeats=config.aug_repeats,
         )
-    )
-    total = torch.zeros((), device=images.device)
-    for number, (x, y) in enumerate(parts, start=1):
-        last = number == len(parts)
-        no_sync = getattr(model, "no_sync", contextlib.nullcontext)
-        with contextlib.nullcontext() if last else no_sync():
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp):
-                logits = model(x)
-            loss = F.cross_entropy(
-                logits.float(), y, reduction="sum", label_smoothing=config.smoothing
+        self._loader = train_loader(
+            Images(
+                source.train,
+                state.facts.preprocessing,
+                augmentation=config,
+                decoder=config.decoder,
+            ),
+            self._sampler,
+            processes=config.num_loaders,
+            pin_memory=place.device.type == "cuda",
+        )
+        self._schedule = schedule_of(
+            state.optimizer, config, steps_per_epoch=self._sampler.steps_per_epoch
+        )
+        self._saved_at = time.monotonic()
+        self.bad: dict[int, str] = {}
+        """Images of the training table that this worker could not read, with the reason."""
+
+    def rest_of_epoch(self, epoch: int) -> Iterator[Request]:
+        """Takes the steps that the epoch still lacks. Stands still wherever all workers agree on a
+        checkpoint or on a stop, in the state before the next step.
+
+        Raises Diverged, TooManyBadImages or Hung.
+        """
+        state = self._state
+        first = state.step - (epoch - 1) * self._sampler.steps_per_epoch
+        self._sampler.set_position(epoch, first)
+        self._began, self._images_began = time.perf_counter(), state.progress.images
+        state.model.train()
+        batches = joined(self._loader, self._parts, self._device)
+        for number in range(first, self._sampler.steps_per_epoch):
+            batch = next(batches)
+            if (request := self._agree(self._due())) != "none":
+                self._agree("none", everything=True)
+                self._saved_at = time.monotonic()
+                yield request
+            self._take(batch, self._sampler.size_of(number))
+        self._agree("none", everything=True)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the epoch that has ended; begins the next."""
+        progress = self._state.progress
+        seconds = time.perf_counter() - self._began
+        found = {
+            "train/loss": progress.loss_sum / max(progress.images, 1),
+            "train/lr": max(group["lr"] for group in self._state.optimizer.param_groups),
+            "perf/img_per_s": (progress.images - self._images_began) / seconds,
+        }
+        progress.next_epoch()
+        return found
+
+    def close(self) -> None:
+        if (iterator := getattr(self._loader, "_iterator", None)) is not None:
+            iterator._shutdown_workers()  # torch does it only when it is collected
+
+    def _due(self) -> Request:
+        config, step = self._config, self._state.step
+        if (asked := self._place.request()) != "none":
+            return asked
+        minutes = (time.monotonic() - self._saved_at) / 60
+        by_time = config.checkpoint_minutes and minutes >= config.checkpoint_minutes
+        by_step = config.checkpoint_steps and step and step % config.checkpoint_steps == 0
+        # Clocks differ, so that of one worker counts.
+        return "checkpoint" if self._rank == 0 and (by_time or by_step) else "none"
+
+    def _agree(self, request: Request, *, everything: bool = False) -> Request:
+        verdict = self._agreement.ask(self._state.step + 1, request, everything=everything)
+        self._judge(verdict)
+        return verdict.request
+
+    def _judge(self, verdict: Verdict) -> None:
+        progress, config = self._state.progress, self._config
+        for step, loss_sum, images, bad in verdict.steps:
+            progress.loss_sum += loss_sum
+            progress.images += images
+            progress.bad += bad
+            most = config.max_bad_fraction * self._sampler.draws_per_epoch
+            if progress.bad > most:
+                raise TooManyBadImages(
+                    f"more than {config.max_bad_fraction:.3g} of the training images cannot be "
+                    f"read: {progress.bad} of {progress.images + progress.bad} up to step {step}"
+                    f"{self._example()}"
+                )
+            if not images:
+                continue
+            loss, usual = loss_sum / images, progress.running_loss
+            if not math.isfinite(loss):
+                raise Diverged(f"train/loss is {loss} at step {step}")
+            if config.max_loss_spike and usual and loss > config.max_loss_spike * usual:
+                raise Diverged(
+                    f"train/loss is {loss:.4g} at step {step}, more than {config.max_loss_spike:g} "
+                    f"times the {usual:.4g} before"
+                )
+            progress.running_loss = (
+                loss if usual is None else usual + (loss - usual) / RUNNING_STEPS
             )
-            (loss * scale).backward()
-            total += loss.detach()
-    return total
+
+    def _example(self) -> str:
+        for index, reason in self.bad.items():
+            source, path = self._table.place(index)
+            return f"; {path or source}: {reason}"
+        return ""
+
+    def _take(self, batch: Batch, global_batch: int) -> None:
+        """One optimizer step."""
+        state, config = self._state, self._config
+        self.bad.update(batch.bad)
+        images = state.facts.preprocessing.normalize(batch.images)
+        images = config.finish(images, batch.seeds)
+        targets = batch.labels
+        seed = mix_seed(config.seed, state.step, self._rank)
+        if self._mixing:
+            images, targets = self._mixing(images, targets, seed)
+        torch.manual_seed(seed)
+        self._schedule.step_update(state.step)
+        loss_sum = self._backward(images, targets, scale=self._world_size / global_batch)
+        if config.clip_grad:
+            nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        if state.ema:
+            state.ema.update(state.model, step=state.step)
+        self._agreement.note(state.step, loss_sum, len(batch.labels), len(batch.bad))
+
+    def _backward(self, images: Tensor, targets: Tensor, *, scale: float) -> Tensor:
+        """Adds the gradient of this worker's share of a step, part by part.
+
+        The loss is a sum times `scale`, which is workers over images of the global batch: averaged
+        over the workers, as DDP does, gradients are those of the mean over the global batch,
+        however it was shared out. Returns the sum of the losses.
+        """
+        size = self._config.micro_batch_size or len(images) or 1
+        parts = list(zip(images.split(size), targets.split(size), strict=True))
+        total = torch.zeros((), device=images.device)
+        for number, (x, y) in enumerate(parts, start=1):
+            no_sync = getattr(self._model, "no_sync", contextlib.nullcontext)
+            with contextlib.nullcontext() if number == len(parts) else no_sync():
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=self._config.amp):
+                    logits = self._model(x)
+                loss = self._loss(logits.float(), y)
+                (loss * scale).backward()
+                total += loss.detach()
+        return total
 
 
 def schedule_of(
@@ -118,17 +217,7 @@ def schedule_of(
         t_initial=max(config.epochs * steps_per_epoch - warmup, 1),
         lr_min=config.min_lr,
         warmup_t=warmup,
-        warmup_lr_init=config.lr / (warmup + 1),
+        warmup_lr_init=config.peak_lr / (warmup + 1),
         warmup_prefix=True,
         t_in_epochs=False,
     )
-
-
-def _mixing(config: TrainConfig, num_classes: int) -> Callable[..., Any] | None:
-    """Mixup, CutMix or one of the two a step; pairs are formed within a worker's share."""
-    kinds: list[v2.Transform] = []
-    if config.mixup:
-        kinds.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
-    if config.cutmix:
-        kinds.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(kinds) if kinds else None
