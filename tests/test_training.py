@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.loader import GlobalBatchSampler, eval_loader, random_shift
-from psvit_ray.data.sources import ArrayDataset, Batch
-from psvit_ray.data.storage import Folder
-from psvit_ray.training import checkpoint
-from psvit_ray.training.checkpoint import Checkpoint, Kept
+from psvit_ray.training.agreement import Hung, Request
+from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import Diverged, Place, Report, load_source, run
+from psvit_ray.training.engine import Report, load_source, run
 from psvit_ray.training.evaluation import evaluate
-from psvit_ray.training.state import build_model
+from psvit_ray.training.place import Place
+from psvit_ray.training.state import build_model, facts_of
+from psvit_ray.training.steps import Diverged
 
 SPEC = ArchSpec.model_validate(
     {
@@ -45,270 +44,236 @@ EVERYTHING = TrainConfig(
     epochs=3,
     warmup_epochs=1,
     batch_size=48,
-    grad_accum_steps=2,
+    micro_batch_size=20,
     model_ema_decay=0.9,
     mixup=0.2,
     cutmix=0.5,
     shift=1,
+    reprob=0.3,
     drop=0.1,
     attn_drop=0.1,
     drop_path=0.1,
     clip_grad=1.0,
     data_fraction=0.4,
+    checkpoint_steps=5,
 )
-
-
-def state(folder: Path) -> dict[str, Any]:
-    saved = checkpoint.load(folder)
-    moments = [list(values.values()) for values in saved.optimizer["state"].values()]
-    return {"model": saved.model, "ema": saved.ema, "step": saved.step, "moments": moments}
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def assert_same_state(ours: Checkpoint, theirs: Checkpoint) -> None:
+    assert (ours.epoch, ours.step, ours.progress) == (theirs.epoch, theirs.step, theirs.progress)
+    assert timeless(ours.curve) == timeless(theirs.curve)
+    for name in ("model", "ema"):
+        assert_same(getattr(ours, name), getattr(theirs, name))
+    moments = [
+        [list(values.values()) for values in one.optimizer["state"].values()]
+        for one in (ours, theirs)
+    ]
+    assert_same(*moments)
+
+
+def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    curve = copy.deepcopy(curve)
+    for point in curve:
+        point["metrics"].pop("perf/img_per_s")
+    return curve
+
+
 @pytest.mark.parametrize("extra", [{}, {"num_loaders": 2, "grad_checkpointing": True}])
-def test_a_run_resumed_at_any_epoch_ends_as_the_undisturbed_run(
-    tmp_path: Path, extra: dict[str, Any]
-) -> None:
+def test_a_run_resumed_anywhere_ends_as_the_undisturbed_run(extra: dict[str, Any]) -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update=extra))
     source = load_source(configuration)
-    metrics = []
-    for report in run(configuration, source):
-        report.save(tmp_path / str(report.epoch))
-        metrics.append(report.metrics)
-    for epoch in (1, 2):
-        torch.manual_seed(epoch)  # nothing of the process's randomness may matter
-        np.random.seed(epoch)
-        start = checkpoint.load(tmp_path / str(epoch))
-        told = []
-        for report in run(configuration, source, start=start):
-            again = report.metrics
-            told.append(report.earlier)
-        assert [point["metrics"] for point in told[0]] == metrics[:epoch]
-        assert not any(told[1:])
-        report.save(tmp_path / f"from-{epoch}")
-        assert_same(state(tmp_path / f"from-{epoch}"), state(tmp_path / "3"))
-        assert {**again, "perf/img_per_s": 0} == {**metrics[-1], "perf/img_per_s": 0}
+    saved = [report.checkpoint() for report in run(configuration, source)]
+    # Nine and a half batches of 48 an epoch: after every fifth step, and at the end of epochs.
+    assert [one.step for one in saved] == [5, 10, 10, 15, 20, 20, 25, 30]
+    assert [one.epoch for one in saved] == [0, 1, 1, 1, 2, 2, 2, 3]
+    for start in saved[:-1:2] if extra else saved[:-1]:
+        torch.manual_seed(start.step)  # nothing of the process's randomness may matter
+        np.random.seed(start.step)
+        told: list[Report] = list(run(configuration, source, start=start))
+        first, *others = (report for report in told if report.metrics)
+        assert timeless(first.earlier) == timeless(start.curve)
+        assert not any(report.earlier for report in others)
+        assert_same_state(told[-1].checkpoint(), saved[-1])
 
 
-def test_started_from_its_last_checkpoint_a_run_only_reports_that_epoch_again(
-    tmp_path: Path,
-) -> None:
+def test_started_from_its_last_checkpoint_a_run_only_reports_that_epoch_again() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING)
     source = load_source(configuration)
     *_, last = run(configuration, source, test=True)
-    last.save(tmp_path / "last")
-    (again,) = run(configuration, source, start=checkpoint.load(tmp_path / "last"), test=True)
+    (again,) = run(configuration, source, start=last.checkpoint(), test=True)
     assert (again.epoch, again.step) == (last.epoch, last.step)
     assert again.metrics["holdout/loss"] == last.metrics["holdout/loss"]
     assert again.values()["test_correct"] == last.values()["test_correct"]
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update={"epochs": 2}))
     first = next(run(configuration, load_source(configuration)))
-    first.save(tmp_path / "1")
     other = configuration.model_copy(update={"spec": SPEC.with_pattern("1-1|1")})
     with pytest.raises(ValueError, match=r"checkpoint must be of .*1-1\|1.* got one of .*2\|1"):
-        next(run(other, load_source(other), start=checkpoint.load(tmp_path / "1")))
+        next(run(other, load_source(other), start=first.checkpoint()))
 
 
-def test_a_checkpoint_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def asking(requests: dict[int, Request]) -> Callable[[], Request]:
+    """Asks for something before a step, counted from 1."""
+    step = itertools.count(1)
+    return lambda: requests.get(next(step), "none")
+
+
+def test_a_run_that_is_asked_to_stop_ends_with_a_checkpoint_of_that_moment() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING)
-    report = next(run(configuration, load_source(configuration)))
-    kept = Kept(Folder(str(tmp_path / "kept")))
-    kept.put(1, report.save)
-
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", die)
-        with pytest.raises(KeyboardInterrupt):
-            report.save(tmp_path / "cut")
-        with pytest.raises(KeyboardInterrupt):
-            kept.put(2, report.save)
-    assert not (tmp_path / "cut").exists()
-    newest = kept.newest()
-    assert newest is not None
-    assert newest.epoch == 1
-    kept.put(2, report.save)
-    assert Folder(str(tmp_path / "kept")).names() == ["epoch-00002"]
+    source = load_source(configuration)
+    place = Place(request=asking({3: "checkpoint", 13: "stop"}))
+    reports = list(run(configuration, source, place=place))
+    assert [report.step for report in reports] == [2, 5, 10, 10, 12]
+    assert [report.stopped for report in reports] == [False] * 4 + [True]
+    *_, last = run(configuration, source, start=reports[-1].checkpoint())
+    *_, undisturbed = run(configuration, source)
+    assert_same_state(last.checkpoint(), undisturbed.checkpoint())
 
 
-def test_nothing_read_from_a_checkpoint_executes(tmp_path: Path) -> None:
-    class Malicious:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return Path.touch, (tmp_path / "marker",)
-
-    configuration = Configuration(spec=SPEC, train=EVERYTHING)
-    next(run(configuration, load_source(configuration))).save(tmp_path / "1")
-    torch.save({"epoch": 1, "step": 1, "optimizer": Malicious()}, tmp_path / "1" / "state.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint.load(tmp_path / "1")
-    assert not (tmp_path / "marker").exists()
+def test_a_checkpoint_is_due_when_its_minutes_are_over() -> None:
+    train = EVERYTHING.model_copy(
+        update={"checkpoint_steps": 0, "checkpoint_minutes": 1e-9, "epochs": 2, "warmup_epochs": 0}
+    )
+    configuration = Configuration(spec=SPEC, train=train)
+    steps = [report.step for report in run(configuration, load_source(configuration))]
+    assert steps == [*range(10), 10, *range(10, 20), 20]
 
 
-def gradient_of_worker(rank: int, world_size: int, folder: str, accumulate: int) -> None:
+def join_group(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
+
+
+def train_in_group(rank: int, world_size: int, folder: str, micro_batch_size: int) -> None:
+    join_group(rank, world_size, folder)
+    configuration = Configuration(spec=SPEC, train=few_steps(micro_batch_size))
     *_, last = run(
-        Configuration(spec=SPEC, train=few_steps(accumulate)),
-        load_source(Configuration(spec=SPEC)),
+        configuration,
+        load_source(configuration),
         place=Place(prepare_model=DistributedDataParallel),
     )
     if rank == 0:
-        last.save(Path(folder) / "workers")
+        saved = last.checkpoint()
+        torch.save((saved.step, saved.model, last.metrics), f"{folder}/workers")
     dist.destroy_process_group()
 
 
-def few_steps(accumulate: int) -> TrainConfig:
+def few_steps(micro_batch_size: int) -> TrainConfig:
     # 97 images a batch share out unevenly, and the last batch of 1,149 images holds 82. Adam alone
     # would not see a gradient of the wrong size: clipping, near the norm it has here, does.
-    return TrainConfig(epochs=1, batch_size=97, grad_accum_steps=accumulate, clip_grad=0.38)
+    return TrainConfig(epochs=1, batch_size=97, micro_batch_size=micro_batch_size, clip_grad=0.38)
 
 
-@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 3)])
+@pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, 0), (3, 14)])
 def test_any_number_of_workers_and_parts_takes_the_same_steps(
-    tmp_path: Path, world_size: int, accumulate: int
+    tmp_path: Path, world_size: int, micro_batch_size: int
 ) -> None:
-    configuration = Configuration(spec=SPEC, train=few_steps(1))
+    configuration = Configuration(spec=SPEC, train=few_steps(0))
     *_, alone = run(configuration, load_source(configuration))
-    alone.save(tmp_path / "alone")
-    mp.spawn(gradient_of_worker, (world_size, str(tmp_path), accumulate), nprocs=world_size)
-    ours, theirs = checkpoint.load(tmp_path / "workers"), checkpoint.load(tmp_path / "alone")
-    assert ours.step == theirs.step == 12
+    mp.spawn(train_in_group, (world_size, str(tmp_path), micro_batch_size), nprocs=world_size)
+    step, ours, metrics = torch.load(tmp_path / "workers")
+    theirs = alone.checkpoint()
+    assert step == theirs.step == 12
     for name, weight in theirs.model.items():
         # Adam divides by the gradient's size: rounding is amplified where a gradient is near 0.
-        torch.testing.assert_close(ours.model[name], weight, rtol=0, atol=2e-3, msg=name)
-    difference = torch.cat([(ours.model[n] - w).abs().flatten() for n, w in theirs.model.items()])
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3, msg=name)
+    difference = torch.cat([(ours[n] - w).abs().flatten() for n, w in theirs.model.items()])
     assert difference.median() < 1e-6
+    assert metrics["train/loss"] == pytest.approx(alone.metrics["train/loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_each_image_is_seen_once_an_epoch_in_the_same_global_batches(world_size: int) -> None:
-    shares = [
-        list(GlobalBatchSampler(97, 10, seed=3, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    alone = list(GlobalBatchSampler(97, 10, seed=3))
-    together = [sorted(itertools.chain(*step)) for step in zip(*shares, strict=True)]
-    assert together == [sorted(step) for step in alone]
-    assert sorted(itertools.chain(*alone)) == list(range(97))
+def fault_in_group(rank: int, world_size: int, folder: str, fault: str) -> None:
+    """Rank 1 is at fault in its seventh step; what each rank says of it is written down."""
+    join_group(rank, world_size, folder)
+    configuration = Configuration(spec=SPEC, train=TrainConfig(epochs=1, data_fraction=0.9))
+    steps = itertools.count(1)
+
+    def at_fault(module: torch.nn.Module, _: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits * float("nan") if next(steps) == 7 and rank == 1 else logits
+
+    def request() -> Request:
+        if next(steps) == 7 and rank == 1:
+            Path(folder, "asleep").touch()
+            while not Path(folder, "named").exists():
+                time.sleep(0.05)
+        return "none"
+
+    def prepare(model: torch.nn.Module) -> torch.nn.Module:
+        if fault == "nan":
+            model.register_forward_hook(at_fault)
+        return DistributedDataParallel(model)
+
+    place = Place(
+        prepare_model=prepare,
+        patience_s=2.0 if fault == "sleeps" else 60.0,
+        request=request if fault == "sleeps" else lambda: "none",
+    )
+    try:
+        list(run(configuration, load_source(configuration), place=place))
+        said = "nothing"
+    except (Diverged, Hung) as error:
+        said = f"{type(error).__name__}: {error}"
+    except RuntimeError:  # the one that slept finds the others gone
+        said = "RuntimeError"
+    Path(folder, f"said-{rank}").write_text(said)
+    if fault == "sleeps" and rank == 0:
+        Path(folder, "named").touch()
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[list[int]]:
-        sampler = GlobalBatchSampler(50, 7, seed=seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
-
-    assert order(1, 2) == order(1, 2)
-    assert len({str(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+def said_in_group(folder: Path, fault: str) -> list[str]:
+    mp.spawn(fault_in_group, (2, str(folder), fault), nprocs=2)
+    return [(folder / f"said-{rank}").read_text() for rank in range(2)]
 
 
-def test_every_epoch_has_an_order_and_every_step_a_randomness_of_its_own() -> None:
-    configuration = Configuration(spec=SPEC, train=TrainConfig(epochs=3, data_fraction=0.2))
-    source: Any = load_source(configuration)
-    asked: list[int] = []
-    seeds: list[int] = []
-
-    class Watched(ArrayDataset):
-        def __getitems__(self, indices: Sequence[int]) -> Batch:
-            asked.extend(indices)
-            return super().__getitems__(indices)
-
-    def watch(model: torch.nn.Module) -> torch.nn.Module:
-        model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
-        return model
-
-    train = Watched(source.train.images, source.train.labels)
-    list(run(configuration, replace(source, train=train), place=Place(prepare_model=watch)))
-    epochs = [asked[start : start + len(train)] for start in range(0, len(asked), len(train))]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(len(train)))] * 3
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    trained = [seed for seed, again in itertools.groupby(seeds)]
-    assert len(set(trained)) >= 3 * 4  # a seed a step; evaluation draws nothing and sets none
+def test_a_loss_that_is_no_number_on_one_worker_stops_all_at_that_step(tmp_path: Path) -> None:
+    assert said_in_group(tmp_path, "nan") == ["Diverged: train/loss is nan at step 7"] * 2
 
 
-@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 7), (2, 8), (3, 100), (7, 1)])
-def test_evaluation_sees_each_image_once_whatever_the_workers(
-    world_size: int, batch_size: int
-) -> None:
-    source = load_source(Configuration(spec=SPEC))
-    images = [
-        image
-        for rank in range(world_size)
-        for batch, _ in eval_loader(source.test, batch_size, rank=rank, world_size=world_size)
-        for image in batch
-    ]
-    assert len(images) == len(source.test)
-    ours = torch.stack(images).flatten(1).sort(dim=0).values
-    assert_same(ours, source.test.images.flatten(1).sort(dim=0).values)  # type: ignore[attr-defined]
+def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
+    said, _ = said_in_group(tmp_path, "sleeps")
+    assert said == "Hung: rank 1 did not reach step 7 within 2 s"
 
 
 def test_evaluate_equals_one_pass_over_all_images() -> None:
     configuration = Configuration(spec=SPEC)
     source, model = load_source(configuration), build_model(configuration).eval()
+    preprocessing = facts_of(configuration, source).preprocessing
     test: Any = source.test
     with torch.inference_mode():
-        logits = model(test.images)
-    score = evaluate(model, source.test, batch_size=37)
-    right = logits.argmax(1) == test.labels
+        logits = model(preprocessing.normalize(test.images))
+    score = evaluate(model, test, preprocessing, batch_size=37)
+    right = logits.argmax(1) == torch.as_tensor(test.labels)
     assert_same(score.correct, right)
     assert score.top1 == pytest.approx(100 * right.double().mean().item(), abs=1e-9)
     assert score.loss == pytest.approx(
-        F.cross_entropy(logits.double(), test.labels).item(), abs=1e-6
+        F.cross_entropy(logits.double(), torch.as_tensor(test.labels)).item(), abs=1e-6
     )
 
 
-def test_the_test_images_are_fixed_and_the_parts_disjoint_and_stratified() -> None:
-    def parts(**changes: Any) -> dict[str, Tensor]:
-        source: Any = load_source(Configuration(spec=SPEC, train=TrainConfig(**changes)))
-        return {name: getattr(source, name).images for name in ("train", "holdout", "test")}
-
-    base, other = parts(), parts(split_seed=1, holdout=0.3, seed=5)
-    assert_same(base["test"], other["test"])
-    assert len(base["test"]) == 360
-    assert not torch.equal(base["holdout"][:10], other["holdout"][:10])
-    rows = [row.tobytes() for images in base.values() for row in images.numpy()]
-    assert len(rows) == 1797
-    assert len(set(rows)) >= 1797 - 2  # the data set itself holds hardly a picture twice
-    source: Any = load_source(Configuration(spec=SPEC))
-    for part in (source.train, source.holdout, source.test):
-        share = torch.bincount(part.labels, minlength=10) / len(part)
-        assert (share - 0.1).abs().max() < 0.01
-    assert len(parts(data_fraction=0.5)["train"]) == pytest.approx(len(base["train"]) / 2, abs=1)
-
-
-def test_a_shift_moves_whole_images_and_repeats_their_edge() -> None:
-    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
-    padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
-    windows = {
-        (i, padded[i, :, y : y + 8, x : x + 8].numpy().tobytes())
-        for i in range(2)
-        for y in range(5)
-        for x in range(5)
-    }
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(200):
-        shifted = random_shift(images, 2)
-        seen |= {(i, shifted[i].contiguous().numpy().tobytes()) for i in range(2)}
-    assert seen == windows
+def test_a_step_far_above_the_others_ends_the_run() -> None:
+    configuration = Configuration(
+        spec=SPEC,
+        train=TrainConfig(epochs=2, warmup_epochs=0, lr=3.0, max_loss_spike=1.5, smoothing=0),
+    )
+    with pytest.raises(
+        Diverged, match=r"is \S+ at step \d+, more than 1.5 times the 2\.\d+ before"
+    ):
+        list(run(configuration, load_source(configuration)))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason() -> None:
     configuration = Configuration(
         spec=SPEC, train=TrainConfig(epochs=2, warmup_epochs=0, lr=1e30, weight_decay=0)
     )
-    with pytest.raises(Diverged, match=r"is (nan|inf) at epoch 1, step \d+"):
+    with pytest.raises(Diverged, match=r"train/loss is (nan|inf) at step \d+"):
         list(run(configuration, load_source(configuration)))
 
 
@@ -334,11 +299,12 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
     configuration = Configuration(spec=SPEC, train=config)
     source = load_source(configuration)
     reports: list[Report] = list(run(configuration, source))
-    saved: Checkpoint = reports[-1].save.__self__  # type: ignore[attr-defined]
+    saved = reports[-1].checkpoint()
     model = build_model(configuration)
     assert saved.ema is not None
-    model.load_state_dict(saved.ema)
-    assert evaluate(model, source.holdout).top1 == reports[-1].metrics["holdout/top1"]
+    model.load_state_dict(saved.evaluated)
+    score = evaluate(model, source.holdout, saved.facts.preprocessing)
+    assert score.top1 == reports[-1].metrics["holdout/top1"]
     assert any(not torch.equal(saved.model[name], saved.ema[name]) for name in saved.model)
 
 
@@ -350,7 +316,9 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
         ({"warmup_epochs": 20}, "warmup_epochs must be less than epochs=20, got 20"),
         ({"epocs": 3}, "unknown field 'epocs'; nearest is 'epochs'"),
         ({"min_lr": 1.0}, "min_lr must be at most lr"),
-        ({"grad_accum_steps": 65}, "grad_accum_steps must be at most batch_size=64, got 65"),
+        ({"bce_loss": True}, "smoothing must be 0 with bce_loss, got 0.1"),
+        ({"init_checkpoint": "a"}, "init must be timm:NAME with init_checkpoint, got ''"),
+        ({"min_lr": 3e-3, "lr_base_size": 128}, "min_lr must be at most lr=0.001, got 0.003"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], said: str) -> None:

@@ -40,7 +40,7 @@ class Report:
     stopped: bool = False
     """The workers have agreed to stop here."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
-    """In the first report after a start from a checkpoint: what was reported before that."""
+    """In the first report of an epoch after a start from a checkpoint: what was reported before."""
     test: Evaluation | None = None
     bad_images: list[BadImage] = field(default_factory=list)
     """That were found since the report before."""
