@@ -1,0 +1,204 @@
+"""Checkpoints: whole or not at all, and what becomes of one that is torn."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from psvit_ray.data.storage import Folder
+from psvit_ray.training import checkpoint
+from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
+from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.engine import load_source, run
+from tests.test_training import SPEC, assert_same_state
+
+
+@pytest.fixture(scope="module")
+def saved() -> list[Checkpoint]:
+    """After each of three epochs."""
+    train = TrainConfig(epochs=3, data_fraction=0.1, model_ema_decay=0.9)
+    configuration = Configuration(spec=SPEC, train=train)
+    return [report.checkpoint() for report in run(configuration, load_source(configuration))]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    given = Kept(Folder(str(tmp_path)))
+    yield given
+    given.close()
+
+
+def put_all(kept: Kept, checkpoints: list[Checkpoint], *top1: float) -> None:
+    for one, score in itertools.zip_longest(checkpoints, top1):
+        kept.put(one, top1=score)
+    kept._wait()
+
+
+def step_of(found: Checkpoint | None) -> int:
+    return found.step if found else -1
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, saved: list[Checkpoint]) -> None:
+    saved[1].save(Folder(str(tmp_path / "a")))
+    found = checkpoint.load(Folder(str(tmp_path / "a")))
+    assert_same_state(found, saved[1])
+    assert found.facts == saved[1].facts
+
+
+def test_a_snapshot_does_not_change_with_later_steps() -> None:
+    configuration = Configuration(
+        spec=SPEC, train=TrainConfig(epochs=3, data_fraction=0.1, model_ema_decay=0.9)
+    )
+    source = load_source(configuration)
+    reports = run(configuration, source)
+    first = next(reports).checkpoint()
+    list(reports)
+    assert_same_state(first, next(run(configuration, source)).checkpoint())
+
+
+def test_the_newest_and_the_best_are_kept(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+) -> None:
+    put_all(kept, saved, 50.0, 40.0, 30.0)
+    assert len(names(tmp_path)) == 3
+    assert step_of(kept.newest()) == saved[2].step
+    assert step_of(kept.best()) == saved[0].step
+    put_all(fewer := Kept(Folder(str(tmp_path / "b")), keep=1), saved, 50.0, 60.0, 30.0)
+    assert names(tmp_path / "b") == [saved[1].name, saved[2].name]
+    fewer.close()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "state.pt", "run.json"])
+def test_a_newest_that_is_torn_falls_back_with_one_warning(
+    tmp_path: Path,
+    kept: Kept,
+    saved: list[Checkpoint],
+    file: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put_all(kept, saved)
+    path = tmp_path / saved[2].name / file
+    content = path.read_bytes()
+    cuts = [0, *random.Random(file).sample(range(len(content)), 3), len(content) - 1]
+    for cut in cuts:  # 20 with the four files
+        path.write_bytes(content[:cut])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            found = kept.newest()
+        assert found is not None
+        assert_same_state(found, saved[1])
+        (warning,) = caplog.records
+        assert f"{file} has {cut:,} of {len(content):,} bytes" in warning.message
+        assert f"going on from {saved[1].name}" in warning.message
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes(flipped)
+    assert step_of(kept.newest()) == saved[1].step
+    path.write_bytes(content)
+    assert step_of(kept.newest()) == saved[2].step
+
+
+def test_without_its_manifest_it_falls_back_too(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    put_all(kept, saved)
+    (tmp_path / saved[2].name / "manifest.json").unlink()
+    assert step_of(kept.newest()) == saved[1].step
+    assert "manifest.json is missing" in caplog.text
+    (tmp_path / saved[2].name / "manifest.json").write_text("{")
+    assert step_of(kept.newest()) == saved[1].step
+
+
+def test_where_none_can_be_read_it_is_an_error_and_no_fresh_start(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+) -> None:
+    assert kept.newest() is None
+    put_all(kept, saved)
+    for name in names(tmp_path):
+        (tmp_path / name / "state.pt").write_bytes(b"")
+    with pytest.raises(BrokenCheckpoint, match=r"no checkpoint can be read: .*state.pt has 0 of"):
+        kept.newest()
+
+
+def test_a_broken_one_does_not_take_the_place_of_one_that_is_kept(
+    tmp_path: Path, saved: list[Checkpoint]
+) -> None:
+    kept = Kept(Folder(str(tmp_path)), keep=1)
+    put_all(kept, saved[:1])
+    saved[2].save(Folder(str(tmp_path / saved[2].name)))
+    (tmp_path / saved[2].name / "state.pt").write_bytes(b"")
+    assert step_of(kept.newest()) == saved[0].step
+    put_all(kept, saved[1:2])
+    assert names(tmp_path) == [saved[1].name]
+    kept.close()
+
+
+def test_a_write_that_was_cut_short_never_counts(
+    tmp_path: Path, saved: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_all(kept := Kept(Folder(str(tmp_path))), saved[:1])
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", die)
+        with pytest.raises(KeyboardInterrupt):
+            put_all(kept, saved[1:2])
+    assert names(tmp_path) == [saved[0].name, saved[1].name]
+    assert step_of(kept.newest()) == saved[0].step
+    put_all(kept, saved[2:])
+    assert names(tmp_path) == [saved[0].name, saved[2].name]
+    kept.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, where this may be mounted."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays(
+    small_disk: Path, saved: list[Checkpoint]
+) -> None:
+    put_all(kept := Kept(Folder(str(small_disk / "a"))), saved[:1])
+    (small_disk / "filler").write_bytes(b"0" * (8 * 2**20 - 300_000))
+    big = saved[1].model | {"more": torch.zeros(100_000)}
+    kept.put(Checkpoint(**{**vars(saved[1]), "model": big}))
+    said = rf"checkpoint cannot be written to .*{saved[1].name}: .*[Nn]o space left.* bytes\)"
+    with pytest.raises(CheckpointError, match=said):
+        kept.close()
+    assert names(small_disk / "a") == [saved[0].name]
+    found = Kept(Folder(str(small_disk / "a"))).newest()
+    assert found is not None
+    assert_same_state(found, saved[0])
+
+
+def test_nothing_read_from_a_checkpoint_executes(tmp_path: Path, saved: list[Checkpoint]) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "marker",)
+
+    evil = Checkpoint(**{**vars(saved[0]), "optimizer": Malicious()})
+    evil.save(Folder(str(tmp_path / "1")))  # with the hashes it should have
+    with pytest.raises(BrokenCheckpoint, match="Weights only load failed"):
+        checkpoint.load(Folder(str(tmp_path / "1")))
+    assert not (tmp_path / "marker").exists()
