@@ -9,10 +9,6 @@ than it. Both train from scratch with the settings that they were found with.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import tyro
-
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
@@ -26,7 +22,6 @@ from psvit_ray.training.config import Configuration, Number
 class CompareJob(Value):
     """Compare the winner of a search with DeiT over several seeds."""
 
-    recipe: Annotated[str, tyro.conf.Suppress] = "digits"
     search: str
     """Name of the search whose best PSViT is compared."""
     baseline_search: str | None = None

@@ -22,7 +22,6 @@ from psvit_ray.runtime.launch import records_of
 class ReportJob(Value):
     """Show searches again, from their records."""
 
-    recipe: Annotated[str, tyro.conf.Suppress] = "digits"
     name: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
     """Search to show; give it again for more beside each other."""
     storage: str = "outputs"

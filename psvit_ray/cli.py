@@ -2,7 +2,7 @@
 
 Recipe < best.yaml, where one is given as `--arch`, < command line. A recipe is a YAML file whose
 sections are named like the fields of a job's configuration; those that another job reads are passed
-over.
+over. A job without a field `recipe` has none.
 """
 
 from __future__ import annotations
@@ -55,8 +55,11 @@ def fail(line: str) -> NoReturn:
 def parse(job: type[Job], argv: Sequence[str]) -> Job:
     """Raises ValueError for a wrong flag, value or file, and says which."""
     argv = _bare_resume(argv)
-    recipe = _value_of("--recipe", argv) or job.model_fields["recipe"].default
-    sections = read_recipe(recipe)
+    fields = job.model_fields
+    recipe, sections = "", {}
+    if "recipe" in fields:
+        recipe = _value_of("--recipe", argv) or fields["recipe"].default
+        sections = read_recipe(recipe)
     if (arch := _value_of("--arch", argv)) and arch.endswith((".yaml", ".yml")):
         sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
     default = job.model_construct(**_defaults(job, recipe, sections))

@@ -121,6 +121,7 @@ Refused = Callable[[str], str]
             "Missing value for argument '--num-trials'. Expected 1 values.",
         ),
         ("report --nam a", "unknown option --nam; nearest is --name"),
+        ("report --name a --recipe digits", "unknown option --recipe; see --help"),
         ("compare_psvit", "--search must be given"),
         # values
         ("tune_psvit --num-trials x", "--num-trials must be a whole number, got 'x'"),
@@ -451,7 +452,7 @@ def test_a_submitted_job_does_not_write_into_the_copy_of_its_package(
 def test_an_object_store_needs_a_tracking_server(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Folder, "check_writable", lambda self: None)
+    monkeypatch.setattr(Folder, "check_writable", lambda *_: None)
     monkeypatch.setattr(Folder, "read", lambda self, name: None)
     found = refused("tune_psvit --storage s3://me:hunter2@bucket/psvit")
     assert found.startswith(

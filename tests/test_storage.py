@@ -200,3 +200,20 @@ def test_a_storage_that_cannot_be_written_is_refused(
         Folder(str(tmp_path / path)).check_writable()
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_sizes_are_those_of_the_files_alone(folder: Folder) -> None:
+    assert folder.sizes() == {}
+    (folder / "within").write("c", b"xyz")
+    for name, content in (("b", b"12345"), (".b.12345678", b"1"), ("a", b"")):
+        folder.write(name, content)
+    assert folder.sizes() == {"a": 0, "b": 5}
+
+
+def test_leftovers_of_killed_writers_go_and_all_else_stays(folder: Folder) -> None:
+    for name in (".a.json.0123abcd", ".gitignore", "a.json", ".a.json.0123abcdef", "b.0123abcd"):
+        folder.write(name, b"x")
+    folder.delete_leftovers()
+    for name in (".gitignore", "a.json", ".a.json.0123abcdef", "b.0123abcd"):
+        assert folder.read(name) == b"x"
+    assert folder.read(".a.json.0123abcd") is None

@@ -100,19 +100,37 @@ class Folder:
         found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(file.base_name for file in found if not file.base_name.startswith("."))
 
-    def check_writable(self) -> None:
-        """Raises ValueError with the reason. Leaves nothing behind."""
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file directly in it, but for those half written."""
+        filesystem, path = self.open()
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        return {
+            file.base_name: file.size
+            for file in found
+            if file.is_file and not file.base_name.startswith(".")
+        }
+
+    def delete_leftovers(self) -> None:
+        """What processes that died left half written. Only where nobody writes any more."""
+        filesystem, path = self.open()
+        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+        for file in found:
+            if re.fullmatch(r"\..+\.[0-9a-f]{8}", file.base_name):
+                self.delete(file.base_name)
+
+    def check_writable(self, field: str = "storage") -> None:
+        """Raises ValueError with the reason, naming `field`. Leaves nothing behind."""
         if self.is_local:
             there = Path(self.uri)
             try:
                 while not there.exists():
                     there = there.parent
                 if not there.is_dir():
-                    raise ValueError(f"storage must be a folder, got {self}: {there} is a file")
+                    raise ValueError(f"{field} must be a folder, got {self}: {there} is a file")
                 tempfile.TemporaryFile(dir=there).close()
             except OSError as error:
                 raise ValueError(
-                    f"storage must be writable, got {self}: {error.strerror} in {there}"
+                    f"{field} must be writable, got {self}: {error.strerror} in {there}"
                 ) from None
             return
         marker = f".writable-{uuid.uuid4().hex[:8]}"
@@ -121,7 +139,7 @@ class Folder:
             self.delete(marker)
         except OSError as error:
             reason = without_secrets(str(error))
-            raise ValueError(f"storage must be writable, got {self}: {reason}") from None
+            raise ValueError(f"{field} must be writable, got {self}: {reason}") from None
 
 
 def without_secrets(text: str) -> str:

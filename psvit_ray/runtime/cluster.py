@@ -83,8 +83,9 @@ def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
         )
 
 
-def check_shared(storage: Folder) -> None:
-    """Raises ValueError if a host of the cluster does not see what is written to `storage`."""
+def check_shared(storage: Folder, field: str = "storage") -> None:
+    """Raises ValueError, naming `field`, if a host of the cluster does not see what is written to
+    `storage`."""
     hosts = [node for node in ray.nodes() if node["Alive"]]
     if len(hosts) == 1 or not storage.is_local:
         return
@@ -102,7 +103,7 @@ def check_shared(storage: Folder) -> None:
         storage.delete(marker)
     if blind:
         raise ValueError(
-            f"storage must be seen by every host, got the local path {storage}, which "
+            f"{field} must be seen by every host, got the local path {storage}, which "
             f"{', '.join(blind)} cannot see; use a shared path or a URI such as s3://bucket/prefix"
         )
 

@@ -52,14 +52,7 @@ class Session:
 
 def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
     """The storage and the name. Raises ValueError where they cannot be used."""
-    storage = Folder.at(launch.storage)
-    job_package = "/runtime_resources/working_dir_files/"
-    if storage.is_local and job_package in storage.uri:
-        raise ValueError(
-            "storage must be an absolute path or a URI in a submitted job, got "
-            f"{launch.storage!r}: the job's own folder is a copy that Ray deletes"
-        )
-    storage.check_writable()
+    storage = writable(launch.storage, "storage")
     name = launch.name
     if name is None:
         if launch.resume != "never":
@@ -68,6 +61,20 @@ def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
     if not name or "/" in name or name.startswith("."):
         raise ValueError(f"name must be usable as a folder name, got {name!r}")
     return storage, name
+
+
+def writable(uri: str, field: str) -> Folder:
+    """The folder, which need not exist. Raises ValueError, naming `field`, where nothing that is
+    written to it would stay."""
+    folder = Folder.at(uri)
+    job_package = "/runtime_resources/working_dir_files/"
+    if folder.is_local and job_package in folder.uri:
+        raise ValueError(
+            f"{field} must be an absolute path or a URI in a submitted job, got {uri!r}: the job's "
+            "own folder is a copy that Ray deletes"
+        )
+    folder.check_writable(field)
+    return folder
 
 
 @contextlib.contextmanager
