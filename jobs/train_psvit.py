@@ -20,7 +20,7 @@ from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_train import train
 from psvit_ray.training.config import Configuration, Number, TrainConfig
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.engine import check_source, source_of
 
 
 class TrainJob(Value):
@@ -39,10 +39,11 @@ class TrainJob(Value):
 
 
 def work(job: TrainJob) -> int:
+    source = source_of(job.train)
     configuration = Configuration(
-        spec=cli.resolve_arch(job.arch, job.base, job.train.data), train=job.train
+        spec=cli.resolve_arch(job.arch, job.base, source), train=job.train
     )
-    load_source(configuration)
+    check_source(configuration, source)
     with opened(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-train",

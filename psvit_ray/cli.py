@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.sources import load
+from psvit_ray.data.sources import Source
 from psvit_ray.training.config import Configuration
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
@@ -124,10 +124,11 @@ def _is_section(field: FieldInfo) -> bool:
     return any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds)
 
 
-def resolve_arch(arch: str | None, base: ArchSpec | None, data: str) -> ArchSpec:
+def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> ArchSpec:
     """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, or `base` itself.
 
-    A preset takes its images and classes from the data. Raises ValueError for anything else.
+    What is not a file has as many classes as the data, and takes its images where these have a
+    fixed size or number of channels. Raises ValueError for anything else.
     """
     if arch and arch.endswith((".yaml", ".yml")):
         return ArchSpec.model_validate(_read_best(arch)["spec"])
@@ -137,15 +138,18 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, data: str) -> ArchSpec
         except ValidationError as error:
             raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
     if arch and arch[0].isalpha():
-        source = load(data, holdout=0.5, split_seed=0)
-        images = {name: getattr(source, name) for name in ("img_size", "in_chans", "num_classes")}
-        try:
-            return ArchSpec.model_validate({**dict(preset(arch)), **images})
-        except ValidationError as error:
-            raise ValueError(f"arch {arch!r} with data {data!r}: {one_line(error)}") from None
-    if base is None:
+        spec = preset(arch)
+    elif base is None:
         raise ValueError("arch must be given: this recipe has no base spec")
-    return base if arch is None else base.with_pattern(arch)
+    else:
+        spec = base if arch is None else base.with_pattern(arch)
+    names = ("img_size", "in_chans", "num_classes")
+    images = {name: value for name in names if (value := getattr(source, name)) is not None}
+    try:
+        return ArchSpec.model_validate({**dict(spec), **images})
+    except ValidationError as error:
+        what = f"arch {arch!r}" if arch else "the recipe's base"
+        raise ValueError(f"{what} with data {source.name!r}: {one_line(error)}") from None
 
 
 def _read_best(path: str) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 def put_all(kept: Kept, checkpoints: list[Checkpoint], *top1: float) -> None:
     for one, score in itertools.zip_longest(checkpoints, top1):
-        kept.put(one, top1=score)
-    kept._wait()
+        kept.put(one, top1=score).result()
 
 
 def step_of(found: Checkpoint | None) -> int:
@@ -148,7 +147,7 @@ def test_a_broken_one_does_not_take_the_place_of_one_that_is_kept(
 def test_a_write_that_was_cut_short_never_counts(
     tmp_path: Path, saved: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_all(kept := Kept(Folder(str(tmp_path))), saved[:1])
+    put_all(Kept(Folder(str(tmp_path))), saved[:1])
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -156,8 +155,9 @@ def test_a_write_that_was_cut_short_never_counts(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", die)
         with pytest.raises(KeyboardInterrupt):
-            put_all(kept, saved[1:2])
+            put_all(Kept(Folder(str(tmp_path))), saved[1:2])
     assert names(tmp_path) == [saved[0].name, saved[1].name]
+    kept = Kept(Folder(str(tmp_path)))
     assert step_of(kept.newest()) == saved[0].step
     put_all(kept, saved[2:])
     assert names(tmp_path) == [saved[0].name, saved[2].name]

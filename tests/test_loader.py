@@ -98,8 +98,8 @@ def test_an_epoch_has_each_image_once_and_as_many_epochs_as_repeats_each_so_ofte
         assert sorted(images(epoch, 1)) == list(range(97))
     three = [images(epoch, 3) for epoch in (1, 2, 3)]
     assert [len(epoch) for epoch in three] == [99] * 3  # two are shown once more: 97 is no 3 x 33
-    for epoch in three:
-        assert set(np.unique(epoch, return_counts=True)[1]) == {3}
+    for shown in three:
+        assert set(np.unique(shown, return_counts=True)[1]) == {3}
     counts = np.bincount(np.concatenate(three))
     assert sorted(counts) == [3] * 95 + [6] * 2
 

@@ -170,23 +170,28 @@ class Kept:
     def __init__(self, folder: Folder, *, keep: int = 2) -> None:
         self._folder, self._keep = folder, keep
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: Future[None] = Future()
+        self._writing.set_result(None)
         self._broken: set[str] = set()
         self._last = (-1, -1)
 
-    def put(self, checkpoint: Checkpoint, *, top1: float | None = None) -> None:
-        """Returns at once if the one before is written, or if this one is there already. Raises
-        CheckpointError if that failed."""
-        self._wait()
+    def put(self, checkpoint: Checkpoint, *, top1: float | None = None) -> Future[None]:
+        """Returns at once if the one before is written, or if this one is there already; what it
+        returns is done when this one is written, or has failed. Raises CheckpointError if the one
+        before failed."""
+        self._writing.result()
         if (checkpoint.step, checkpoint.epoch) == self._last:
-            return
+            there: Future[None] = Future()
+            there.set_result(None)
+            return there
         self._last = checkpoint.step, checkpoint.epoch
         self._writing = self._writer.submit(self._write, checkpoint, top1)
+        return self._writing
 
     def close(self) -> None:
         """Waits for the last. Raises CheckpointError if it failed."""
         try:
-            self._wait()
+            self._writing.result()
         finally:
             self._writer.shutdown()
 
@@ -231,11 +236,6 @@ class Kept:
                 if (top1 := _manifest(self._folder / name).get("top1")) is not None:
                     scores[name] = (top1, name)
         return max(scores, key=lambda name: scores[name], default=None)
-
-    def _wait(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
 
     def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
         checkpoint.save(self._folder / checkpoint.name, top1=top1)

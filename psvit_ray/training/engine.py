@@ -14,7 +14,7 @@ from psvit_ray.data import sources
 from psvit_ray.data.sources import Source
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.config import Configuration
+from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.evaluation import Evaluation, evaluate
 from psvit_ray.training.metrics import gathered
 from psvit_ray.training.place import Place
@@ -63,28 +63,37 @@ class Report:
 
 def load_source(configuration: Configuration) -> Source:
     """The data of a configuration. Raises ValueError where its spec asks for other images."""
-    spec, train = configuration.trained_spec, configuration.train
-    source = sources.load(
+    source = source_of(configuration.train)
+    check_source(configuration, source)
+    return source
+
+
+def source_of(train: TrainConfig) -> Source:
+    """Raises ValueError for data that cannot be used."""
+    return sources.load(
         train.data,
         holdout=train.holdout,
         split_seed=train.split_seed,
         fraction=train.data_fraction,
         val_as_test=train.val_as_test,
     )
-    for field_name in ("img_size", "in_chans", "num_classes"):
-        ours, theirs = getattr(spec, field_name), getattr(source, field_name)
+
+
+def check_source(configuration: Configuration, source: Source) -> None:
+    """Raises ValueError for images that the spec does not take, and for a batch of more than there
+    are."""
+    spec, train = configuration.trained_spec, configuration.train
+    for name in ("img_size", "in_chans", "num_classes"):
+        ours, theirs = getattr(spec, name), getattr(source, name)
         if theirs is not None and ours != theirs:
-            raise ValueError(
-                f"{field_name} must be {theirs}, as in data {source.name!r}, got {ours}"
-            )
+            raise ValueError(f"{name} must be {theirs}, as in data {source.name!r}, got {ours}")
     if spec.in_chans not in (1, 3):
         raise ValueError(f"in_chans must be 1 or 3, as pictures have, got {spec.in_chans}")
     if train.batch_size > len(source.train):
         raise ValueError(
-            f"batch_size must be at most the {len(source.train):,} training images of data "
+            f"batch_size must be at most {len(source.train):,}, the training images of data "
             f"{source.name!r}, got {train.batch_size}"
         )
-    return source
 
 
 def run(
