@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private.state import state
@@ -86,28 +87,39 @@ def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
 def check_shared(storage: Folder, field: str = "storage") -> None:
     """Raises ValueError, naming `field`, if a host of the cluster does not see what is written to
     `storage`."""
-    hosts = [node for node in ray.nodes() if node["Alive"]]
-    if len(hosts) == 1 or not storage.is_local:
+    if num_hosts() == 1 or not storage.is_local:
         return
     marker = f".shared-{uuid.uuid4().hex[:8]}"
     storage.write(marker, b"")
     try:
-        answers = {
-            node["NodeManagerHostname"]: _exists.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(f"{storage.uri}/{marker}")
-            for node in hosts
-        }
-        blind = sorted(host for host, answer in answers.items() if not ray.get(answer))
+        answers = on_every_host(_exists, f"{storage.uri}/{marker}")
     finally:
         storage.delete(marker)
-    if blind:
+    if blind := sorted({host for host, answer in answers if not answer}):
         raise ValueError(
             f"{field} must be seen by every host, got the local path {storage}, which "
             f"{', '.join(blind)} cannot see; use a shared path or a URI such as s3://bucket/prefix"
         )
 
 
-@ray.remote(num_cpus=0)
+def num_hosts() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def on_every_host(task: Any, *args: Any) -> list[tuple[str, Any]]:
+    """The name of each host, and what a Ray task answers there."""
+    hosts = [node for node in ray.nodes() if node["Alive"]]
+    answers = [
+        task.options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(host["NodeID"], soft=False),
+        ).remote(*args)
+        for host in hosts
+    ]
+    names = [host["NodeManagerHostname"] for host in hosts]
+    return list(zip(names, ray.get(answers), strict=True))
+
+
+@ray.remote
 def _exists(path: str) -> bool:
     return Path(path).exists()
