@@ -75,6 +75,8 @@ class TrainConfig(Augmentation):
     """Largest gradient norm; 0 clips nothing."""
     model_ema_decay: Fraction = 0.0
     """Decay of the averaged weights that are then the ones evaluated; 0 keeps none."""
+    model_ema_warmup: bool = False
+    """Begin with a smaller decay, for a run too short for its decay."""
 
     smoothing: Fraction = 0.1
     """Label smoothing."""

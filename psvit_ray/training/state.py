@@ -98,7 +98,9 @@ class State:
             layer_decay=config.layer_decay if config.layer_decay < 1 else None,
             **({"fused": True} if config.opt == "adamw" else {}),
         )
-        ema = ModelEmaV3(model, config.model_ema_decay, True) if config.model_ema_decay else None
+        ema = None
+        if config.model_ema_decay:
+            ema = ModelEmaV3(model, config.model_ema_decay, use_warmup=config.model_ema_warmup)
         state = cls(facts, model, ema, optimizer)
         if start:
             state._go_on_from(start)
