@@ -202,6 +202,12 @@ def test_a_storage_that_cannot_be_written_is_refused(
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_what_a_folder_holds_is_named_before_the_query_of_a_uri() -> None:
+    within = Folder("s3://bucket/a?scheme=http&region=eu") / "b" / "c"
+    assert within.uri == "s3://bucket/a/b/c?scheme=http&region=eu"
+    assert (Folder("/disk/what?") / "b").uri == "/disk/what?/b"
+
+
 def test_sizes_are_those_of_the_files_alone(folder: Folder) -> None:
     assert folder.sizes() == {}
     (folder / "within").write("c", b"xyz")

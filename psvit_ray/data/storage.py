@@ -25,7 +25,11 @@ class Folder:
         return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute()))
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(f"{self.uri}/{name}")
+        """What it holds, with the same query, which says how a store is reached."""
+        if self.is_local:
+            return Folder(f"{self.uri}/{name}")
+        path, mark, query = self.uri.partition("?")
+        return Folder(f"{path}/{name}{mark}{query}")
 
     def __str__(self) -> str:
         """Fit to be shown: without user and password."""
