@@ -52,22 +52,23 @@ def decode(content: bytes, mode: Mode, decoder: Decoder = "pil") -> Image.Image:
     """The picture in a file, as this mode.
 
     Raises BadImage, whatever a broken file makes Pillow raise or warn of; ValueError where the
-    decoder is not installed. `torchcodec` reads JPEG; the rest, and what it refuses, is Pillow's.
+    decoder is not installed. `torchcodec` reads upright JPEG of three or one channel; the rest,
+    and what it refuses, is Pillow's.
     """
     check_decoder(decoder)
     if not content:
         raise BadImage("empty")
-    with _no_warnings(), _bad_image(content):
+    with _no_warnings(), as_bad_image(content):
         _check_crc(content)
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if decoder == "torchcodec" and image.format == "JPEG" and image.mode in ("RGB", "L"):
+        if decoder == "torchcodec" and _suits_torchcodec(image):
             image = _by_torchcodec(content, image)
         return _converted(image, mode)
 
 
 def converted(image: Image.Image, mode: Mode) -> Image.Image:
     """A picture of any kind as this mode, upright. Raises BadImage."""
-    with _no_warnings(), _bad_image():
+    with _no_warnings(), as_bad_image():
         return _converted(image, mode)
 
 
@@ -83,6 +84,11 @@ def check_decoder(decoder: Decoder) -> None:
             ) from None
 
 
+def _suits_torchcodec(header: Image.Image) -> bool:
+    # Some versions of it turn pictures upright and some do not.
+    return header.format == "JPEG" and header.mode in ("RGB", "L") and _orientation(header) == 1
+
+
 def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
     from torchcodec.decoders import decode_jpeg
 
@@ -90,9 +96,7 @@ def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
         pixels = decode_jpeg([content], mode="RGB" if header.mode == "RGB" else "GRAY")[0]  # CHW
     except RuntimeError:
         return header  # which Pillow reads, or says why not
-    image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
-    image.info = header.info  # with the EXIF
-    return image
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def _converted(image: Image.Image, mode: Mode) -> Image.Image:
@@ -135,8 +139,9 @@ def _no_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bad_image(content: bytes = b"") -> Iterator[None]:
-    """Pillow raises almost anything on a broken file: OSError, SyntaxError, struct.error, ..."""
+def as_bad_image(content: bytes = b"") -> Iterator[None]:
+    """Whatever is raised becomes BadImage: on a broken file, Pillow knows OSError, SyntaxError,
+    struct.error and more."""
     try:
         yield
     except BadImage:
