@@ -1,1 +1,25 @@
 """PSViT: vision transformers with searched token pooling and attention sharing, on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor, nn
+
+__all__ = ["load"]
+
+
+def load(folder: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """The model of an exported folder, in evaluation mode, and its transform: any picture of Pillow
+    to normalised float32 (C, S, S). The folder may be a URI such as `s3://bucket/model`.
+
+    Raises ValueError where there is none, or it is not as it was written.
+    """
+    from psvit_ray.training import export
+
+    found = export.load(folder)
+    return found.model, found.transform

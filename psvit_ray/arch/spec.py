@@ -133,6 +133,11 @@ class ArchSpec(Value):
         under one attention map."""
         return format_pattern([stage.share_groups for stage in self.stages])
 
+    @property
+    def is_deit(self) -> bool:
+        """Nothing pooled, nothing shared, a class token."""
+        return self.pooling == "1d" and set(self.pattern) <= set("1-")
+
     def to_json(self) -> str:
         """Canonical JSON. Fields at their defaults are left out, so that a field added later
         changes neither this text nor `spec_id`."""

@@ -63,9 +63,8 @@ class Record(Value):
 
     @property
     def is_deit(self) -> bool:
-        """Nothing pooled, nothing shared, a class token: by what it is, not by who proposed it."""
-        spec = self.configuration.spec
-        return spec.pooling == "1d" and set(spec.pattern) <= set("1-")
+        """By what it is, not by who proposed it."""
+        return self.configuration.spec.is_deit
 
     @property
     def overrides(self) -> dict[str, Parameter]:

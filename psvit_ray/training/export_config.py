@@ -1,0 +1,94 @@
+"""What an exported folder says of its model: `config.json`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.storage import without_secrets
+from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.training.checkpoint import Checkpoint
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+ONNX = "model.onnx"
+TORCH_EXPORT = "model.pt2"
+FORMAT_VERSION = 1
+
+Which = Literal["best", "last"]
+
+
+class Facts(Value):
+    """What is known of the run that the weights come from. Top-1 is in percent, and None where it
+    was not measured with these weights."""
+
+    name: str
+    """Of the run."""
+    run_id: str
+    """In MLflow; empty where the run is not there."""
+    which: Which
+    """Of the run's checkpoints: the best on the hold-out, or the last."""
+    data: str
+    epochs: int
+    """That the run was to have."""
+    epoch: int
+    """That were done."""
+    step: int
+    seed: int
+    holdout_top1: float | None
+    test_top1: float | None
+    macs: int
+    params: int
+    settings: dict[str, Any]
+    """The whole training configuration."""
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        which: Which,
+        name: str = "",
+        run_id: str = "",
+        test_top1: float | None = None,
+    ) -> Facts:
+        """`test_top1` is that of the run's end: it is dropped where the checkpoint is an earlier
+        one."""
+        configuration = checkpoint.facts.configuration
+        train, spec = configuration.train, configuration.trained_spec
+        last = checkpoint.curve[-1] if checkpoint.curve else {"step": -1, "metrics": {}}
+        measured = last["step"] == checkpoint.step
+        return cls(
+            name=name,
+            run_id=run_id,
+            which=which,
+            data=without_secrets(train.data),
+            epochs=train.epochs,
+            epoch=checkpoint.epoch,
+            step=checkpoint.step,
+            seed=train.seed,
+            holdout_top1=last["metrics"].get("holdout/top1") if measured else None,
+            test_top1=test_top1 if measured and checkpoint.epoch == train.epochs else None,
+            macs=count_macs(spec),
+            params=count_params(spec),
+            settings={
+                setting: without_secrets(value) if isinstance(value, str) else value
+                for setting, value in train.model_dump(mode="json").items()
+            },
+        )
+
+
+class ExportConfig(Value):
+    """`config.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    spec: ArchSpec
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """Of the files with weights."""
+    training: Facts
