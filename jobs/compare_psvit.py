@@ -13,7 +13,7 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import comparison
-from psvit_ray.runtime.launch import Launch, exit_code, opened, records_of
+from psvit_ray.runtime.launch import Launch, opened, records_of
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.training.config import Configuration, Number
@@ -59,7 +59,7 @@ def work(job: CompareJob) -> int:
             test=True,
         )
         print(comparison.write(configurations, outcome.records, session.folder))
-    return exit_code(outcome.signal)
+    return outcome.exit_code
 
 
 def seeded(configuration: Configuration, seed: int) -> Configuration:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import field_validator
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.runtime.cluster import WorkerResources
-from psvit_ray.runtime.launch import Launch, opened
+from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.launch import Launch, exit_code, opened
 from psvit_ray.runtime.ray_train import train
-from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.config import Configuration, Positive, TrainConfig
 from psvit_ray.training.engine import check_source, source_of
 
 
@@ -32,10 +34,19 @@ class TrainJob(Value):
     """Preset, pattern such as 2-2|2-1-2|2, spec.json or best.yaml; by default the recipe's base."""
     base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
     train: TrainConfig = TrainConfig()
-    workers: Number = 1
-    """Training workers (DDP)."""
+    workers: str = "1"
+    """Training workers (DDP): a number, or MIN:MAX to go on with fewer when a host is lost, and
+    with more when one comes. Batch and learning rate stay."""
+    patience_s: Positive = 300.0
+    """Seconds after which a worker that does not come to a step is named, and all are restarted."""
     resources: WorkerResources = WorkerResources()
     launch: Launch = Launch()
+
+    @field_validator("workers")
+    @classmethod
+    def _check_workers(cls, text: str) -> str:
+        Workers.of(text)
+        return text
 
 
 def work(job: TrainJob) -> int:
@@ -44,30 +55,36 @@ def work(job: TrainJob) -> int:
         spec=cli.resolve_arch(job.arch, job.base, source), train=job.train
     )
     check_source(configuration, source)
+    for note in source.notes:
+        print(note)
+    workers = Workers.of(job.workers)
     with opened(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-train",
         identity=configuration.model_dump(mode="json"),
-        dataset=job.train.data,
-        num_workers=job.workers,
+        dataset=source.name,
+        num_workers=workers.fewest,
         resources=job.resources,
     ) as session:
-        record = train(
+        trained = train(
             session,
             configuration,
-            num_workers=job.workers,
+            workers=workers,
             resources_per_worker=job.resources.resolved(),
+            patience_s=job.patience_s,
         )
-        print(
-            f"{record.pattern}: {record.gmacs * 1e3:.3f} MMACs, {record.params_m:.3f} M parameters,"
-            f" {record.epochs_done} of {job.train.epochs} epochs"
-        )
-        if record.status == "completed":
-            print(f"hold-out top-1 {record.top1:.2f}, test top-1 {record.test_top1:.2f}")
-            print(f"weights and record: {session.folder}")
-            return 0
+    record = trained.record
+    print(
+        f"{record.pattern}: {record.gmacs * 1e3:.3f} MMACs, {record.params_m:.3f} M parameters,"
+        f" {record.epochs_done} of {job.train.epochs} epochs"
+    )
+    if record.status != "completed":
         print(f"{record.status}: {record.reason}")
-        return 1
+        return exit_code(trained.signal) or 1
+    test = "" if record.test_top1 is None else f", test top-1 {record.test_top1:.2f}"
+    print(f"hold-out top-1 {record.top1:.2f}{test}")
+    print(f"weights and record: {session.folder}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import yaml
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.report import leaderboard
-from psvit_ray.runtime.launch import Launch, exit_code, opened
+from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Halving, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
@@ -85,7 +85,7 @@ def work(job: TuneJob) -> int:
             "--resume writes them",
             file=sys.stderr,
         )
-    return exit_code(outcome.signal)
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

@@ -12,21 +12,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, Session, opened
 from psvit_ray.runtime.ray_train import CHECKPOINTS, train
 from psvit_ray.runtime.ray_tune import Halving, Outcome, Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
-from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import Checkpoint, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
-from tests.test_training import SPEC
+from tests.test_training import SPEC, assert_same_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -55,7 +54,12 @@ def session(
 
 def in_ray_train(folder: Path, configuration: Configuration, *, num_workers: int) -> Record:
     with session(folder, num_workers=num_workers) as given:
-        return train(given, configuration, num_workers=num_workers, resources_per_worker={"CPU": 1})
+        return train(
+            given,
+            configuration,
+            workers=Workers(num_workers, num_workers),
+            resources_per_worker={"CPU": 1},
+        ).record
 
 
 def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> Outcome:
@@ -69,38 +73,28 @@ def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int =
         )
 
 
-def undisturbed(folder: Path, configuration: Configuration) -> Checkpoint:
+def undisturbed(configuration: Configuration) -> Checkpoint:
     *_, last = run(configuration, load_source(configuration))
-    last.save(folder / "undisturbed")
-    return checkpoint.load(folder / "undisturbed")
+    return last.checkpoint()
 
 
-def newest_of_ray_train(folder: Path) -> Checkpoint:
-    return checkpoint.load(max(folder.glob("checkpoint_2*")))
-
-
-def assert_same_state(ours: Checkpoint, theirs: Checkpoint) -> None:
-    assert (ours.epoch, ours.step) == (theirs.epoch, theirs.step)
-    for mine, other in ((ours.model, theirs.model), (ours.ema, theirs.ema)):
-        assert mine is not None
-        assert other is not None
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[name], other[name]) for name in mine)
+def newest(checkpoints: Path) -> Checkpoint:
+    found = Kept(Folder(str(checkpoints))).newest()
+    assert found is not None
+    return found
 
 
 def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path) -> None:
     configuration = configured()
-    alone = undisturbed(tmp_path, configuration)
+    alone = undisturbed(configuration)
 
     record = in_ray_train(tmp_path / "train", configuration, num_workers=1)
     assert record.status == "completed"
-    assert_same_state(newest_of_ray_train(tmp_path / "train" / "a" / CHECKPOINTS), alone)
+    assert_same_state(newest(tmp_path / "train" / "a" / CHECKPOINTS), alone)
 
     outcome = in_ray_tune(tmp_path / "tune", configuration)
     (trial,) = outcome.records
-    kept = Kept(Folder(str(tmp_path / "tune" / "a" / CHECKPOINTS / trial.key))).newest()
-    assert kept is not None
-    assert_same_state(kept, alone)
+    assert_same_state(newest(tmp_path / "tune" / "a" / CHECKPOINTS / trial.key), alone)
 
     assert trial.test_correct == record.test_correct
     assert [p.metrics["holdout/loss"] for p in trial.curve] == [
@@ -162,7 +156,7 @@ def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_nothing(tmp_pa
     folder = tmp_path / "killed" / "a"
 
     def victim() -> psutil.Process | None:
-        saved = any((folder / CHECKPOINTS).glob("checkpoint_*/state.pt"))
+        saved = any((folder / CHECKPOINTS).glob("step-*/manifest.json"))
         return next(iter(train_workers(2)), None) if saved else None
 
     with killing(victim) as killed:
@@ -172,10 +166,7 @@ def test_a_killed_train_worker_costs_at_most_an_epoch_and_changes_nothing(tmp_pa
     assert [point.epoch for point in record.curve] == list(range(1, 15))
 
     calm = in_ray_train(tmp_path / "calm", configuration, num_workers=2)
-    assert_same_state(
-        newest_of_ray_train(folder / CHECKPOINTS),
-        newest_of_ray_train(tmp_path / "calm" / "a" / CHECKPOINTS),
-    )
+    assert_same_state(newest(folder / CHECKPOINTS), newest(tmp_path / "calm" / "a" / CHECKPOINTS))
     assert record.test_correct == calm.test_correct
 
 
@@ -187,7 +178,7 @@ def test_a_search_with_two_workers_a_trial_survives_a_kill_and_frees_what_it_sto
     good, bad = configured(epochs=6), configured(epochs=6, lr=1.1e-5)
 
     def victim() -> psutil.Process | None:
-        saved = any((tmp_path / "a" / CHECKPOINTS / good.key).glob("checkpoint_*/state.pt"))
+        saved = any((tmp_path / "a" / CHECKPOINTS / good.key).glob("step-*/manifest.json"))
         return next(iter(train_workers(2)), None) if saved else None
 
     with killing(victim) as killed, session(tmp_path, num_workers=2) as given:

@@ -1,179 +1,238 @@
-"""A run in Ray Train workers: one configuration, one or many workers, CPU or GPU."""
+"""A run in Ray Train: one configuration, one or many workers, CPU or GPU."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
-from ray.train.torch import (
-    TorchConfig,
-    TorchTrainer,
-    get_device,
-    prepare_data_loader,
-    prepare_model,
-)
+from ray.exceptions import RayError
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.elastic import SavesBeforeResize, Workers
 from psvit_ray.runtime.launch import Session
+from psvit_ray.runtime.mailbox import BEGUN, STOP, STOPPED, Mailbox
+from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
-from psvit_ray.search.record import Record, RecordStore
-from psvit_ray.training import checkpoint
+from psvit_ray.runtime.worker import HearsSigterm, WorkerTask, train_worker
+from psvit_ray.search.record import Record, RecordStore, Status
+from psvit_ray.training.agreement import Hung
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.engine import Diverged, Place, load_source, run
 
 CHECKPOINTS = "checkpoints"
 FOLLOW_S = 2.0
+LOOK_S = 0.1
 MAX_FAILURES = 3
 STALLED_COLLECTIVE_S = 300  # torch's own half hour leaves a lost worker's peers waiting for ever
+RESIZE_EVERY_S = 60.0
+# Train counts on a lost host for some 20 s more, and starts workers there: only this ends the wait.
+ELASTIC_START_S = "20"
 
 
-class WorkerTask(Value):
-    """What a worker is told; crosses process boundaries as primitives."""
-
-    configuration: Configuration
-    test: bool = False
-    """Score the test images once, at the end."""
+@dataclass(frozen=True)
+class Trained:
+    record: Record
+    signal: int | None
+    """That ended it early, if one did."""
 
 
 def make_trainer(
     task: WorkerTask,
     *,
-    storage: Folder,
     name: str,
-    num_workers: int,
+    scratch: str,
+    workers: Workers,
     resources_per_worker: dict[str, float],
     callbacks: list[UserCallback],
 ) -> TorchTrainer:
-    """A trainer that goes on from the newest checkpoint under `storage/name`, if there is one, and
-    restarts its workers from there when one of them dies."""
+    """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
+    restarts its workers from there when one of them dies. What Train itself notes of a run goes to
+    `scratch`, of this host: nothing is in it that a run goes on from."""
+    if workers.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
     return TorchTrainer(
         train_worker,
         train_loop_config=task.model_dump(mode="json"),
         torch_config=TorchConfig(timeout_s=STALLED_COLLECTIVE_S),
         scaling_config=ScalingConfig(
-            num_workers=num_workers,
+            num_workers=tuple(workers) if workers.elastic else workers.most,
             use_gpu=resources_per_worker.get("GPU", 0) > 0,
             resources_per_worker=resources_per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage.uri,
+            storage_path=scratch,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,
+            callbacks=[*callbacks, HearsSigterm(), SavesBeforeResize(task.mailbox)],
         ),
     )
-
-
-def train_worker(raw_task: dict[str, Any]) -> None:
-    """Runs in every worker; every rank reports."""
-    task = WorkerTask.model_validate(raw_task)
-    configuration = task.configuration
-    source = load_source(configuration)
-    start = None
-    if saved := ray.train.get_checkpoint():
-        with saved.as_directory() as folder:
-            start = checkpoint.load(Path(folder))
-    place = Place(
-        device=get_device(),
-        prepare_model=prepare_model,
-        prepare_loader=functools.partial(prepare_data_loader, add_dist_sampler=False),
-    )
-
-    values: dict[str, Any] = {"epoch": 0, "step": 0}
-    try:
-        for report in run(configuration, source, place=place, start=start, test=task.test):
-            values = report.values()
-            with tempfile.TemporaryDirectory() as scratch:
-                ray.train.report(
-                    values,
-                    checkpoint=_saved(report.save, Path(scratch))
-                    if report.checkpoint_due
-                    else None,
-                )
-    except Diverged as error:  # the configuration's own fault: a result, not to be tried again
-        ray.train.report({"epoch": values["epoch"], "step": values["step"], "failed": str(error)})
-
-
-def _saved(save: Any, scratch: Path) -> Checkpoint | None:
-    """Rank 0 alone has a checkpoint to report: its state is everybody's."""
-    if ray.train.get_context().get_world_rank() != 0:
-        return None
-    save(scratch / "checkpoint")
-    return Checkpoint.from_directory(scratch / "checkpoint")
 
 
 def train(
     session: Session,
     configuration: Configuration,
     *,
-    num_workers: int,
+    workers: Workers,
     resources_per_worker: dict[str, float],
-) -> Record:
+    patience_s: float = 300.0,
+) -> Trained:
     """Trains one configuration outside a search, and scores the test images once, at the end.
 
-    Goes on from the newest checkpoint under the session's name. The record says how it ended.
+    Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
+    process, or a SIGTERM to a worker's, ends it with a checkpoint. The record says how it ended.
     """
     record = next(iter(session.records), None) or Record(
         number=0, kind="fixed", params={}, configuration=configuration
     )
-    record = record.model_copy(update={"status": "running", "reason": ""})
-    session.store.put(record)
-    trainer = make_trainer(
-        WorkerTask(configuration=configuration, test=True),
-        storage=session.folder,
-        name=CHECKPOINTS,
-        num_workers=num_workers,
-        resources_per_worker=resources_per_worker,
-        callbacks=[_Recorder(session.folder.uri)],
+    session.store.put(record.model_copy(update={"status": "running", "reason": ""}))
+    task = WorkerTask(
+        configuration=configuration,
+        checkpoints=(session.folder / CHECKPOINTS).uri,
+        mailbox=uuid.uuid4().hex,
+        test=True,
+        patience_s=patience_s,
     )
-    tracker = Tracker(session.experiment)
-    status, reason = "interrupted", ""
-    try:
-        with _following(session.store, tracker):
-            trainer.fit()
-        (record,) = session.store.all()
-        reason = record.reason
-        status = "failed" if reason else "completed"
-    except ray.train.TrainingFailedError as error:
-        status, reason = "failed", _cause(error)
-    finally:
-        (record,) = session.store.all()
-        changes = {"status": status, "reason": reason, "run_id": tracker.run_id(record.key)}
+
+    with tempfile.TemporaryDirectory() as scratch, listening() as heard:
+        trainer = functools.partial(
+            make_trainer,
+            task,
+            name=session.name,
+            scratch=scratch,
+            workers=workers,
+            resources_per_worker=resources_per_worker,
+            callbacks=[_Recorder(session.folder.uri, task.mailbox)],
+        )
+        fit = _Fit(trainer, session.folder / CHECKPOINTS)
+        return _Driver(session, Mailbox(task.mailbox), heard).drive(fit)
+
+
+class _Fit(threading.Thread):
+    """Trains, and tries again as long as that makes progress. In a thread: the main one is to hear
+    signals, of which Train would take SIGINT for itself."""
+
+    def __init__(self, trainer: Callable[[], TorchTrainer], checkpoints: Folder) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer, self._checkpoints = trainer, checkpoints
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while self._fails():
+                pass
+        except Exception as error:  # is raised, or told, in the main thread
+            self.error = error
+
+    def _fails(self) -> bool:
+        before = self._checkpoints.names()[-1:]
+        try:
+            self._trainer().fit()
+        except ray.train.TrainingFailedError:
+            if self._checkpoints.names()[-1:] == before:
+                raise
+            return True
+        return False
+
+
+class _Driver:
+    """Watches over a run from outside: hands the record on to MLflow as it grows, so that it shows
+    a run while it lasts, says what workers warn about, and passes signals on."""
+
+    def __init__(self, session: Session, mailbox: Mailbox, heard: Heard) -> None:
+        self._store, self._mailbox, self._heard = session.store, mailbox, heard
+        self._tracker = Tracker(session.experiment)
+        self._seen: Record | None = None
+
+    def drive(self, fit: _Fit) -> Trained:
+        status: Status = "interrupted"
+        reason = ""
+        fit.start()
+        try:
+            if reason := self._watch(fit):
+                self._put(status, reason)  # at once: it may be killed next
+                if self._mailbox.read(BEGUN):
+                    fit.join()
+            elif isinstance(fit.error, ray.train.TrainingFailedError):
+                status, reason = "failed", _cause(fit.error)
+            elif fit.error:
+                raise fit.error
+            else:
+                (record,) = self._store.all()
+                status, reason = ("failed" if record.reason else "completed"), record.reason
+        finally:
+            record = self._put(status, reason)
+            ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+            self._tracker.close(ended)
+        by = self._heard.number or signal.SIGTERM  # a worker was sent it, where not this process
+        return Trained(record, by if status == "interrupted" else None)
+
+    def _watch(self, fit: _Fit) -> str:
+        """Until the run has ended, or stopped: then why."""
+        look_at, told = 0.0, False
+        while fit.is_alive():
+            fit.join(LOOK_S)
+            # The key-value store, or the storage, may be away for a while: then at the next turn.
+            with contextlib.suppress(RayError, OSError):
+                if self._heard.number and not told:
+                    self._mailbox.tell(STOP, self._heard.name)
+                    told = True
+                    if not self._mailbox.read(BEGUN):
+                        return f"stopped by {self._heard.name} before the first step"
+                if told and (stopped := self._mailbox.read(STOPPED)):
+                    return stopped
+                if time.monotonic() >= look_at:
+                    self._follow()
+                    look_at = time.monotonic() + FOLLOW_S
+        self._follow()
+        return self._mailbox.read(STOPPED)
+
+    def _follow(self) -> None:
+        for note in self._mailbox.notes():
+            print(note, file=sys.stderr)
+        (record,) = self._store.all()
+        if record != self._seen:
+            self._seen = record
+            self._tracker.put(record)
+
+    def _put(self, status: Status, reason: str) -> Record:
+        (record,) = self._store.all()
+        run_id = self._tracker.run_id(record.key) or record.run_id
+        changes = {"status": status, "reason": reason, "run_id": run_id}
         record = record.model_copy(update=changes)
-        session.store.put(record)
-        tracker.put(record)
-        tracker.close({"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
-    return record
+        self._store.put(record)
+        self._tracker.put(record)
+        return record
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in failures.items():
-        return f"worker {rank}: {type(failure).__name__}: {failure}".splitlines()[0]
-    return str(error).splitlines()[-1]
+    failures = getattr(error, "worker_failures", None)
+    return _one_line(failures) if failures else str(error).splitlines()[-1]
+
+
+def _one_line(failures: dict[int, Exception]) -> str:
+    """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
+    rank, failure = min(failures.items(), key=lambda one: (not isinstance(one[1], Hung), one[0]))
+    return f"worker {rank}: {type(failure).__name__}: {failure}".splitlines()[0]
 
 
 class _Recorder(UserCallback):
     """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, mailbox: str) -> None:
+        self._folder, self._mailbox = folder, mailbox
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -182,24 +241,5 @@ class _Recorder(UserCallback):
         (record,) = store.all()
         store.put(record.reported(metrics[0]))
 
-
-@contextmanager
-def _following(store: RecordStore, tracker: Tracker) -> Iterator[None]:
-    """Hands the record on to the tracker as it grows, so that MLflow shows a run while it lasts."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        seen: list[Record] = []
-        while not ended.wait(FOLLOW_S):
-            if (records := store.all()) != seen:
-                seen = records
-                for record in records:
-                    tracker.put(record)
-
-    thread = threading.Thread(target=follow, name="follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        Mailbox(self._mailbox).note(_one_line(worker_exceptions))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Annotated, Any, Protocol
 
 import ray
@@ -23,28 +23,30 @@ from ray.tune.search import Searcher
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
-from psvit_ray.runtime.launch import Session
-from psvit_ray.runtime.ray_train import CHECKPOINTS, WorkerTask, make_trainer
+from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.launch import Session, exit_code
+from psvit_ray.runtime.mailbox import Mailbox
+from psvit_ray.runtime.ray_train import CHECKPOINTS, make_trainer
 from psvit_ray.runtime.recorder import Learner, Recorder
+from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
+from psvit_ray.runtime.worker import TOP1, WorkerTask
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import Record
-from psvit_ray.training import checkpoint
-from psvit_ray.training.config import Number
-from psvit_ray.training.engine import Diverged, Place, load_source, run
+from psvit_ray.training.checkpoint import CheckpointError, Kept
+from psvit_ray.training.config import Configuration, Number
+from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.place import Place
+from psvit_ray.training.steps import Diverged
 
-TOP1 = "holdout/top1"
 MAX_ATTEMPTS = 3
 
 
 class TrialTask(Value):
     """What a trial is told; crosses process boundaries as primitives."""
 
-    key: str
     worker: WorkerTask
-    storage: str
-    """The search's folder."""
-    num_workers: int
+    workers: int
     resources_per_worker: dict[str, float]
 
 
@@ -52,32 +54,40 @@ def train_trial(raw_task: dict[str, Any]) -> None:
     """A Tune trial. One worker trains here, in a process that is used again by the next trial;
     several are a Ray Train run of their own, which this process drives."""
     task = TrialTask.model_validate(raw_task)
-    if task.num_workers == 1:
+    if task.workers == 1:
         _train_here(task)
     else:
         _train_in_workers(task)
 
 
 def _train_here(task: TrialTask) -> None:
-    place = Place(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+    configuration = task.worker.configuration
+    keep = configuration.train.keep_checkpoints
     torch.set_num_threads(int(task.resources_per_worker["CPU"]))
-    kept = checkpoint.Kept(Folder(task.storage) / CHECKPOINTS / task.key)
     values: dict[str, Any] = {"epoch": 0, "step": 0}
     try:
-        reports = run(
-            task.worker.configuration,
-            load_source(task.worker.configuration),
-            place=place,
-            start=kept.newest(),
-            test=task.worker.test,
-        )
-        # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not.
-        with contextlib.closing(reports):  # type: ignore[type-var]
+        # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
+        # and what is being written is written.
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Mailbox(task.worker.mailbox).noting())
+            kept = Kept(Folder(task.worker.checkpoints), keep=keep)
+            stack.enter_context(contextlib.closing(kept))
+            reports = run(
+                configuration,
+                load_source(configuration),
+                place=Place(torch.device("cuda" if ray.get_gpu_ids() else "cpu")),
+                start=kept.newest(),
+                test=task.worker.test,
+            )
+            stack.enter_context(contextlib.closing(reports))  # type: ignore[type-var]
             for report in reports:
                 if report.checkpoint_due:
-                    kept.put(report.epoch, report.save)
-                values = report.values()
-                tune.report(values)
+                    kept.put(report.checkpoint(), top1=report.top1)
+                if report.metrics:
+                    values = report.values()
+                    tune.report(values)
+    except CheckpointError as error:  # not this trial's: so the next would fare too
+        tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
     except (Diverged, ValueError, torch.OutOfMemoryError) as error:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -87,9 +97,9 @@ def _train_here(task: TrialTask) -> None:
 def _train_in_workers(task: TrialTask) -> None:
     trainer = make_trainer(
         task.worker,
-        storage=Folder(task.storage) / CHECKPOINTS,
-        name=task.key,
-        num_workers=task.num_workers,
+        name=task.worker.configuration.key,
+        scratch=tune.get_context().get_trial_dir(),
+        workers=Workers(task.workers, task.workers),
         resources_per_worker=task.resources_per_worker,
         callbacks=[TuneReportCallback()],
     )
@@ -104,23 +114,20 @@ class _ProposalSearcher(Searcher):
     """Proposals, as Tune asks for them. Their outcome they learn from the recorder."""
 
     def __init__(
-        self, proposals: Proposals, recorder: Recorder, template: dict[str, Any], *, test: bool
+        self,
+        proposals: Proposals,
+        recorder: Recorder,
+        task_of: Callable[[Configuration], TrialTask],
     ) -> None:
         super().__init__(metric=TOP1, mode="max")
-        self._proposals, self._recorder = proposals, recorder
-        self._template, self._test = template, test
+        self._proposals, self._recorder, self._task_of = proposals, recorder, task_of
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         proposal = self._proposals.ask()
         if proposal is None:
             return Searcher.FINISHED
         record = self._recorder.propose(trial_id, proposal)
-        task = TrialTask(
-            key=record.key,
-            worker=WorkerTask(configuration=record.configuration, test=self._test),
-            **self._template,
-        )
-        return task.model_dump(mode="json")
+        return self._task_of(record.configuration).model_dump(mode="json")
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -184,35 +191,27 @@ class _Finished:
 
 
 class _Stop(tune.Stopper):
-    """Ends the search when its hours are over or a signal asks for it: trials end where they are,
-    and a resume goes on from their checkpoints. A second signal ends the process at once."""
+    """Ends the search when its hours are over, a signal asks for it, or the storage is full: trials
+    end where they are, and a resume goes on from their checkpoints."""
 
-    def __init__(self, max_hours: float | None) -> None:
+    def __init__(self, max_hours: float | None, heard: Heard, recorder: Recorder) -> None:
         self._deadline = time.monotonic() + 3600 * max_hours if max_hours else float("inf")
-        self.signal: int | None = None
+        self._heard, self._recorder = heard, recorder
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.signal is not None or time.monotonic() > self._deadline
+        return bool(self.reason)
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        def note(number: int, frame: FrameType | None) -> None:
-            self.signal = number
-            signal.signal(number, before[number])
-
-        before: dict[int, Any] = {
-            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    @property
+    def reason(self) -> str:
+        """Empty until there is one."""
+        if self._heard.number:
+            return f"stopped by {self._heard.name}"
+        if self._recorder.storage_fault:
+            return self._recorder.storage_fault
+        return "its hours were over" if time.monotonic() > self._deadline else ""
 
 
 class Trials(Value):
@@ -237,6 +236,12 @@ class Outcome:
     """That ended it early, if one did."""
     untracked: int
     """Configurations that MLflow did not take; they stand in the record."""
+    storage_fault: str = ""
+    """That ended it early, if one did."""
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.storage_fault else exit_code(self.signal)
 
 
 def run_trials(
@@ -252,42 +257,59 @@ def run_trials(
     """Trains what is proposed until no more is. Everything that happens goes into the record."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     tracker = Tracker(session.experiment)
+    mailbox = uuid.uuid4().hex
     recorder = Recorder(
-        session.store, tracker, proposals, records=session.records, num_trials=num_trials
+        session.store,
+        tracker,
+        proposals,
+        Mailbox(mailbox),
+        records=session.records,
+        num_trials=num_trials,
     )
     scheduler = _Scheduler(halving, recorder) if halving else None
     resources = trials.resources.resolved()
-    template = {
-        "storage": session.folder.uri,
-        "num_workers": trials.workers_per_trial,
-        "resources_per_worker": resources,
-    }
+
+    def task_of(configuration: Configuration) -> TrialTask:
+        checkpoints = session.folder / CHECKPOINTS / configuration.key
+        return TrialTask(
+            worker=WorkerTask(
+                configuration=configuration,
+                checkpoints=checkpoints.uri,
+                mailbox=mailbox,
+                test=test,
+            ),
+            workers=trials.workers_per_trial,
+            resources_per_worker=resources,
+        )
+
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     asked = resources if trials.workers_per_trial == 1 else {"node:__internal_head__": 0.001}
-    stop = _Stop(max_hours)
-    tuner = tune.Tuner(
-        tune.with_resources(train_trial, asked),
-        tune_config=tune.TuneConfig(
-            search_alg=_ProposalSearcher(proposals, recorder, template, test=test),
-            scheduler=scheduler,
-            num_samples=num_trials,
-            max_concurrent_trials=trials.concurrency(),
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(
-            name="ray_tune",
-            storage_path=session.folder.uri,
-            callbacks=[recorder],
-            stop=stop,
-            failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS),
-            verbose=0,
-        ),
-    )
-    with stop.listening():
+    with tempfile.TemporaryDirectory() as scratch, listening() as heard:
+        stop = _Stop(max_hours, heard, recorder)
+        tuner = tune.Tuner(
+            tune.with_resources(train_trial, asked),
+            tune_config=tune.TuneConfig(
+                search_alg=_ProposalSearcher(proposals, recorder, task_of),
+                scheduler=scheduler,
+                num_samples=num_trials,
+                max_concurrent_trials=trials.concurrency(),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            # What Tune itself notes of a search, nothing goes on from: it is of this host, and for
+            # this once.
+            run_config=tune.RunConfig(
+                name=session.name,
+                storage_path=scratch,
+                callbacks=[recorder],
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS),
+                verbose=0,
+            ),
+        )
         tuner.fit()
-    recorder.interrupt()
-    untracked = tracker.close("KILLED" if stop.signal else "FINISHED")
+    recorder.interrupt(stop.reason)
+    untracked = tracker.close("KILLED" if heard.number else "FINISHED")
     recorder.note_run_ids()
-    return Outcome(recorder.records, stop.signal, untracked)
+    return Outcome(recorder.records, heard.number, untracked, recorder.storage_fault)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
+from psvit_ray.runtime.mailbox import Mailbox
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import Record, RecordStore, Status, best
@@ -28,6 +29,7 @@ class Recorder(tune.Callback):
         store: RecordStore,
         tracker: Tracker,
         learner: Learner,
+        mailbox: Mailbox,
         *,
         records: Iterable[Record] = (),
         num_trials: int,
@@ -35,12 +37,15 @@ class Recorder(tune.Callback):
     ) -> None:
         self._store, self._tracker, self._learner = store, tracker, learner
         self._records = {record.key: record for record in records}
+        self._mailbox = mailbox
         self._num_trials, self._say = num_trials, say
         self._key_of: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._stopped_early: set[str] = set()
         self._start = time.monotonic()
         self._ended_here = 0
+        self.storage_fault = ""
+        """A checkpoint that could not be written: no trial's own fault."""
         for record in self._records.values():
             tracker.put(record)  # what an outage or a kill kept from the store
 
@@ -78,6 +83,12 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **_: Any,
     ) -> None:
+        for note in self._mailbox.notes():
+            self._say(note)
+        if result.get("storage_failed"):
+            self.storage_fault = result["failed"]
+            self._say(self.storage_fault)
+            return
         trial.run_metadata.num_failures = 0  # attempts are limited only while nothing comes of them
         self._update(trial, self.of(trial.trial_id).reported(result))
 
@@ -100,11 +111,12 @@ class Recorder(tune.Callback):
         """The scheduler's word that this trial ends before its last epoch."""
         self._stopped_early.add(trial_id)
 
-    def interrupt(self) -> None:
+    def interrupt(self, reason: str) -> None:
         """Marks what has not ended: a resume goes on with it."""
         for record in self.records:
             if record.status in ("pending", "running"):
-                self._put(record.model_copy(update={"status": "interrupted"}))
+                changes = {"status": "interrupted", "reason": reason}
+                self._put(record.model_copy(update=changes))
 
     def note_run_ids(self) -> None:
         """The tracker opens runs after the record was written: this catches up."""

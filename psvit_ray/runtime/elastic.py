@@ -1,0 +1,58 @@
+"""Workers that come and go."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, NamedTuple, Self
+
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
+
+from psvit_ray.runtime.mailbox import SAVE, SAVED, Mailbox
+
+SAVE_S = 60.0
+LOOK_S = 0.1
+
+
+class Workers(NamedTuple):
+    """How many workers train: fewer where a host is lost, more again where one comes."""
+
+    fewest: int
+    most: int
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """From `N` or `MIN:MAX`. Raises ValueError for anything else."""
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+        fewest = int(found[1]) if found else 0
+        most = int(found[2] or fewest) if found else 0
+        if not 1 <= fewest <= most:
+            raise ValueError(
+                f"workers must be a number or MIN:MAX, from 1 and in this order, got {text!r}"
+            )
+        return cls(fewest, most)
+
+    @property
+    def elastic(self) -> bool:
+        return self.fewest < self.most
+
+
+class SavesBeforeResize(ControllerCallback):
+    """Where a host has come, Train ends all workers, and starts them again with one more: what they
+    have done since their last checkpoint is saved first. Lives in Train's controller."""
+
+    def __init__(self, mailbox: str) -> None:
+        self._mailbox = Mailbox(mailbox)
+        self._asked = 0
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if not isinstance(current_state, ResizingState):
+            return
+        self._asked += 1
+        self._mailbox.tell(SAVE, str(self._asked))
+        patience = time.monotonic() + SAVE_S
+        while int(self._mailbox.read(SAVED) or 0) < self._asked:
+            if time.monotonic() > patience:
+                return  # then from the last one
+            time.sleep(LOOK_S)

@@ -1,0 +1,80 @@
+"""Words between a driver and the workers of its run, past Ray Train's controller.
+
+A driver has three seconds between the SIGTERM of `ray job stop` and its SIGKILL. A report reaches
+it through the controller, which looks every two seconds and then takes as long again to end; a file
+in the storage may be hidden from other hosts by their caches for longer. Ray's own key-value store,
+in the process that every host of a cluster is connected to, answers in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+
+from ray.experimental import internal_kv
+
+STOP = "stop"
+"""To the workers: the signal that the driver was sent."""
+SAVE = "save"
+"""To the workers: how many checkpoints they have been asked for so far."""
+BEGUN = "begun"
+"""To the driver: there is something to stop."""
+SAVED = "saved"
+"""To the controller: how many of the checkpoints asked for are written."""
+STOPPED = "stopped"
+"""To the driver: why the workers stopped, and where. All of it is in the storage."""
+NOTE = "note-"
+NAMESPACE = "psvit"
+
+
+class Mailbox:
+    """`run` is new for each driver: what an earlier one said is never read."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._read: set[str] = set()
+
+    def tell(self, word: str, text: str = "yes") -> None:
+        internal_kv._internal_kv_put(f"{self._run}/{word}", text, namespace=NAMESPACE)
+
+    def read(self, word: str) -> str:
+        """Empty where nothing was said."""
+        said = internal_kv._internal_kv_get(f"{self._run}/{word}", namespace=NAMESPACE)
+        return said.decode() if said else ""
+
+    def clear(self) -> None:
+        internal_kv._internal_kv_del(f"{self._run}/", del_by_prefix=True, namespace=NAMESPACE)
+
+    def note(self, text: str) -> None:
+        """For the user, who sits at the driver."""
+        self.tell(f"{NOTE}{time.time_ns()}-{os.getpid()}", text)
+
+    def notes(self) -> list[str]:
+        """What has been noted since this was called last."""
+        keys = internal_kv._internal_kv_list(f"{self._run}/{NOTE}", namespace=NAMESPACE)
+        words = sorted({key.decode().partition("/")[2] for key in keys} - self._read)
+        self._read |= {*words}
+        return [self.read(word) for word in words]
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """What this project's code warns about in a worker is noted."""
+        handler = _Noting(self)
+        logger = logging.getLogger("psvit_ray")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Noting(logging.Handler):
+    def __init__(self, mailbox: Mailbox) -> None:
+        super().__init__(logging.WARNING)
+        self._mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._mailbox.note(record.getMessage())
