@@ -1,0 +1,102 @@
+"""Writes any source of images as Parquet shards, mixed and checked, for training at full speed.
+
+    python jobs/prepare_data.py --data photos/ --out shards/ --resize-longer 512
+    python jobs/prepare_data.py --out shards/ --verify
+
+Ray writes shards in parallel. Killed, it goes on with --resume; the files are the same, byte for
+byte, as those of an undisturbed run. Images that cannot be used are left out and named in
+quarantine.csv. --verify compares the files with manifest.json and ends with 1 where they differ.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data import shards
+from psvit_ray.data.manifest import MANIFEST, Manifest, faults, read_manifest
+from psvit_ray.data.shard_file import ShardSettings
+from psvit_ray.data.sources import read
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import cluster
+from psvit_ray.runtime.launch import Resume, writable
+from psvit_ray.runtime.prepare import check_data, check_out, prepare
+from psvit_ray.training.config import Fraction, NumberOrZero
+
+
+class PrepareJob(Value):
+    """Write images as Parquet shards."""
+
+    data: str = ""
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI (s3://, gs://) to write to."""
+    settings: ShardSettings = ShardSettings()
+    workers: NumberOrZero = 0
+    """Shards written at the same time; 0 is one for each CPU of the cluster."""
+    max_bad_fraction: Fraction = 0.05
+    """More images that cannot be used than this end the run."""
+    resume: Resume = "never"
+    """`--resume` goes on with what is in `out`, `--resume auto` goes on or starts."""
+    verify: bool = False
+    """Compare the files in `out` with their manifest; write nothing."""
+    verbose: bool = False
+    """Show what Ray logs."""
+
+
+def work(job: PrepareJob) -> int:
+    if job.verify:
+        return verify(Folder.at(job.out))
+    if not job.data:
+        raise ValueError("--data must be given")
+    out = writable(job.out, "out")
+    splits = read(job.data)
+    identity = shards.identity(splits, job.settings)
+    manifest = check_out(out, identity, job.resume)
+    for note in splits.notes:
+        print(note)
+    if manifest is None:
+        cluster.join(verbose=job.verbose)
+        cluster.check_shared(out, "out")
+        check_data(splits)
+        manifest = prepare(
+            splits,
+            out,
+            identity,
+            job.settings,
+            workers=job.workers,
+            max_bad_fraction=job.max_bad_fraction,
+            say=partial(print, flush=True),
+        )
+    print(summary(out, manifest))
+    return 0
+
+
+def verify(out: Folder) -> int:
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise ValueError(f"out must hold a {MANIFEST} to be verified, got {out}")
+    found = faults(out, manifest)
+    if found:
+        print("\n".join(found))
+        print(f"{out}: {len(found)} faults")
+        return 1
+    print(summary(out, manifest))
+    print(f"all is as {MANIFEST} says")
+    return 0
+
+
+def summary(out: Folder, manifest: Manifest) -> str:
+    lines = [f"{out}: {len(manifest.class_names)} classes"]
+    for name, split in manifest.splits.items():
+        bad = f"; {split.bad_images:,} bad images left out" if split.bad_images else ""
+        lines.append(
+            f"{name}: {split.rows:,} images in {len(split.files):,} shards, "
+            f"{split.bytes / 1e6:,.1f} MB{bad}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(PrepareJob, work)

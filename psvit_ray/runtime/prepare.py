@@ -1,0 +1,231 @@
+"""Shards written in parallel by Ray tasks, so that a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from psvit_ray.data import quarantine, shard_file, shards
+from psvit_ray.data.images import BadImage
+from psvit_ray.data.manifest import (
+    MANIFEST,
+    PLAN,
+    PROGRESS,
+    Manifest,
+    ShardFile,
+    SplitManifest,
+    read_manifest,
+)
+from psvit_ray.data.shard_file import ShardSettings, Written
+from psvit_ray.data.shards import Shard
+from psvit_ray.data.splits import Splits
+from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.runtime import cluster
+from psvit_ray.runtime.launch import Resume
+from psvit_ray.search.record import differences
+
+SAY_EVERY_S = 5.0
+
+
+def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest | None:
+    """The manifest where all is written already. Raises ValueError where `out` holds something
+    else than a part of these shards, or anything at all without `resume`."""
+    there = out.names()
+    begun = (out / PROGRESS).read(PLAN)
+    ended = read_manifest(out) if MANIFEST in there else None
+    if resume == "never" and there:
+        hint = "; add --resume to go on with it" if begun or ended else ""
+        raise ValueError(f"out must be new or empty, got {out}, which holds {there[0]!r}{hint}")
+    if ended:
+        earlier = ended.identity
+    elif begun:
+        earlier = json.loads(begun)
+    elif resume == "must" or there:
+        raise ValueError(f"out must hold shards to go on with, got {out}")
+    else:
+        return None
+    if changed := differences(earlier, json.loads(json.dumps(identity))):
+        raise ValueError(f"resume must not change what {out} is: {'; '.join(changed)}")
+    return ended
+
+
+def check_data(splits: Splits) -> None:
+    """Raises ValueError if a host of the cluster does not see the data, where this one does: all
+    that it would be given to read would be missing, and count as bad."""
+    one = splits.train.take(np.arange(1))
+    if cluster.num_hosts() == 1 or _why_not_read(one):
+        return
+    for host, reason in cluster.on_every_host(ray.remote(_why_not_read), one):
+        if reason:
+            raise ValueError(
+                f"data must be seen by every host, got {splits.name}, of which {host} cannot read "
+                f"{' '.join(one.place(0))}: {reason}"
+            )
+
+
+def _why_not_read(table: ImageTable) -> str:
+    try:
+        table.read(0)
+    except (BadImage, OSError) as error:
+        return str(error)
+    return ""
+
+
+def prepare(
+    splits: Splits,
+    out: Folder,
+    identity: dict[str, Any],
+    settings: ShardSettings,
+    *,
+    workers: int = 0,
+    max_bad_fraction: float,
+    say: Callable[[str], None] = print,
+) -> Manifest:
+    """Writes the shards that are not there yet, `workers` at a time, and the manifest last.
+
+    With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
+    bad, and where the data cannot be read or the shards not be written; what is there stays.
+    """
+    planned = shards.plan(splits, settings)
+    (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
+    written = shard_file.written_before(out, (shard.name for shard in planned))
+    todo = [shard for shard in planned if shard.name not in written]
+    progress = _Progress(planned, todo, say)
+    try:
+        for shard, found in _write_all(splits, out, settings, todo, workers):
+            written[shard.name] = found
+            progress.step(shard)
+            _check_bad(planned, written, max_bad_fraction, out)
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # without the remote traceback, where it has one
+        raise ValueError(
+            f"data cannot be read, or out not be written: {without_secrets(str(cause))}; "
+            "--resume goes on"
+        ) from None
+    _check_bad(planned, written, max_bad_fraction, out)
+    return _finish(splits, out, identity, planned, written)
+
+
+def _write_all(
+    splits: Splits, out: Folder, settings: ShardSettings, todo: Sequence[Shard], workers: int
+) -> Iterator[tuple[Shard, Written]]:
+    """Shards as they are done; nothing is given while all are under way for a long time.
+
+    A task is given the part of a table that it writes. No more wait than keep the workers busy:
+    what is given lies in Ray's memory.
+    """
+    table_of = shards.tables(splits)
+    waiting = deque(todo)
+    running: dict[Any, Shard] = {}
+    while waiting or running:
+        while waiting and len(running) < (workers or 2 * _num_cpus()):
+            shard = waiting.popleft()
+            table = table_of[shard.split].take(shard.indices)
+            ref = _write.remote(out, shard.name, table, splits.class_names, settings)
+            running[ref] = shard
+        done, _ = ray.wait(list(running))
+        for ref in done:
+            yield running.pop(ref), ray.get(ref)
+
+
+def _num_cpus() -> int:
+    """Now: a cluster with an autoscaler grows by what waits."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+# The function itself, as a process that runs it then imports no more than `data.shard_file` does.
+_write = ray.remote(num_cpus=1, retry_exceptions=[OSError])(shard_file.write)
+
+
+def _check_bad(
+    planned: Sequence[Shard], written: dict[str, Written], most: float, out: Folder
+) -> None:
+    images = sum(len(shard.indices) for shard in planned)
+    bad = _bad(planned, written)
+    if len(bad) > most * images:
+        quarantine.add(out, bad)
+        raise ValueError(
+            f"data has {len(bad):,} images that cannot be used among the first "
+            f"{sum(len(one.bad) + one.rows for one in written.values()):,} of {images:,}, more "
+            f"than max_bad_fraction={most:g}; {out / quarantine.NAME} names them"
+        )
+
+
+def _bad(planned: Iterable[Shard], written: dict[str, Written]) -> list[quarantine.Row]:
+    """In the order of the plan, whichever was written first."""
+    return [bad for one in planned if one.name in written for bad in written[one.name].bad]
+
+
+def _finish(
+    splits: Splits,
+    out: Folder,
+    identity: dict[str, Any],
+    planned: Sequence[Shard],
+    written: dict[str, Written],
+) -> Manifest:
+    manifest = Manifest(
+        identity=identity,
+        class_names=splits.class_names,
+        splits={
+            split: _described(
+                {s.name: written[s.name] for s in planned if s.split == split}, splits.class_names
+            )
+            for split in shards.tables(splits)
+        },
+    )
+    if bad := _bad(planned, written):
+        quarantine.add(out, bad)
+    out.delete_leftovers()
+    out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
+    (out / PROGRESS).delete_all()
+    return manifest
+
+
+def _described(written: dict[str, Written], class_names: Sequence[str]) -> SplitManifest:
+    counts = zip(*(one.classes for one in written.values()), strict=True)
+    return SplitManifest(
+        rows=sum(one.rows for one in written.values()),
+        bytes=sum(one.bytes for one in written.values()),
+        bad_images=sum(len(one.bad) for one in written.values()),
+        classes=dict(zip(class_names, map(sum, counts), strict=True)),
+        files={
+            name: ShardFile(rows=one.rows, bytes=one.bytes, sha256=one.sha256)
+            for name, one in written.items()
+        },
+    )
+
+
+class _Progress:
+    """A line every few seconds."""
+
+    def __init__(
+        self, planned: Sequence[Shard], todo: Sequence[Shard], say: Callable[[str], None]
+    ) -> None:
+        self._total, self._left = len(planned), len(todo)
+        self._images_left = sum(len(shard.indices) for shard in todo)
+        self._images, self._say = 0, say
+        self._began = self._said = time.monotonic()
+        if done := self._total - self._left:
+            say(f"{done} of {self._total} shards are there already")
+
+    def step(self, shard: Shard) -> None:
+        self._left -= 1
+        self._images += len(shard.indices)
+        self._images_left -= len(shard.indices)
+        now = time.monotonic()
+        if now - self._said < SAY_EVERY_S and self._left:
+            return
+        self._said = now
+        rate = self._images / (now - self._began)
+        minutes, seconds = divmod(round(self._images_left / rate), 60)
+        self._say(
+            f"{self._total - self._left} of {self._total} shards, {rate:,.0f} images/s, "
+            f"{minutes} min {seconds:02} s left"
+        )
