@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import ray.train
 import timm
 import torch
 import torch.nn.functional as F
 import tyro
+from PIL import Image
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 import psvit_ray.model
@@ -32,6 +38,10 @@ from psvit_ray import cli
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.sources import read
+from psvit_ray.data.storage import Folder
+from psvit_ray.data.throughput import rates
+from psvit_ray.data.transforms import Augmentation, Preprocessing
 from psvit_ray.model.latency import interleaved
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.runtime import cluster, tracking
@@ -39,11 +49,17 @@ from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
+from psvit_ray.training.agreement import Request
+from psvit_ray.training.checkpoint import Kept
 from psvit_ray.training.config import Configuration, Number, TrainConfig
 from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.state import build_model
+from psvit_ray.training.place import Place
+from psvit_ray.training.state import build_model, facts_of
 
-Section = Literal["models", "sharing", "engine", "trials", "tracking"]
+PLAIN = Augmentation(train_crop_mode="rrc", train_interpolation="bicubic", hflip=0.5)
+DEIT = PLAIN.model_copy(update={"aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25})
+
+Section = Literal["models", "sharing", "loader", "engine", "checkpoints", "trials", "tracking"]
 
 
 class BenchmarkJob(Value):
@@ -61,6 +77,11 @@ class BenchmarkJob(Value):
     """Of which medians are taken."""
     threads: Number = 1
     """Of torch."""
+    images: tuple[str, ...] = ()
+    """Folders or Parquet of the same photographs that `loader` reads, the first of them on this
+    machine; by default JPEGs of 500 x 375 drawn for it."""
+    loader_processes: Number = os.cpu_count() or 1
+    """Of `loader`, and of what it is compared with."""
     out: str = ""
     """JSON file to write beside printing it."""
 
@@ -70,7 +91,9 @@ def work(job: BenchmarkJob) -> int:
     measure: dict[str, Callable[[BenchmarkJob], dict[str, Any]]] = {
         "models": models,
         "sharing": sharing,
+        "loader": loader,
         "engine": engine,
+        "checkpoints": checkpoints,
         "trials": trials,
         "tracking": tracked,
     }
@@ -112,6 +135,45 @@ def sharing(job: BenchmarkJob) -> dict[str, Any]:
     return found
 
 
+def loader(job: BenchmarkJob) -> dict[str, Any]:
+    """Training images/s of 224 x 224 over those of bare processes that decode and transform the
+    same images, for our loader and timm's; without and with DeiT's RandAugment and erasing."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tables = {name: read(name).train for name in job.images or (_photographs(folder),)}
+        for kind, augmentation in (("plain", PLAIN), ("deit", DEIT)):
+            images_per_s = rates(
+                tables,
+                Preprocessing(
+                    img_size=224, in_chans=3, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD
+                ),
+                augmentation,
+                limit=next(iter(tables.values())),
+                processes=job.loader_processes,
+                batch_size=64,
+                rounds=job.rounds,
+            )
+            bare = images_per_s["bare"]
+            for name, each in images_per_s.items():
+                of_bare = statistics.median(a / b for a, b in zip(each, bare, strict=True))
+                shown = "ours" if name in tables and not job.images else name
+                found[f"{kind} {shown}"] = {"img_per_s": statistics.median(each), "ratio": of_bare}
+    return found
+
+
+def _photographs(folder: str) -> str:
+    """512 JPEGs of 500 x 375 with the bytes of photographs (70 kB), in 8 classes."""
+    rng = np.random.default_rng(0)
+    for number in range(512):
+        path = Path(folder, f"class-{number % 8}", f"{number:05}.jpg")
+        path.parent.mkdir(exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.float32)
+        grain = rng.normal(0, 14, smooth.shape)
+        Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(path, quality=85)
+    return folder
+
+
 def engine(job: BenchmarkJob) -> dict[str, Any]:
     """Training images/s of the engine over those of a bare loop of the same steps, both in one
     Ray Train worker: the same threads and niceness."""
@@ -141,24 +203,65 @@ def _engine_and_bare_loop(task: dict[str, Any]) -> None:
     source: Any = load_source(configuration)
     config = configuration.train
     reports = run(configuration, source)
+    images = facts_of(configuration, source).preprocessing.normalize(source.train.images)
+    labels = torch.as_tensor(source.train.labels)
     model = build_model(configuration).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
-    rates: dict[str, list[float]] = {"engine": [], "bare loop": []}
+    images_per_s: dict[str, list[float]] = {"engine": [], "bare loop": []}
     for number, report in enumerate(reports):
         began = time.perf_counter()
-        for batch in torch.randperm(len(source.train)).split(config.batch_size):
-            logits = model(source.train.images[batch])
-            F.cross_entropy(
-                logits, source.train.labels[batch], label_smoothing=config.smoothing
-            ).backward()
+        for batch in torch.randperm(len(labels)).split(config.batch_size):
+            logits = model(images[batch])
+            F.cross_entropy(logits, labels[batch], label_smoothing=config.smoothing).backward()
             optimizer.step()
             optimizer.zero_grad()
         if number:  # the first of each warms up
-            rates["bare loop"].append(len(source.train) / (time.perf_counter() - began))
-            rates["engine"].append(report.metrics["perf/img_per_s"])
-    each = [a / b for a, b in zip(rates["engine"], rates["bare loop"], strict=True)]
-    found = {name: statistics.median(rate) for name, rate in rates.items()}
+            images_per_s["bare loop"].append(len(labels) / (time.perf_counter() - began))
+            images_per_s["engine"].append(report.metrics["perf/img_per_s"])
+    each = [a / b for a, b in zip(*images_per_s.values(), strict=True)]
+    found = {name: statistics.median(rate) for name, rate in images_per_s.items()}
     Path(task["out"]).write_text(json.dumps(found | {"ratio": statistics.median(each)}))
+
+
+def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
+    """What a checkpoint at every epoch's end, the default, takes of training, and how long a resume
+    is on its way to its first step."""
+    epochs = {"epochs": job.rounds + 1, "warmup_epochs": 0}
+    configuration = Configuration(spec=job.base, train=job.train.model_copy(update=epochs))
+    source = load_source(configuration)
+    with tempfile.TemporaryDirectory() as folder, closing(Kept(Folder(folder))) as kept:
+        stalls, whole = [], []
+        began = time.perf_counter()
+        for number, report in enumerate(run(configuration, source)):
+            due = time.perf_counter()
+            written = kept.put(report.checkpoint(), top1=report.top1)
+            now = time.perf_counter()
+            if number:  # the first warms up
+                stalls.append(now - due)
+                whole.append(now - began)
+            began = now
+        written.result()
+        seconds = statistics.median(_seconds_of_a_resume(configuration, kept) for _ in range(3))
+    part = statistics.median(a / b for a, b in zip(stalls, whole, strict=True))
+    return {"stall s": statistics.median(stalls), "part of training": part, "resume s": seconds}
+
+
+def _seconds_of_a_resume(configuration: Configuration, kept: Kept) -> float:
+    """From the storage to the first step, within a process that runs."""
+    more = configuration.train.model_copy(update={"epochs": configuration.train.epochs + 1})
+    longer = configuration.model_copy(update={"train": more})
+    asked: list[float] = []
+
+    def request() -> Request:
+        asked.append(time.perf_counter())
+        return "stop"
+
+    began = time.perf_counter()
+    start = kept.newest()
+    assert start
+    start = replace(start, facts=start.facts.model_copy(update={"configuration": longer}))
+    list(run(longer, load_source(longer), start=start, place=Place(request=request)))
+    return asked[0] - began
 
 
 def trials(job: BenchmarkJob) -> dict[str, Any]:

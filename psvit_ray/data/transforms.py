@@ -151,10 +151,10 @@ class Augmentation(Value):
 
 
 def seeded(seed: int) -> None:
-    """Sets every generator that timm's and torchvision's transforms draw from."""
+    """Sets every generator that timm's and torchvision's transforms draw from, on the host."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.1 ms more, for GPUs
 
 
 def random_shift(images: Tensor, seeds: Tensor, most: int) -> Tensor:
