@@ -15,7 +15,7 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import leaderboard
-from psvit_ray.runtime import tracking
+from psvit_ray.runtime import tracking_uri
 from psvit_ray.runtime.launch import records_of
 
 
@@ -37,7 +37,7 @@ def work(job: ReportJob) -> int:
         leaderboard.write(records, storage / name, title=name)
     if len(searches) == 1:
         ((name, records),) = searches.items()
-        uri = job.tracking_uri or tracking.default_uri(storage)
+        uri = job.tracking_uri or tracking_uri.default_uri(storage)
         print(leaderboard.summary(records, storage / name, uri))
     else:
         written = leaderboard.write_side_by_side(searches, storage)

@@ -24,7 +24,8 @@ from mlflow.entities import Run, ViewType
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import tracking
-from psvit_ray.runtime.tracking import Experiment, Tracker, check, default_uri
+from psvit_ray.runtime.tracking import Experiment, Tracker
+from psvit_ray.runtime.tracking_uri import check, default_uri
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.training.config import Configuration, TrainConfig
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime import cluster, tracking
+from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.lease import Lease
 from psvit_ray.search.record import Record, RecordStore, differences
 
@@ -94,8 +94,8 @@ def opened(
     check_resume(launch.resume, folder, name, read_description(folder), identity)
     lease = Lease(folder, wait=launch.resume == "auto")
     lease.check()
-    tracking_uri = launch.tracking_uri or tracking.default_uri(storage)
-    tracking.check(tracking_uri)
+    uri = launch.tracking_uri or tracking_uri.default_uri(storage)
+    tracking_uri.check(uri)
 
     if not launch.verbose:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -116,7 +116,7 @@ def opened(
             store=store,
             records=store.all(),
             experiment=tracking.Experiment(
-                tracking_uri=tracking_uri,
+                tracking_uri=uri,
                 name=f"psvit/{dataset}",
                 search_id=description["search_id"],
                 run_name=name,

@@ -1,4 +1,5 @@
-"""The only importer of MLflow: one parent run for a search, one child for each configuration.
+"""Runs in MLflow: one parent run for a search, one child for each configuration. Beside `registry`,
+the only importer of MLflow.
 
 Fed from the record by one thread of one process. What is handed over is a whole record, and what
 the store lacks of it is written: so an outage loses nothing, a resume writes no point twice, and
@@ -20,17 +21,15 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from requests import RequestException, get
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.storage import without_secrets
+from psvit_ray.runtime import tracking_uri
 from psvit_ray.search.record import Record
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
 MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
-SERVERS = ("http", "https")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 ENDED = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
@@ -48,44 +47,6 @@ class Experiment(Value):
     search_id: str
     run_name: str
     description: str = ""
-
-
-def default_uri(storage: Folder) -> str:
-    """A SQLite file beside the searches, so that they can be compared in one UI.
-
-    Raises ValueError where the storage is no disk.
-    """
-    if not storage.is_local:
-        raise ValueError(
-            f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
-            "SQLite file; give the http:// address of a tracking server"
-        )
-    return f"sqlite:///{storage.uri}/mlflow.db"
-
-
-def check(tracking_uri: str) -> None:
-    """Raises ValueError if the server does not answer, or it is no store. Writes nothing."""
-    shown = without_secrets(tracking_uri)
-    scheme, _, path = tracking_uri.partition("://")
-    if scheme.partition("+")[0] not in SERVERS + DATABASES or not path:
-        raise ValueError(
-            "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
-            f"sqlite:////folder/mlflow.db, got {shown!r}"
-        )
-    if scheme == "sqlite":
-        try:
-            Folder.at(str(Path(path.removeprefix("/")).parent)).check_writable()
-        except ValueError as error:
-            raise ValueError(str(error).replace("storage", "tracking_uri", 1)) from None
-    if scheme not in SERVERS:
-        return
-    try:
-        answer = get(f"{tracking_uri.rstrip('/')}/health", timeout=5)
-    except (RequestException, ValueError) as error:  # ValueError: an address that is none
-        reason = type(error).__name__
-        raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
-    if not answer.ok:
-        raise ValueError(f"tracking_uri must answer, got {shown}: HTTP {answer.status_code}")
 
 
 class Tracker:
@@ -175,7 +136,11 @@ class Tracker:
         client = MlflowClient(self._experiment.tracking_uri)
         found = client.get_experiment_by_name(self._experiment.name)
         self._experiment_id = (
-            found.experiment_id if found else client.create_experiment(self._experiment.name)
+            found.experiment_id
+            if found
+            else client.create_experiment(
+                self._experiment.name, tracking_uri.artifacts(self._experiment.tracking_uri)
+            )
         )
         tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
         parent = self._find(client, tags)

@@ -17,7 +17,6 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 ONNX = "model.onnx"
 TORCH_EXPORT = "model.pt2"
-FORMAT_VERSION = 1
 
 Which = Literal["best", "last"]
 
@@ -60,8 +59,8 @@ class Facts(Value):
         one."""
         configuration = checkpoint.facts.configuration
         train, spec = configuration.train, configuration.trained_spec
-        last = checkpoint.curve[-1] if checkpoint.curve else {"step": -1, "metrics": {}}
-        measured = last["step"] == checkpoint.step
+        last = checkpoint.curve[-1] if checkpoint.curve else {}
+        measured = last.get("step") == checkpoint.step
         return cls(
             name=name,
             run_id=run_id,
@@ -71,7 +70,7 @@ class Facts(Value):
             epoch=checkpoint.epoch,
             step=checkpoint.step,
             seed=train.seed,
-            holdout_top1=last["metrics"].get("holdout/top1") if measured else None,
+            holdout_top1=last["metrics"]["holdout/top1"] if measured else None,
             test_top1=test_top1 if measured and checkpoint.epoch == train.epochs else None,
             macs=count_macs(spec),
             params=count_params(spec),
@@ -85,7 +84,7 @@ class Facts(Value):
 class ExportConfig(Value):
     """`config.json`."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     spec: ArchSpec
     preprocessing: Preprocessing
     class_names: tuple[str, ...]

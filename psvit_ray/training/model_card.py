@@ -48,8 +48,8 @@ def _what(config: ExportConfig) -> str:
     colours = "colour" if spec.in_chans == 3 else "grey"
     return (
         f"Sorts {colours} images of {spec.img_size} x {spec.img_size} pixels into "
-        f"{spec.num_classes:,} classes: {names}{more}. {facts.params / 1e6:.3g} M parameters, {macs} "
-        "an image."
+        f"{spec.num_classes:,} classes: {names}{more}. "
+        f"{facts.params / 1e6:.3g} M parameters, {macs} an image."
     )
 
 

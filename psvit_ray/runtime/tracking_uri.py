@@ -1,0 +1,68 @@
+"""Which store MLflow's runs are in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from requests import RequestException, get
+
+from psvit_ray.data.storage import Folder, without_secrets
+
+SERVERS = ("http", "https")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def default_uri(storage: Folder) -> str:
+    """A SQLite file beside the searches, so that they can be compared in one UI.
+
+    Raises ValueError where the storage is no disk.
+    """
+    if not storage.is_local:
+        raise ValueError(
+            f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
+            "SQLite file; give the http:// address of a tracking server"
+        )
+    return f"sqlite:///{storage.uri}/mlflow.db"
+
+
+def check(tracking_uri: str) -> None:
+    """Raises ValueError if the server does not answer, or it is no store. Writes nothing."""
+    shown = without_secrets(tracking_uri)
+    scheme, _, path = tracking_uri.partition("://")
+    if scheme.partition("+")[0] not in SERVERS + DATABASES or not path:
+        raise ValueError(
+            "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
+            f"sqlite:////folder/mlflow.db, got {shown!r}"
+        )
+    if file := _sqlite_file(tracking_uri):
+        try:
+            Folder.at(str(file.parent)).check_writable()
+        except ValueError as error:
+            raise ValueError(str(error).replace("storage", "tracking_uri", 1)) from None
+    if scheme not in SERVERS:
+        return
+    try:
+        answer = get(f"{tracking_uri.rstrip('/')}/health", timeout=5)
+    except (RequestException, ValueError) as error:  # ValueError: an address that is none
+        reason = type(error).__name__
+        raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
+    if not answer.ok:
+        raise ValueError(f"tracking_uri must answer, got {shown}: HTTP {answer.status_code}")
+
+
+def exists(tracking_uri: str) -> bool:
+    """Whether there is a store; asking for what is in a SQLite file that is not there makes it."""
+    file = _sqlite_file(tracking_uri)
+    return file is None or file.exists()
+
+
+def artifacts(tracking_uri: str) -> str | None:
+    """Where artifacts go: beside a SQLite file, for which MLflow would take the folder that this
+    happens to run in; elsewhere the store knows."""
+    file = _sqlite_file(tracking_uri)
+    return str(file.absolute().parent / "mlartifacts") if file else None
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    scheme, _, path = tracking_uri.partition("://")
+    return Path(path.removeprefix("/")) if scheme == "sqlite" else None
