@@ -126,4 +126,4 @@ def test_fifty_steps_of_the_deit_recipe_have_the_losses_of_a_plain_loop_of_timm(
     saved = reports[-1].checkpoint()
     for name, weight in saved.evaluated.items():
         theirs = averaged[name.replace("stages.0.blocks", "blocks")]
-        torch.testing.assert_close(weight, theirs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weight, theirs, rtol=0, atol=1e-4)

@@ -49,7 +49,7 @@ def facts_of(configuration: Configuration, source: Source) -> RunFacts:
         mean=train.mean or source.mean or usual[0],
         std=train.std or source.std or usual[1],
         interpolation=train.interpolation,
-        crop_pct=train.crop_pct,
+        crop_pct=1.0 if source.img_size else train.crop_pct,  # such images come as they are
     )
     return RunFacts(
         configuration=configuration, class_names=source.class_names, preprocessing=preprocessing
