@@ -54,6 +54,8 @@ def read(name: str, root: Folder, folders: list[str], paths: list[str]) -> Split
     `folders` and `paths` are all that is below it. Raises ValueError.
     """
     images = [path for path in paths if is_image(path)]
+    if not images:
+        raise ValueError(f"data must be a folder of class folders, got one without images: {root}")
     notes = []
     if len(images) < len(paths):
         such = next(path for path in paths if not is_image(path))
@@ -92,8 +94,8 @@ def _labelled(
     class_names = tuple(sorted(folder for folder in inner if "/" not in folder))
     here = f"{root}/{prefix}".rstrip("/")
     if stray := [path for path in images if "/" not in path[len(prefix) :]]:
-        also = "only images" if not class_names else f"the image {stray[0]} beside them"
-        raise ValueError(f"data must be a folder of class folders, got {also} in {here}")
+        got = f"the image {stray[0]} beside them" if class_names else "images only"
+        raise ValueError(f"data must be a folder of class folders, got {got} in {here}")
     number = {name: label for label, name in enumerate(class_names)}
     class_of = [number[path[len(prefix) :].partition("/")[0]] for path in images]
     labels = np.array(class_of, dtype=np.int64)

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import fs
 from sklearn.datasets import load_digits
 
-from psvit_ray.data.splits import Splits, cut
+from psvit_ray.data import files, folder, parquet_files, vision
+from psvit_ray.data.splits import Splits, cut, listed
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 TEST_IMAGES = 360
@@ -45,36 +50,69 @@ class Source:
 def load(
     data: str, *, holdout: float, split_seed: int, fraction: float = 1.0, val_as_test: bool = False
 ) -> Source:
-    """The source that `data` names, split by class in equal parts.
+    """The source that `data` names (see `read`).
 
-    `holdout` is the part cut from the training images where there is no validation split;
-    `fraction` the part of the rest to train on. The test images depend on neither, nor on
-    `split_seed`. Raises ValueError for data that cannot be used.
+    The hold-out is the validation split; without one, or where `val_as_test` keeps it for the end,
+    `holdout` is the part of the training images cut off instead, class by class. `fraction` is the
+    part of the rest to train on. The test images depend on none of these, nor on `split_seed`.
+    Raises ValueError for data that cannot be used.
     """
     splits = read(data)
-    train, held = cut(splits.train, holdout, split_seed, "holdout")
+    train, held, test, notes = splits.train, splits.val, splits.test, list(splits.notes)
+    if val_as_test:
+        if held is None:
+            raise ValueError(f"val_as_test must be off, as data {splits.name!r} has no split val")
+        if test is not None:
+            notes.append(f"the {len(test):,} images of test are not used: val is, in their place")
+        held, test = None, held
+    if held is None:
+        images, single = len(train), _classes(splits, train, 1)
+        train, held = cut(train, holdout, split_seed, "holdout")
+        notes.append(f"hold-out: {len(held):,} of {images:,} training images, class by class")
+        if single:
+            notes.append(f"not held out, as it is the only image: that of {listed(single)}")
     if fraction < 1:
+        images = len(train)
         _, train = cut(train, fraction, split_seed, "data_fraction")
+        notes.append(f"training on {len(train):,} of {images:,} images, class by class")
+    if absent := _classes(splits, train, 0):
+        notes.append(f"no training image has class {listed(absent)}")
     return Source(
         splits.name,
         splits.class_names,
         train,
         held,
-        splits.test,
+        test,
         splits.img_size,
         splits.in_chans,
         splits.mean,
         splits.std,
-        splits.notes,
+        tuple(notes),
     )
 
 
+def _classes(splits: Splits, table: ImageTable, images: int) -> list[str]:
+    """Those that so many images of a table have."""
+    counts = np.bincount(table.labels, minlength=len(splits.class_names))
+    return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
+
+
 def read(data: str) -> Splits:
-    """The splits that are stored, nothing cut. Raises ValueError for data that cannot be used."""
+    """What is stored, nothing cut: `digits`; a folder of class folders, or of splits that hold
+    them; Parquet as a file, a folder or a pattern; `torchvision:NAME:FOLDER`. Folders and Parquet
+    may be in an object store. Raises ValueError for data that cannot be used."""
     if data == "digits":
         return _digits()
-    near = difflib.get_close_matches(data, ["digits"], n=1, cutoff=0.0)[0]
-    raise ValueError(f"data must be a known source, got {data!r}; nearest is {near!r}")
+    if data.partition(":")[0] in (vision.PREFIX, vision.DOWNLOAD):
+        return vision.read(data)
+    if not data:
+        raise _unknown(data, Folder.at("."))
+    try:
+        return _stored(without_secrets(data), Folder.at(data))
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"data must be readable, got {without_secrets(data)!r}: {files.reason(error)}"
+        ) from None
 
 
 def _digits() -> Splits:
@@ -85,3 +123,44 @@ def _digits() -> Splits:
     train, test = cut(everything, TEST_IMAGES, TEST_SEED, "test")
     # Mean and standard deviation over all pixels.
     return Splits("digits", tuple("0123456789"), train, None, test, 8, 1, (0.305,), (0.376,))
+
+
+def _stored(name: str, there: Folder) -> Splits:
+    """A folder, a file or a pattern. Raises ValueError, OSError."""
+    kind = files.kind(there)
+    if kind == fs.FileType.File:
+        above, file = files.parent(there)
+        if not file.endswith(".parquet"):
+            raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
+        return parquet_files.read(name, above, [file])
+    if kind == fs.FileType.Directory:
+        folders, paths = files.below(there)
+        parquet = [path for path in paths if path.endswith(".parquet")]
+        images = [path for path in paths if folder.is_image(path)]
+        if parquet and images:
+            raise ValueError(
+                f"data must be images or Parquet, got {images[0]} beside {parquet[0]} in {there}"
+            )
+        if parquet:
+            return parquet_files.read_folder(name, there, parquet)
+        return folder.read(name, there, folders, paths)
+    if files.has_wildcards(there):
+        root, paths = files.matching(there)
+        if not paths:
+            raise ValueError(f"data must match a file, got none for {name!r}")
+        if strange := [path for path in paths if not path.endswith(".parquet")]:
+            raise ValueError(f"data must match Parquet only, got {strange[0]} for {name!r}")
+        return parquet_files.read(name, root, paths)
+    raise _unknown(name, there)
+
+
+def _unknown(name: str, there: Folder) -> ValueError:
+    """Says what comes nearest of what there is."""
+    above, last = files.parent(there)
+    beside = [path.name for path in Path(above.uri).glob("*")] if there.is_local else []
+    if "/" not in name:
+        near = difflib.get_close_matches(name, ["digits", *beside], n=1, cutoff=0.0)[0]
+        return ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}")
+    hint = difflib.get_close_matches(last, beside, n=1, cutoff=0.0)
+    nearest = "".join(f"; nearest is {name[: -len(last)] + near!r}" for near in hint)
+    return ValueError(f"data must exist, got {name!r}{nearest}")

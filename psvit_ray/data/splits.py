@@ -99,7 +99,8 @@ def listed(names: Collection[str], most: int = 5) -> str:
 
 
 def cut(table: Table, size: float, seed: int, field: str) -> tuple[Table, Table]:
-    """Two parts with the classes in equal shares; the second has `size`, a count or a fraction.
+    """Two parts with the classes in equal shares, in the order of the table, which is that of
+    storage; the second has `size`, a count or a fraction.
 
     A class with a single image stays whole in the first. Raises ValueError, naming `field`, where
     a part would have fewer images than there are classes.
@@ -117,4 +118,5 @@ def cut(table: Table, size: float, seed: int, field: str) -> tuple[Table, Table]
             f"{field} must leave at least an image for each class on either side, got {size:g} of "
             f"{len(several):,} images of {classes:,} classes"
         ) from None
-    return table.take(np.concatenate([first, everything[single]])), table.take(second)
+    first = np.concatenate([first, everything[single]])
+    return table.take(np.sort(first)), table.take(np.sort(second))
