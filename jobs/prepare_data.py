@@ -11,6 +11,7 @@ quarantine.csv. --verify compares the files with manifest.json and ends with 1 w
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
@@ -51,6 +52,8 @@ def work(job: PrepareJob) -> int:
     if not job.data:
         raise ValueError("--data must be given")
     out = writable(job.out, "out")
+    if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
+        raise ValueError(f"out must be outside data, got {out} in {job.data}")
     splits = read(job.data)
     identity = shards.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)
@@ -76,7 +79,7 @@ def work(job: PrepareJob) -> int:
 def verify(out: Folder) -> int:
     manifest = read_manifest(out)
     if manifest is None:
-        raise ValueError(f"out must hold a {MANIFEST} to be verified, got {out}")
+        raise ValueError(f"out must hold a {MANIFEST}, got {out}")
     found = faults(out, manifest)
     if found:
         print("\n".join(found))

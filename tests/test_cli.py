@@ -20,6 +20,9 @@ import yaml
 from psvit_ray import cli
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data import shards
+from psvit_ray.data.shard_file import ShardSettings
+from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import DESCRIPTION
@@ -33,6 +36,7 @@ CLASSES = {
     "train_psvit": "TrainJob",
     "compare_psvit": "CompareJob",
     "report": "ReportJob",
+    "prepare_data": "PrepareJob",
 }
 
 
@@ -202,6 +206,34 @@ Refused = Callable[[str], str]
             "tune_psvit --tracking-uri localhost:5000",
             "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
             "sqlite:////folder/mlflow.db, got 'localhost:5000'",
+        ),
+        # shards
+        ("prepare_data --data digits", "--out must be given"),
+        ("prepare_data --out a", "--data must be given"),
+        (
+            "prepare_data --data digitz --out a",
+            "data must be a known source, got 'digitz'; nearest is 'digits'",
+        ),
+        (
+            "prepare_data --data digits --out a --shard-mb 0",
+            "shard_mb must be more than 0, got 0.0",
+        ),
+        (
+            "prepare_data --data digits --out a --quality 101",
+            "quality must be at most 100, got 101",
+        ),
+        (
+            "prepare_data --data digits --out a --max-bad-fraction 1",
+            "max_bad_fraction must be less than 1, got 1.0",
+        ),
+        (
+            "prepare_data --data digits --out /proc/nothing",
+            "out must be writable, got /proc/nothing: No such file or directory in /proc",
+        ),
+        ("prepare_data --verify --out /none", "out must hold a manifest.json, got /none"),
+        (
+            "prepare_data --resume --data digits --out /none",
+            "out must hold shards to go on with, got /none",
         ),
     ],
 )
@@ -457,6 +489,38 @@ def test_an_object_store_needs_a_tracking_server(
     found = refused("tune_psvit --storage s3://me:hunter2@bucket/psvit")
     assert found.startswith(
         "tracking_uri must be given, since storage s3://bucket/psvit is no disk"
+    )
+
+
+def test_shards_are_not_written_over_anything(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("mine")
+    line = f"prepare_data --data digits --out {tmp_path}"
+    assert refused(line) == f"out must be new or empty, got {tmp_path}, which holds 'a.txt'"
+    for resume in ("must", "auto"):
+        found = refused(f"{line} --resume {resume}")
+        assert found == f"out must hold shards to go on with, got {tmp_path}"
+    assert refused(f"{line}/a.txt").startswith("out must be a folder, got ")
+    assert refused("prepare_data --data . --out shards") == (
+        f"out must be outside data, got {tmp_path}/shards in ."
+    )
+
+
+def test_shards_are_resumed_with_what_they_were_begun_with(
+    refused: Refused, tmp_path: Path
+) -> None:
+    begun = shards.identity(read("digits"), ShardSettings(seed=3))
+    Folder(str(tmp_path / "a" / "progress")).write("plan.json", json.dumps(begun).encode())
+    line = "prepare_data --data digits --out a --seed 3"
+    assert refused(line) == (
+        f"out must be new or empty, got {tmp_path}/a, which holds 'progress'; add --resume to go "
+        "on with it"
+    )
+    assert refused(f"{line} --resume --seed 4 --shard-mb 2") == (
+        f"resume must not change what {tmp_path}/a is: settings.shard_mb: 64.0 -> 2.0; "
+        "settings.seed: 3 -> 4"
+    )
+    assert refused("prepare_data --verify --out a") == (
+        f"shards in {tmp_path}/a are not all written: go on with jobs/prepare_data.py --resume"
     )
 
 

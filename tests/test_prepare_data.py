@@ -374,6 +374,25 @@ def test_data_without_a_good_image_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path / "data", tmp_path / "out")
 
 
+def test_storage_that_fails_is_said_and_what_is_written_stays(
+    data: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    last = max(path.name for path in undisturbed.glob("*.parquet"))
+    begun = shards.identity(sources.read(str(data)), SMALL)
+    Folder(str(out / "progress")).write("plan.json", json.dumps(begun).encode())
+    (out / last / "in the way").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"not be written: .*{last}.*; --resume goes on") as said:
+        prepared(data, out, resume="must", workers=1)
+    assert "Traceback" not in str(said.value)
+    noted = {path.name.removesuffix(".json") for path in out.glob("progress/*.parquet.json")}
+    assert noted | {last} == {path.name for path in undisturbed.glob("*.parquet")}
+    (out / last / "in the way").rmdir()
+    (out / last).rmdir()
+    prepared(data, out, resume="must")
+    assert files(out) == files(undisturbed)
+
+
 Damage = Callable[[Path, str, dict[str, Any]], None]
 
 
