@@ -1,91 +1,220 @@
-"""DeiT and ViT weights of timm in a PSViT: unpooled and unshared, it is the same network."""
+"""Weights to start from, as far as they fit: those of another PSViT, or of timm's DeiT and ViT.
+
+Parameters are looked at in pieces: `attn.qkv` as `attn.q`, `attn.k` and `attn.v`, of which a
+follower has only the last, and `pos_embed` as `pos_embed.class` and `pos_embed.grid`.
+"""
 
 from __future__ import annotations
 
-import torch
-from timm.layers import Attention, Mlp
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from math import isqrt
 
-from psvit_ray.arch.spec import ArchSpec, StageSpec
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
 from psvit_ray.model.psvit import PSViT
 
+LAYER = re.compile(r"(?:stages\.(\d+)\.)?blocks\.(\d+)\.(.+)")
+TOKENS = ("cls_token", "dist_token", "reg_token")  # timm's, each of which may have a position
+SCALED_BY = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # a layer scale, and what it multiplies
 
-def from_timm(model: VisionTransformer) -> PSViT:
-    """The one-stage PSViT that computes what `model` does, with a copy of its weights.
 
-    Takes timm's `deit_*`, `deit3_*` and `vit_*` with a class token. Rates (dropout, stochastic
-    depth) are not taken over. Raises ValueError for a network that no ArchSpec describes.
+@dataclass(frozen=True)
+class Loaded:
+    """What became of weights. Of modules that were left whole, the outermost is named."""
+
+    num_taken: int
+    num_params: int
+    other_shape: tuple[str, ...]
+    """Of the network, which keep their first values: in the weights they have another shape."""
+    no_source: tuple[str, ...]
+    """Of the network, which keep their first values: the weights do not have them."""
+    unused: tuple[str, ...]
+    """Of the weights: the network has no such thing."""
+    resized: tuple[int, int] | None = None
+    """Sides of the grid of positions, before and after."""
+
+    def __str__(self) -> str:
+        """For the user, one or two lines."""
+        said = f"{self.num_taken:,} of {self.num_params:,} parameters are from these weights"
+        if self.resized:
+            before, after = self.resized
+            said += f", positions resized from {before}x{before} to {after}x{after}"
+        left = [
+            f"{_listed(names)} {reason}"
+            for names, reason in (
+                (self.other_shape, "(another shape)"),
+                (self.no_source, "(not in the weights)"),
+            )
+            if names
+        ]
+        parts = [f"left at first values: {', '.join(left)}"] if left else []
+        parts += [f"not used: {_listed(self.unused)}"] if self.unused else []
+        return "\n".join([said, *(["; ".join(parts)] if parts else [])])
+
+
+def load_pretrained(model: PSViT, weights: Mapping[str, Tensor]) -> Loaded:
+    """Copies into `model` what fits of the state dict of a PSViT, or of timm's DeiT or ViT.
+
+    Layers go by stage where both have as many stages, else in order of depth. Positions of another
+    grid are resized as timm does. Positions and layer scales that only one of the two has are made
+    up for, so that the function stays the same. What has another shape keeps its first values. A
+    state dict does not tell the number of heads, so that another one passes unseen.
+
+    Raises ValueError where nothing fits.
     """
-    _check_plain(model)
-    block, patch = model.blocks[0], model.patch_embed
-    spec = ArchSpec(
-        img_size=patch.img_size[0],
-        patch_size=patch.patch_size[0],
-        in_chans=model.in_chans,
-        num_classes=model.num_classes,
-        pooling="1d",
-        layer_scale=not isinstance(block.ls1, nn.Identity),
-        stages=(
-            StageSpec(
-                embed_dim=model.embed_dim,
-                num_heads=block.attn.num_heads,
-                hidden_dim=block.mlp.fc1.out_features,
-                share_groups=(1,) * len(model.blocks),
-            ),
-        ),
+    weights = _with_scales(_with_positions(weights), wanted=model.spec.layer_scale)
+    origins = _origins(weights, model)
+    theirs = _pieces({ours: weights[name] for ours, name in origins.items()})
+    ours = _pieces(dict(model.named_parameters()))
+    resized = _resize_positions(theirs, ours)
+    modules: dict[str, list[str]] = defaultdict(list)
+    for name in ours:
+        modules[_module(name)].append(name)
+    taken: list[str] = []
+    other_shape: list[str] = []
+    for names in modules.values():
+        there = [name for name in names if name in theirs]
+        fits = all(theirs[name].shape == ours[name].shape for name in there)
+        (taken if fits else other_shape).extend(there)
+    if not taken:
+        raise ValueError(f"nothing of these weights fits: {_example(other_shape, theirs, ours)}")
+    with torch.no_grad():
+        for name in taken:
+            ours[name].copy_(theirs[name])
+    placed = taken + other_shape
+    used = {origins.get(name) or origins[_parameter(name)] for name in placed}
+    return Loaded(
+        num_taken=sum(ours[name].numel() for name in taken),
+        num_params=sum(piece.numel() for piece in ours.values()),
+        other_shape=_together(other_shape, ours),
+        no_source=_together([name for name in ours if name not in theirs], ours),
+        unused=_together([name for name in weights if name not in used], weights),
+        resized=resized if "pos_embed.grid" in taken else None,
     )
-    weights = {
-        name.replace("blocks.", "stages.0.blocks.", 1): value
-        for name, value in model.state_dict().items()
-    }
-    if model.no_embed_class:  # DeiT III: the class token has no position, here a zero one
-        no_position = torch.zeros_like(weights["cls_token"])
-        weights["pos_embed"] = torch.cat((no_position, weights["pos_embed"]), dim=1)
-    ours = PSViT(spec).to(model.pos_embed)
-    _check_same_parts(weights, ours.state_dict())
-    ours.load_state_dict(weights, strict=True)
-    return ours.train(model.training)
 
 
-def _check_plain(model: VisionTransformer) -> None:
-    """Raise ValueError if `model` differs from a PSViT in something that is not a parameter."""
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"from_timm takes a timm VisionTransformer, got {type(model).__name__}")
-    block, patch = model.blocks[0], model.patch_embed
-    kinds = (type(block), type(block.attn), type(block.mlp))
-    reasons = {
-        "no class token": model.cls_token is None,
-        "a distillation token": hasattr(model, "dist_token"),
-        f"{model.num_reg_tokens} register tokens": model.num_reg_tokens > 0,
-        "no position embedding": model.pos_embed is None,
-        "no classifier (num_classes=0)": model.num_classes == 0,
-        f"global_pool={model.global_pool!r}, not 'token'": model.global_pool != "token",
-        "images that are not square": len({*patch.img_size}) > 1 or len({*patch.patch_size}) > 1,
-        "images of any size": model.dynamic_img_size,
-        "blocks other than timm's Block of Attention and Mlp": kinds != (Block, Attention, Mlp),
-        "an activation other than GELU": type(getattr(block.mlp, "act", None)) is not nn.GELU,
-        "norms with another eps": getattr(block.norm1, "eps", None) != 1e-6,
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise ValueError(f"from_timm: no ArchSpec describes a model with {', '.join(found)}")
+def _with_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With one position for the class token, where there is one, and no other tokens'."""
+    weights = dict(weights)
+    positions = weights.get("pos_embed")
+    if positions is None or positions.ndim != 3:
+        return weights
+    tokens = sum(weights[name].shape[1] for name in TOKENS if name in weights)
+    class_token = weights.get("cls_token")
+    if isqrt(positions.shape[1]) ** 2 == positions.shape[1]:  # the grid's alone, as in DeiT III
+        if class_token is not None:
+            weights["pos_embed"] = torch.cat((torch.zeros_like(class_token), positions), dim=1)
+    else:
+        first = 0 if class_token is None else 1
+        weights["pos_embed"] = torch.cat((positions[:, :first], positions[:, tokens:]), dim=1)
+    return weights
 
 
-def _check_same_parts(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    """Raise ValueError unless both have the same parameters of the same shapes."""
-    different = [
-        f"{name} ({_shape(theirs, name)}, not {_shape(ours, name)})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if _shape(theirs, name) != _shape(ours, name)
-    ]
-    if different:
-        raise ValueError(
-            f"from_timm: no ArchSpec describes this model; {len(different)} of its parameters "
-            f"differ from a PSViT's: {', '.join(different[:3])}"
-        )
+def _with_scales(weights: Mapping[str, Tensor], *, wanted: bool) -> dict[str, Tensor]:
+    """With layer scales, or without any, and still the same function."""
+    changed = dict(weights)
+    for name in weights:
+        for scale, linear in SCALED_BY.items():
+            layer = name.removesuffix(f"{linear}.weight")
+            if layer == name:
+                continue
+            if wanted:
+                changed.setdefault(f"{layer}{scale}.gamma", torch.ones(len(weights[name])))
+            elif (gamma := changed.pop(f"{layer}{scale}.gamma", None)) is not None:
+                changed[name] = weights[name] * gamma[:, None]
+                if (bias := f"{layer}{linear}.bias") in weights:
+                    changed[bias] = weights[bias] * gamma
+    return changed
 
 
-def _shape(weights: dict[str, Tensor], name: str) -> str:
-    return str(tuple(weights[name].shape)) if name in weights else "none"
+def _origins(weights: Mapping[str, Tensor], model: PSViT) -> dict[str, str]:
+    """Our name of each of their parameters to theirs. Layers that we do not have are left out."""
+    matches = {name: match for name in weights if (match := LAYER.fullmatch(name))}
+    layers = {name: (int(match[1] or 0), int(match[2])) for name, match in matches.items()}
+    theirs = sorted(set(layers.values()))
+    stages = model.spec.stages
+    if len({stage for stage, _ in theirs}) == len(stages):
+        places = {layer: layer for layer in theirs}
+    else:
+        ours = [(i, j) for i, stage in enumerate(stages) for j in range(stage.depth)]
+        places = dict(zip(theirs, ours, strict=False))
+    origins = {name: name for name in weights if name not in layers}
+    for name, layer in layers.items():
+        if layer in places:
+            stage, block = places[layer]
+            origins[f"stages.{stage}.blocks.{block}.{matches[name][3]}"] = name
+    return origins
+
+
+def _pieces(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of what can be taken apart from each other."""
+    pieces = {}
+    for name, value in weights.items():
+        if ".attn.qkv." in name and len(value) % 3 == 0:
+            for part, rows in zip("qkv", value.chunk(3), strict=True):
+                pieces[name.replace(".qkv.", f".{part}.")] = rows
+        elif name == "pos_embed":
+            first = 1 if weights.get("cls_token") is not None else 0
+            pieces["pos_embed.grid"] = value[:, first:]
+            if first:
+                pieces["pos_embed.class"] = value[:, :first]
+        else:
+            pieces[name] = value
+    return pieces
+
+
+def _module(piece: str) -> str:
+    """What is taken whole or not at all: a bias without its matrix means nothing."""
+    return piece if piece.startswith("pos_embed") else piece.rpartition(".")[0] or piece
+
+
+def _parameter(piece: str) -> str:
+    """That a piece is of."""
+    if piece.startswith("pos_embed"):
+        return "pos_embed"
+    return re.sub(r"\.attn\.[qkv]\.", ".attn.qkv.", piece)
+
+
+def _resize_positions(
+    theirs: dict[str, Tensor], ours: Mapping[str, Tensor]
+) -> tuple[int, int] | None:
+    """The sides, before and after, of a grid that is not as ours."""
+    grid = theirs.get("pos_embed.grid")
+    before, after = (
+        isqrt(0 if each is None else each.shape[1]) for each in (grid, ours["pos_embed.grid"])
+    )
+    if grid is None or before in (0, after) or before**2 != grid.shape[1]:
+        return None
+    theirs["pos_embed.grid"] = resample_abs_pos_embed(grid, [after, after], num_prefix_tokens=0)
+    return before, after
+
+
+def _example(
+    other_shape: Iterable[str], theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]
+) -> str:
+    for name in other_shape:
+        return f"{name} is {tuple(theirs[name].shape)} there and {tuple(ours[name].shape)} here"
+    return f"they have {_listed(list(theirs), most=3)}, here are {_listed(list(ours), most=3)}"
+
+
+def _together(names: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:
+    """The outermost modules of which nothing but these names is there."""
+    names = list(names)
+    rest = "".join(f"\n{name}." for name in set(among) - set(names))
+    found = []
+    for name in names:
+        parts = name.split(".")
+        outer = (".".join(parts[: n + 1]) for n in range(len(parts)))
+        found.append(next(module for module in outer if f"\n{module}." not in rest))
+    return tuple(dict.fromkeys(found))
+
+
+def _listed(names: tuple[str, ...] | list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(islice(names, most)) + more
