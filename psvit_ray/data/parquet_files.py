@@ -63,6 +63,15 @@ def read_folder(name: str, root: Folder, paths: Sequence[str]) -> Splits:
     return _splits(name, root, contents, manifest.class_names)
 
 
+def images(root: Folder, paths: Sequence[str]) -> ParquetTable:
+    """The images of these files, in their order, with -1 for every label: there need be none.
+
+    Raises ValueError, OSError.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        return _table(root, [*pool.map(lambda path: _content(root, path, False), paths)])
+
+
 def _by_split(paths: Sequence[str]) -> dict[str, list[str]]:
     """Files by the word for a split in their name or that of a folder: train-00000-of-00008."""
     by_split: dict[str | None, list[str]] = {}
@@ -90,12 +99,14 @@ def _contents(root: Folder, by_split: Mapping[str, list[str]]) -> dict[str, list
         return {split: [one.result() for one in several] for split, several in reading.items()}
 
 
-def _content(root: Folder, path: str) -> Content:
+def _content(root: Folder, path: str, labelled: bool = True) -> Content:
     try:
         parquet = open_parquet(root, path)
-        column = _column(parquet.schema_arrow, f"{path} in {root}")
-        labels = parquet.read(columns=["label"], use_threads=False).column("label")
-        labels = labels.cast(pa.int64()).fill_null(MISSING).to_numpy()
+        column = _column(parquet.schema_arrow, f"{path} in {root}", labelled)
+        labels = np.full(parquet.metadata.num_rows, -1, dtype=np.int64)
+        if labelled:
+            read = parquet.read(columns=["label"], use_threads=False).column("label")
+            labels = read.cast(pa.int64()).fill_null(MISSING).to_numpy()
     except pa.ArrowInvalid as error:
         raise ValueError(
             f"data must be Parquet that can be read, got {path} in {root}: {files.reason(error)}"
@@ -111,21 +122,25 @@ def _content(root: Folder, path: str) -> Content:
     )
 
 
-def _column(schema: pa.Schema, where: str) -> str:
-    """The column with the bytes. Raises ValueError where there is none, or no labels."""
+def _column(schema: pa.Schema, where: str, labelled: bool) -> str:
+    """The column with the bytes. Raises ValueError where there is none or, if `labelled`, no
+    labels."""
     types = dict(zip(schema.names, schema.types, strict=True))
     image, label = types.get("image"), types.get("label")
     column = "image"
     if image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
         column, image = "image.bytes", image.field("bytes").type
     is_bytes = (pa.types.is_binary, pa.types.is_large_binary)
-    if label is None or image is None or not any(fits(image) for fits in is_bytes):
+    missing = labelled and label is None
+    if missing or image is None or not any(fits(image) for fits in is_bytes):
         has = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+        columns = "columns" if labelled else "column"
+        also = " and label" if labelled else ""
         raise ValueError(
-            "data must have the columns image (struct of bytes and path, or bytes) and label, got "
+            f"data must have the {columns} image (struct of bytes and path, or bytes){also}, got "
             f"{has} in {where}"
         )
-    if not pa.types.is_integer(label):
+    if labelled and not pa.types.is_integer(label):
         raise ValueError(f"data must have integers as label, got {label} in {where}")
     return column
 

@@ -50,14 +50,34 @@ class Source:
 def load(
     data: str, *, holdout: float, split_seed: int, fraction: float = 1.0, val_as_test: bool = False
 ) -> Source:
-    """The source that `data` names (see `read`).
+    """The source that `data` names (see `read`), divided (see `divided`).
+
+    Raises ValueError for data that cannot be used.
+    """
+    return divided(
+        read(data),
+        holdout=holdout,
+        split_seed=split_seed,
+        fraction=fraction,
+        val_as_test=val_as_test,
+    )
+
+
+def divided(
+    splits: Splits,
+    *,
+    holdout: float,
+    split_seed: int,
+    fraction: float = 1.0,
+    val_as_test: bool = False,
+) -> Source:
+    """What a run takes of what is stored.
 
     The hold-out is the validation split; without one, or where `val_as_test` keeps it for the end,
     `holdout` is the part of the training images cut off instead, class by class. `fraction` is the
     part of the rest to train on. The test images depend on none of these, nor on `split_seed`.
-    Raises ValueError for data that cannot be used.
+    Raises ValueError where an image of each class cannot be had.
     """
-    splits = read(data)
     train, held, test, notes = splits.train, splits.val, splits.test, list(splits.notes)
     if val_as_test:
         if held is None:

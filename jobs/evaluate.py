@@ -1,0 +1,153 @@
+"""Scores an exported model on labelled images: accuracy, per class, confusion, calibration.
+
+    python jobs/evaluate.py --model model/ --data photos/ --out evaluation/
+    python jobs/evaluate.py --model s3://bucket/model --data "shards/test-*.parquet" --out e/
+
+Without --split: the test images where the data has some; else, of the data that the model was
+trained on, the hold-out; else the validation images; else all. An image that cannot be read counts
+as wrong. The calibration error is that of 15 bins of equal width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data import sources
+from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.splits import Splits, listed
+from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.report import evaluation_files
+from psvit_ray.report.evaluation import Answers
+from psvit_ray.runtime.launch import writable
+from psvit_ray.training import export
+from psvit_ray.training.config import Number, NumberOrZero
+from psvit_ray.training.export import Exported
+from psvit_ray.training.scoring import scored
+
+Split = Literal["test", "holdout", "train", "all"]
+
+
+class EvaluateJob(Value):
+    """Score an exported model on labelled images."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote."""
+    data: str
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    split: Split | None = None
+    """Which images. The hold-out is cut as in the model's training; all is for data with only one
+    split."""
+    batch_size: Number = 64
+    """Images computed at once."""
+    num_loaders: NumberOrZero = 0
+    """DataLoader processes."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+    num_hardest: NumberOrZero = 100
+    """Images of the highest loss that are listed."""
+
+
+def work(job: EvaluateJob) -> int:
+    check_decoder(job.decoder)
+    out = writable(job.out, "out")
+    check_new_folder(out)
+    exported = export.load(job.model)
+    split, table, stored = images_of(job, exported)
+    labels = numbers_in_model(stored.class_names, exported.class_names)[table.labels]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    answers = Answers.of(
+        scored(
+            exported.model.to(device),
+            table,
+            exported.preprocessing,
+            device=device,
+            batch_size=job.batch_size,
+            processes=job.num_loaders,
+            decoder=job.decoder,
+        ),
+        labels,
+        exported.class_names,
+    )
+    about = {
+        "model": without_secrets(job.model),
+        "spec_id": exported.config.spec.spec_id,
+        "data": stored.name,
+        "split": split,
+    }
+    title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
+    with new_folder(out) as folder:
+        evaluation_files.write(
+            answers,
+            folder,
+            about=about,
+            title=title,
+            place=table.place,
+            num_hardest=job.num_hardest,
+        )
+    print(f"{title}\n{evaluation_files.summary(answers)}\nwritten: {out}")
+    return 0
+
+
+def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits]:
+    """Raises ValueError where the data does not have this split, or images that the model does not
+    take."""
+    stored = sources.read(job.data)
+    for field in ("img_size", "in_chans"):
+        ours, theirs = getattr(exported.preprocessing, field), getattr(stored, field)
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+            )
+    trained = exported.config.training
+    val_as_test = trained.settings["val_as_test"] and stored.val is not None
+    split = job.split
+    if split is None:
+        same = Folder.at(trained.data) == Folder.at(stored.name)
+        if stored.test is not None or val_as_test:
+            split = "test"
+        else:
+            split = "holdout" if same or stored.val is not None else "all"
+    if split == "all":
+        if stored.val is not None or stored.test is not None:
+            raise ValueError(f"split must be one that data {stored.name!r} has, got 'all'")
+        return split, stored.train, stored
+    source = sources.divided(
+        stored,
+        holdout=trained.settings["holdout"],
+        split_seed=trained.settings["split_seed"],
+        val_as_test=val_as_test,
+    )
+    table = {"test": source.test, "holdout": source.holdout, "train": source.train}[split]
+    if table is None:
+        raise ValueError(f"split must be one that data {stored.name!r} has, got {split!r}")
+    return split, table, stored
+
+
+def numbers_in_model(data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:
+    """Of each class of the data, its number in the model. Raises ValueError where they are not the
+    same classes."""
+    said = [
+        f"{what} {listed(found)}"
+        for what, found in (
+            ("only in the model:", [name for name in model if name not in set(data)]),
+            ("only in the data:", [name for name in data if name not in set(model)]),
+        )
+        if found
+    ]
+    if said:
+        raise ValueError(f"data must have the classes of the model, got {'; '.join(said)}")
+    number = {name: number for number, name in enumerate(model)}
+    return np.array([number[name] for name in data])
+
+
+if __name__ == "__main__":
+    cli.run(EvaluateJob, work)

@@ -1,0 +1,133 @@
+"""Makes a folder to deploy of a training: weights with a hash, what they are, a model card.
+
+    python jobs/export.py --run outputs/NAME --out model/
+    python jobs/export.py --run outputs/NAME --out model/ --onnx --torch-export
+    python jobs/export.py --run outputs/NAME --out model/ --register flowers --alias champion
+
+    model, transform = psvit_ray.load("model/")
+
+The weights are those that metrics speak of (averaged ones where there are any). Other formats are
+checked against the network; where one answers otherwise, nothing is written and the job ends with
+1. A registered model is served by `mlflow models serve` without this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import registry, tracking_uri
+from psvit_ray.runtime.launch import read_description, writable
+from psvit_ray.runtime.ray_train import CHECKPOINTS
+from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.training import conversion, export
+from psvit_ray.training.checkpoint import Checkpoint, Kept
+from psvit_ray.training.conversion import ConversionError
+from psvit_ray.training.export_config import Facts, Which
+
+
+class ExportJob(Value):
+    """Make a folder to deploy of a training."""
+
+    run: str
+    """Folder or URI of the training: what train_psvit wrote under STORAGE/NAME."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    which: Which = "best"
+    """The checkpoint that is best on the hold-out, or the last."""
+    onnx: bool = False
+    """Also model.onnx, for any number of images."""
+    torch_export: bool = False
+    """Also model.pt2 of torch.export, for any number of images."""
+    register: str = ""
+    """Name in MLflow's registry that gets a new version."""
+    alias: str = ""
+    """Alias, such as champion, that this version takes over."""
+    tracking_uri: str | None = None
+    """MLflow server that has the run; by default the SQLite file of its storage."""
+
+
+def work(job: ExportJob) -> int:
+    if job.alias and not job.register:
+        raise ValueError("alias needs --register")
+    run, out = Folder.at(job.run), writable(job.out, "out")
+    check_new_folder(out)
+    if job.onnx:
+        conversion.check_onnx_installed()
+    record = record_of(run)
+    checkpoint = checkpoint_of(run, job.which)
+    storage, _, name = run.uri.rpartition("/")
+    facts = Facts.of(
+        checkpoint,
+        which=job.which,
+        name=name,
+        run_id=record.run_id,
+        test_top1=record.test_top1,
+    )
+    store = ""
+    if job.register:
+        store = job.tracking_uri or tracking_uri.default_uri(Folder(storage))
+        registry.check(store, record.run_id, job.register, job.alias)
+    version = ""
+    try:
+        with new_folder(out) as folder:
+            exported = export.write(
+                folder, checkpoint, facts, onnx=job.onnx, torch_export=job.torch_export
+            )
+            if job.register:
+                version = registry.register(
+                    exported, folder, tracking_uri=store, name=job.register, alias=job.alias
+                )
+    except (ConversionError, OSError) as error:
+        print(f"error: nothing was exported: {error}", file=sys.stderr)
+        return 1
+    print(summary(facts, record, out))
+    if job.register:
+        what = f"{job.register}@{job.alias}" if job.alias else f"{job.register}/{version}"
+        print(
+            f"registered {job.register}, version {version}: mlflow models serve -m models:/{what}"
+        )
+    return 0
+
+
+def record_of(run: Folder) -> Record:
+    """Raises ValueError where it is no training."""
+    if read_description(run) is None:
+        raise ValueError(f"run must be a folder that train_psvit wrote, got {run}")
+    records = RecordStore(run).all()
+    if len(records) != 1:
+        raise ValueError(
+            f"run must hold one training, got {len(records)} configurations in {run}; of a search, "
+            "train the winner with jobs/train_psvit.py --arch best.yaml"
+        )
+    return records[0]
+
+
+def checkpoint_of(run: Folder, which: Which) -> Checkpoint:
+    """Raises ValueError where there is none, or it is broken."""
+    with contextlib.closing(Kept(run / CHECKPOINTS)) as kept:
+        found = kept.best() if which == "best" else kept.newest()
+        if found is None:
+            hint = "; --which last takes what there is" if which == "best" and kept.newest() else ""
+            raise ValueError(f"run must have ended an epoch, got {run}, which has not{hint}")
+    return found
+
+
+def summary(facts: Facts, record: Record, out: Folder) -> str:
+    top1 = [
+        f"{split} top-1 {value:.2f}" if value is not None else f"{split} top-1 not measured"
+        for split, value in (("hold-out", facts.holdout_top1), ("test", facts.test_top1))
+    ]
+    state = "" if record.status == "completed" else f"; the run is {record.status}"
+    return (
+        f"{record.pattern}: {', '.join(top1)}, after {facts.epoch} of {facts.epochs} epochs{state}"
+        f"\nexported: {out}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(ExportJob, work)
