@@ -17,6 +17,7 @@ from psvit_ray.runtime.launch import Launch, opened, records_of
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.training.config import Configuration, Number
+from psvit_ray.training.engine import load_source
 
 
 class CompareJob(Value):
@@ -42,6 +43,8 @@ def work(job: CompareJob) -> int:
         name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
         for name, found in pair.items()
     }
+    if load_source(pair["DeiT"].configuration).test is None:
+        raise ValueError("search must be on data with test images; a test split is needed")
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
     with opened(
         job.launch,

@@ -22,7 +22,7 @@ from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, exit_code, opened
 from psvit_ray.runtime.ray_train import train
 from psvit_ray.training.config import Configuration, Positive, TrainConfig
-from psvit_ray.training.engine import check_source, source_of
+from psvit_ray.training.engine import check_networks, check_source, source_of
 
 
 class TrainJob(Value):
@@ -55,8 +55,7 @@ def work(job: TrainJob) -> int:
         spec=cli.resolve_arch(job.arch, job.base, source), train=job.train
     )
     check_source(configuration, source)
-    for note in source.notes:
-        print(note)
+    loaded = check_networks(configuration, source)
     workers = Workers.of(job.workers)
     with opened(
         job.launch,
@@ -66,6 +65,8 @@ def work(job: TrainJob) -> int:
         num_workers=workers.fewest,
         resources=job.resources,
     ) as session:
+        for note in (*source.notes, *([f"init: {loaded}"] if loaded else [])):
+            print(note)
         trained = train(
             session,
             configuration,

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data import shards
 from psvit_ray.data.shard_file import ShardSettings
-from psvit_ray.data.sources import read
+from psvit_ray.data.sources import load, read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import DESCRIPTION
@@ -30,6 +31,7 @@ from psvit_ray.runtime.lease import Lease
 from psvit_ray.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
+DIGITS_SOURCE = load("digits", holdout=0.2, split_seed=0)
 DIGITS = yaml.safe_load((ROOT / "jobs" / "recipes" / "digits.yaml").read_text())
 CLASSES = {
     "tune_psvit": "TuneJob",
@@ -144,7 +146,10 @@ Refused = Callable[[str], str]
         ("tune_psvit --max-gmacs -1", "max_gmacs must be more than 0, got -1.0"),
         ("tune_psvit --seed -1", "seed must be at least 0, got -1"),
         ("tune_psvit --drop 1.5", "drop must be less than 1, got 1.5"),
-        ("train_psvit --workers 0", "workers must be at least 1, got 0"),
+        (
+            "train_psvit --workers 0",
+            "workers must be a number or MIN:MAX, from 1 and in this order, got '0'",
+        ),
         ("compare_psvit --search a --seeds 0", "seeds must be at least 1, got 0"),
         (
             "tune_psvit --epochs 2",
@@ -437,7 +442,7 @@ def test_a_resume_may_raise_trials_and_hours(run: Run, tmp_path: Path) -> None:
 def test_a_resume_with_another_architecture_says_what_differs(
     refused: Refused, tmp_path: Path
 ) -> None:
-    spec = cli.resolve_arch("1|1|1", ArchSpec.model_validate(DIGITS["base"]), "digits")
+    spec = cli.resolve_arch("1|1|1", ArchSpec.model_validate(DIGITS["base"]), DIGITS_SOURCE)
     identity = {"spec": spec.model_dump(mode="json"), "train": parse("train_psvit").train}
     identity["train"] = identity["train"].model_dump(mode="json")
     stands(tmp_path / "outputs", "mine", identity)
@@ -605,7 +610,8 @@ def test_a_best_yaml_stands_between_recipe_and_command_line(tmp_path: Path) -> N
     # lr from the command line, epochs from best.yaml, warmup_epochs from the recipe
     expected = DIGITS["train"] | {"epochs": 7, "lr": 0.25}
     assert job_.train == TrainConfig.model_validate(expected)
-    assert cli.resolve_arch(job_.arch, job_.base, "digits") == ArchSpec.model_validate(BEST["spec"])
+    found = cli.resolve_arch(job_.arch, job_.base, DIGITS_SOURCE)
+    assert found == ArchSpec.model_validate(BEST["spec"])
 
 
 @pytest.mark.parametrize(
@@ -626,24 +632,26 @@ def test_resume_alone_means_must(flags: str, resume: str) -> None:
 
 def test_an_architecture_is_a_preset_a_pattern_a_file_or_the_base(tmp_path: Path) -> None:
     base = ArchSpec.model_validate(DIGITS["base"])
-    assert cli.resolve_arch(None, base, "digits") == base
-    assert cli.resolve_arch("2|2-1", base, "digits") == base.with_pattern("2|2-1")
+    assert cli.resolve_arch(None, base, DIGITS_SOURCE) == base
+    assert cli.resolve_arch("2|2-1", base, DIGITS_SOURCE) == base.with_pattern("2|2-1")
     path = tmp_path / "spec.json"
     path.write_text(base.with_pattern("2|1").to_json())
-    assert cli.resolve_arch(str(path), None, "digits") == base.with_pattern("2|1")
+    assert cli.resolve_arch(str(path), None, DIGITS_SOURCE) == base.with_pattern("2|1")
     with pytest.raises(ValueError, match="arch must be given: this recipe has no base spec"):
-        cli.resolve_arch(None, None, "digits")
+        cli.resolve_arch(None, None, DIGITS_SOURCE)
 
 
-def test_a_preset_takes_images_and_classes_from_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Flowers:
-        img_size, in_chans, num_classes = 64, 3, 102
-
-    monkeypatch.setattr(cli, "load", lambda name, **_: Flowers())
-    named = preset("psvit_2d_tiny")
-    ours = cli.resolve_arch("psvit_2d_tiny", None, "flowers")
+def test_what_is_no_file_takes_images_and_classes_from_the_data() -> None:
+    named, base = preset("psvit_2d_tiny"), ArchSpec.model_validate(DIGITS["base"])
+    names = tuple(map(str, range(102)))
+    flowers = replace(DIGITS_SOURCE, img_size=64, in_chans=3, class_names=names)
+    ours = cli.resolve_arch("psvit_2d_tiny", None, flowers)
     assert (ours.img_size, ours.in_chans, ours.num_classes) == (64, 3, 102)
     assert (ours.stages, ours.patch_size) == (named.stages, named.patch_size)
+    any_size = replace(flowers, img_size=None, in_chans=None)
+    for arch, spec in (("psvit_2d_tiny", named), ("2|1", base.with_pattern("2|1")), (None, base)):
+        ours = cli.resolve_arch(arch, base, any_size)
+        assert ours == ArchSpec.model_validate({**dict(spec), "num_classes": 102})
 
 
 def test_options_that_only_the_command_line_gives() -> None:

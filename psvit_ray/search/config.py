@@ -29,8 +29,11 @@ Setting = bool | int | float | str
 """A value of a `TrainConfig` field."""
 
 NOT_SEARCHED = (
-    *("data", "holdout", "data_fraction", "split_seed", "seed", "epochs"),
-    *("grad_accum_steps", "compile", "grad_checkpointing", "num_loaders", "checkpoint_every"),
+    *("data", "holdout", "val_as_test", "data_fraction", "img_size", "split_seed", "seed"),
+    *("epochs", "init", "init_checkpoint", "teacher", "teacher_checkpoint", "mean", "std"),
+    *("micro_batch_size", "compile", "grad_checkpointing", "num_loaders", "decoder"),
+    *("shuffle_window", "max_bad_fraction", "max_loss_spike", "keep_checkpoints"),
+    *("checkpoint_every", "checkpoint_steps", "checkpoint_minutes"),
 )
 """They say on what, how long and how fast is trained: results that differ there do not compare."""
 
@@ -130,6 +133,12 @@ class SearchConfig(Value):
                 f"no configuration of the space meets {given}; the smallest there are: "
                 f"{_cost(macs)}; {_cost(params)}"
             ) from None
+        if train.img_size:
+            try:
+                SearchSpace.model_validate({**dict(self.space), "img_size": train.img_size})
+            except ValidationError as error:
+                said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"img_size={train.img_size} of training: {said}") from None
         for settings in self._corners():
             try:
                 with_settings(train, settings)

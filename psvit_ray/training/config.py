@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import tyro
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.images import Decoder
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.data.transforms import Augmentation, Probability
 
 Positive = Annotated[float, Field(gt=0)]
@@ -146,6 +148,21 @@ class TrainConfig(Augmentation):
     """Minutes between checkpoints; 0 does not look at the clock."""
     keep_checkpoints: Number = 2
     """Newest checkpoints that are kept, beside the best."""
+
+    @field_validator("data", "init", "init_checkpoint", "teacher", "teacher_checkpoint")
+    @classmethod
+    def _locate(cls, where: str, info: ValidationInfo) -> str:
+        """Paths are made absolute: a worker may have another working directory."""
+        if (shown := without_secrets(where)) != where:
+            raise ValueError(
+                f"{info.field_name} must be without user and password, as it is written down with "
+                f"the run, got {shown!r}; give them in the environment"
+            )
+        if not where or where.startswith("timm:"):
+            return where
+        *kind, path = where.split(":", 2) if where.startswith("torchvision") else [where]
+        is_path = "/" in path or Path(path).exists()
+        return ":".join([*kind, Folder.at(path).uri]) if is_path else where
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

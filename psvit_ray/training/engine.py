@@ -10,15 +10,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from psvit_ray.data import sources
 from psvit_ray.data.sources import Source
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.model.pretrained import Loaded
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.distillation import Teacher
 from psvit_ray.training.evaluation import Evaluation, evaluate
 from psvit_ray.training.metrics import gathered
 from psvit_ray.training.place import Place
-from psvit_ray.training.state import State, facts_of
+from psvit_ray.training.state import State, build_model, facts_of, load_init
 from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
 BadImage = tuple[str, str, str]
@@ -94,6 +98,13 @@ def check_source(configuration: Configuration, source: Source) -> None:
             f"batch_size must be at most {len(source.train):,}, the training images of data "
             f"{source.name!r}, got {train.batch_size}"
         )
+
+
+def check_networks(configuration: Configuration, source: Source) -> Loaded | None:
+    """What of the weights to start from fits, if there are any. Raises ValueError where these, or
+    the teacher, cannot be used."""
+    Teacher.of(facts_of(configuration, source), torch.device("cpu"))
+    return load_init(build_model(configuration), configuration.train)
 
 
 def run(

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from psvit_ray.data.loader import mix_seed
 from psvit_ray.data.sources import Source
 from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.model.pretrained import Loaded, load_pretrained
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.training.checkpoint import Checkpoint, RunFacts
-from psvit_ray.training.config import Configuration
+from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.networks import load_network
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
 
@@ -32,6 +34,15 @@ def build_model(configuration: Configuration) -> PSViT:
         attn_drop_rate=config.attn_drop,
         drop_path_rate=config.drop_path,
     )
+
+
+def load_init(model: PSViT, config: TrainConfig) -> Loaded | None:
+    """Puts the weights to start from into a network; None where none are named. Raises ValueError
+    where they cannot be read, or nothing of them fits."""
+    if not config.init:
+        return None
+    network = load_network(config.init, config.init_checkpoint, field="init")
+    return load_pretrained(model, network.model.state_dict())
 
 
 def facts_of(configuration: Configuration, source: Source) -> RunFacts:
@@ -87,6 +98,8 @@ class State:
     def of(cls, facts: RunFacts, device: torch.device, start: Checkpoint | None) -> State:
         config = facts.configuration.train
         model = build_model(facts.configuration)
+        if start is None:
+            load_init(model, config)
         model.to(device)
         model.set_grad_checkpointing(config.grad_checkpointing)
         optimizer = create_optimizer_v2(

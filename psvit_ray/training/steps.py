@@ -18,6 +18,7 @@ from psvit_ray.data.loader import Batch, GlobalBatchSampler, Images, joined, mix
 from psvit_ray.data.sources import Source
 from psvit_ray.training.agreement import Agreement, Request, Verdict
 from psvit_ray.training.config import TrainConfig
+from psvit_ray.training.distillation import Teacher
 from psvit_ray.training.loss import base_loss, mixing
 from psvit_ray.training.metrics import rank_and_world_size
 from psvit_ray.training.place import Place
@@ -46,6 +47,7 @@ class Steps:
         self._device = place.device
         self._model = place.prepare_model(state.model)
         self._loss = base_loss(config)
+        self._teacher = Teacher.of(state.facts, place.device)
         self._mixing = mixing(config, source.num_classes)
         self._agreement = Agreement(place.device, patience_s=place.patience_s)
         self._table = source.train
@@ -201,7 +203,10 @@ class Steps:
             with contextlib.nullcontext() if number == len(parts) else no_sync():
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=self._config.amp):
                     logits = self._model(x)
-                loss = self._loss(logits.float(), y)
+                logits = logits.float()
+                loss = self._loss(logits, y)
+                if self._teacher:
+                    loss = self._teacher.mixed(loss, x, logits)
                 (loss * scale).backward()
                 total += loss.detach()
         return total

@@ -1,0 +1,160 @@
+"""How well a cheaper training ranks configurations: smaller images, fewer, or a shorter run.
+
+    python jobs/proxy_study.py --recipe my.yaml --specs 16 --proxy-img-sizes 64 96
+    python jobs/proxy_study.py --recipe my.yaml --proxy-data-fractions 0.25 --proxy-epochs 10
+
+Specs are drawn from the recipe's space, spread over its MACs. Each is trained as the recipe says,
+once more with another seed, and by every proxy. Kendall's tau with the first is the proxy's worth;
+that of the second seed is the most that any proxy can have.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from psvit_ray import cli
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.storage import Folder
+from psvit_ray.report.ranks import rank_correlation
+from psvit_ray.report.table import aligned
+from psvit_ray.runtime.launch import Launch, opened
+from psvit_ray.runtime.ray_tune import Trials, run_trials
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.search.record import Record
+from psvit_ray.training.config import Configuration, Number, PositiveFraction, TrainConfig
+from psvit_ray.training.engine import load_source
+
+DRAWS_OF_EACH = 20
+
+
+class ProxyStudy(Value):
+    """Measure how well cheaper trainings rank architectures."""
+
+    recipe: str = "digits"
+    """Name in jobs/recipes, or path of a YAML file: space and training."""
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig
+    specs: Annotated[int, Field(ge=8)] = 16
+    """Architectures, spread over the MACs of the space; fewer than 8 say nothing."""
+    proxy_img_sizes: tuple[Number, ...] = ()
+    """Sides of smaller images, each a proxy."""
+    proxy_data_fractions: tuple[PositiveFraction, ...] = ()
+    """Parts of the training images, each a proxy."""
+    proxy_epochs: tuple[Number, ...] = ()
+    """Shorter runs, each a proxy."""
+    trials: Trials = Trials()
+    launch: Launch = Launch()
+
+    def fidelities(self) -> dict[str, TrainConfig]:
+        """Every way in which each spec is trained, by name; the first is the truth."""
+        train = self.train
+        changes: dict[str, dict[str, Any]] = {
+            "in full": {},
+            "in full, another seed": {"seed": train.seed + 1},
+            **{f"images of {size}": {"img_size": size} for size in self.proxy_img_sizes},
+            **{f"{f:g} of the data": {"data_fraction": f} for f in self.proxy_data_fractions},
+            **{
+                f"{n} epochs": {
+                    "epochs": n,
+                    "warmup_epochs": train.warmup_epochs * n / train.epochs,
+                }
+                for n in self.proxy_epochs
+            },
+        }
+        return {
+            name: TrainConfig.model_validate({**dict(train), **change})
+            for name, change in changes.items()
+        }
+
+
+def work(job: ProxyStudy) -> int:
+    fidelities = job.fidelities()
+    for train in fidelities.values():
+        job.search.check(train)
+    specs = spread(job.search, job.specs)
+    configurations = {
+        name: [Configuration(spec=spec, train=train) for spec in specs]
+        for name, train in fidelities.items()
+    }
+    for several in configurations.values():
+        load_source(several[0])
+    everything = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    with opened(
+        job.launch,
+        default_name=f"{Path(job.recipe).stem}-proxies",
+        identity={one.key: one.model_dump(mode="json") for one in everything},
+        dataset=job.train.data,
+        num_workers=job.trials.workers_per_trial,
+        resources=job.trials.resources,
+    ) as session:
+        outcome = run_trials(
+            session,
+            FixedProposals(everything, session.records),
+            job.trials,
+            num_trials=len(everything),
+        )
+        print(write(configurations, outcome.records, session.folder))
+    return outcome.exit_code
+
+
+def spread(search: SearchConfig, number: int) -> list[ArchSpec]:
+    """Distinct specs within the limits, evenly over the ranks of their MACs."""
+    rng = random.Random(search.search_seed)
+    draws = {search.space.sample(rng, search.limits) for _ in range(DRAWS_OF_EACH * number)}
+    if len(draws) < number:
+        raise ValueError(f"specs must be at most {len(draws)}, as the space has no more")
+    ordered = sorted(draws, key=lambda spec: (count_macs(spec), spec.spec_id))
+    return [ordered[round(i * (len(ordered) - 1) / (number - 1))] for i in range(number)]
+
+
+def write(
+    configurations: Mapping[str, Sequence[Configuration]],
+    records: Sequence[Record],
+    folder: Folder,
+) -> str:
+    """`proxies.json` in the folder; returns the table for the terminal."""
+    by_key = {record.key: record for record in records}
+    names = list(configurations)
+    trained = [
+        [by_key[one.key] for one in several]
+        for several in zip(*configurations.values(), strict=True)
+        if all(one.key in by_key and by_key[one.key].ranks for one in several)
+    ]
+    if len(trained) < 3:
+        return "fewer than three architectures are trained in every way: go on with --resume"
+    scores = {name: [each[i].top1 or 0.0 for each in trained] for i, name in enumerate(names)}
+    seconds = {name: sum(each[i].seconds for each in trained) for i, name in enumerate(names)}
+    specs = [each[0].configuration.spec for each in trained]
+    scores |= {
+        "MACs": [count_macs(s) for s in specs],
+        "parameters": [count_params(s) for s in specs],
+    }
+    truth, *proxies = scores
+    lines = [["ranked by", "tau (95 % interval)", "time", "top-1 %"]]
+    found: dict[str, Any] = {"n": len(trained)}
+    for name in proxies:
+        tau = rank_correlation(scores[name], scores[truth])
+        time = seconds[name] / seconds[truth] if name in seconds else 0.0
+        mean = statistics.mean(scores[name])
+        found[name] = {**tau.model_dump(), "time": time, "scores": scores[name]}
+        lines.append([name, str(tau), f"{time:.2f}", f"{mean:.2f}" if name in seconds else "-"])
+    found[truth] = {"scores": scores[truth], "seconds": seconds[truth]}
+    folder.write("proxies.json", json.dumps(found, indent=2).encode())
+    mean, deviation = statistics.mean(scores[truth]), statistics.stdev(scores[truth])
+    return (
+        f"{len(trained)} architectures; the truth is their hold-out top-1, trained in full: mean "
+        f"{mean:.2f} %, deviation {deviation:.2f}\n\n{aligned(lines)}"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(ProxyStudy, work)
