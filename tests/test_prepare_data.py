@@ -154,13 +154,12 @@ def test_the_files_are_the_same_whoever_wrote_them(
     assert files(again) == files(undisturbed)
 
 
-def test_killed_and_resumed_it_is_the_undisturbed_run(
-    data: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
+def test_killed_and_resumed_it_is_the_undisturbed_run(data: Path, tmp_path: Path) -> None:
+    many = ShardSettings(shard_mb=0.02)  # two images in each, so that there is time to kill it
+    undisturbed, out = prepared(data, tmp_path / "undisturbed", many), tmp_path / "out"
     job = ["jobs/prepare_data.py", "--data", str(data), "--out", str(out), "--workers", "1"]
     driver = subprocess.Popen(
-        [sys.executable, *job, "--shard-mb", "0.1", "--seed", "3"],
+        [sys.executable, *job, "--shard-mb", "0.02"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
@@ -186,7 +185,7 @@ def test_killed_and_resumed_it_is_the_undisturbed_run(
     cut = files(undisturbed)[others[0]][:1000]
     (out / others[0]).write_bytes(cut)  # as a killed writer of another system leaves it
     (out / f".{others[0]}.0123abcd").write_bytes(cut)  # as ours does
-    prepared(data, out, resume="must")
+    prepared(data, out, many, resume="must")
     assert files(out) == files(undisturbed)
     assert {name: (out / name).stat().st_ino for name in done} == made
 

@@ -12,7 +12,6 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from psvit_ray.data.tables import ImageTable
 
@@ -105,6 +104,9 @@ def cut(table: Table, size: float, seed: int, field: str) -> tuple[Table, Table]
     A class with a single image stays whole in the first. Raises ValueError, naming `field`, where
     a part would have fewer images than there are classes.
     """
+    # Here, as reading alone needs no scikit-learn, which takes 100 MiB.
+    from sklearn.model_selection import train_test_split
+
     everything = np.arange(len(table))
     single = np.bincount(table.labels)[table.labels] == 1
     several = everything[~single]

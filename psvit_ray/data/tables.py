@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:  # a process that only reads files needs no torch, which takes half a gigabyte
+    from torch import Tensor
 
 
 class ImageTable(Protocol):

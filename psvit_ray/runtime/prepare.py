@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from psvit_ray.data import quarantine, shard_file, shards
 from psvit_ray.data.images import BadImage
@@ -93,24 +94,23 @@ def prepare(
     With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
     bad, and where the data cannot be read or the shards not be written; what is there stays.
     """
-    planned = shards.plan(splits, settings)
-    (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
-    written = shard_file.written_before(out, (shard.name for shard in planned))
-    todo = [shard for shard in planned if shard.name not in written]
-    progress = _Progress(planned, todo, say)
     try:
+        planned = _answer(_plan.remote(splits, settings))
+        (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
+        written = shard_file.written_before(out, (shard.name for shard in planned))
+        todo = [shard for shard in planned if shard.name not in written]
+        progress = _Progress(planned, todo, say)
+        _check_bad(planned, written, max_bad_fraction, out)
         for shard, found in _write_all(splits, out, settings, todo, workers):
             written[shard.name] = found
             progress.step(shard)
             _check_bad(planned, written, max_bad_fraction, out)
+        return _finish(splits, out, identity, planned, written)
     except OSError as error:
-        cause = getattr(error, "cause", error)  # without the remote traceback, where it has one
         raise ValueError(
-            f"data cannot be read, or out not be written: {without_secrets(str(cause))}; "
+            f"data cannot be read, or out not be written: {without_secrets(str(error))}; "
             "--resume goes on"
         ) from None
-    _check_bad(planned, written, max_bad_fraction, out)
-    return _finish(splits, out, identity, planned, written)
 
 
 def _write_all(
@@ -132,7 +132,7 @@ def _write_all(
             running[ref] = shard
         done, _ = ray.wait(list(running))
         for ref in done:
-            yield running.pop(ref), ray.get(ref)
+            yield running.pop(ref), _answer(ref)
 
 
 def _num_cpus() -> int:
@@ -140,8 +140,17 @@ def _num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
-# The function itself, as a process that runs it then imports no more than `data.shard_file` does.
+# The functions themselves: a process that runs them imports no more than they need.
+_plan = ray.remote(num_cpus=1, retry_exceptions=[OSError])(shards.plan)
 _write = ray.remote(num_cpus=1, retry_exceptions=[OSError])(shard_file.write)
+
+
+def _answer(ref: Any) -> Any:
+    """What a task gives; or raises, without the traceback of the other process."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def _check_bad(
