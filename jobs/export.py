@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import Annotated
+
+import tyro
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.output import check_new_folder, new_folder
-from psvit_ray.data.storage import Folder
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.runtime import registry, tracking_uri
 from psvit_ray.runtime.launch import read_description, writable
 from psvit_ray.runtime.ray_train import CHECKPOINTS
@@ -43,7 +46,7 @@ class ExportJob(Value):
     """Also model.onnx, for any number of images."""
     torch_export: bool = False
     """Also model.pt2 of torch.export, for any number of images."""
-    register: str = ""
+    register_as: Annotated[str, tyro.conf.arg(name="register")] = ""
     """Name in MLflow's registry that gets a new version."""
     alias: str = ""
     """Alias, such as champion, that this version takes over."""
@@ -52,7 +55,7 @@ class ExportJob(Value):
 
 
 def work(job: ExportJob) -> int:
-    if job.alias and not job.register:
+    if job.alias and not job.register_as:
         raise ValueError("alias needs --register")
     run, out = Folder.at(job.run), writable(job.out, "out")
     check_new_folder(out)
@@ -69,28 +72,27 @@ def work(job: ExportJob) -> int:
         test_top1=record.test_top1,
     )
     store = ""
-    if job.register:
+    if job.register_as:
         store = job.tracking_uri or tracking_uri.default_uri(Folder(storage))
-        registry.check(store, record.run_id, job.register, job.alias)
+        registry.check(store, record.run_id, job.register_as, job.alias)
     version = ""
     try:
         with new_folder(out) as folder:
             exported = export.write(
                 folder, checkpoint, facts, onnx=job.onnx, torch_export=job.torch_export
             )
-            if job.register:
+            if job.register_as:
                 version = registry.register(
-                    exported, folder, tracking_uri=store, name=job.register, alias=job.alias
+                    exported, folder, tracking_uri=store, name=job.register_as, alias=job.alias
                 )
     except (ConversionError, OSError) as error:
         print(f"error: nothing was exported: {error}", file=sys.stderr)
         return 1
     print(summary(facts, record, out))
-    if job.register:
-        what = f"{job.register}@{job.alias}" if job.alias else f"{job.register}/{version}"
-        print(
-            f"registered {job.register}, version {version}: mlflow models serve -m models:/{what}"
-        )
+    if job.register_as:
+        what = f"{job.register_as}@{job.alias}" if job.alias else f"{job.register_as}/{version}"
+        print(f"registered: {job.register_as}, version {version}")
+        print(f"MLFLOW_TRACKING_URI={without_secrets(store)} mlflow models serve -m models:/{what}")
     return 0
 
 

@@ -6,6 +6,7 @@ Beside `tracking`, the only importer of MLflow.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, 
     with logits; beside it lies `extra_files/`, the exported folder. Raises ValueError where MLflow
     refuses, ConversionError where what would be served does not answer as the model does.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     config = exported.config
     run = _run(tracking_uri, config.training.run_id)
     tags = {"psvit.spec_id": config.spec.spec_id, "psvit.pattern": config.spec.pattern}
@@ -81,7 +83,7 @@ def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, 
             client.create_registered_model(name)
         version = client.create_model_version(
             name,
-            source=f"models:/{logged.model_id}",
+            source=logged.artifact_location,  # `models:/...` would be looked up in a global store
             run_id=run.info.run_id,
             model_id=logged.model_id,
             tags=tags,
@@ -102,12 +104,12 @@ def _save(exported: Exported, folder: Path, path: Path, model: Model) -> None:
         mlflow_model=model,
         serialization_format="pt2",
         signature=ModelSignature(
-            Schema([TensorSpec(float32, (-1, *shape), "images")]),
-            Schema([TensorSpec(float32, (-1, spec.num_classes), "logits")]),
+            Schema([TensorSpec(float32, (-1, *shape))]),  # named, it would be served as a dict
+            Schema([TensorSpec(float32, (-1, spec.num_classes))]),
         ),
         input_example=np.zeros((2, *shape), np.float32),  # of 1, the batch would always be 1
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        extra_files=sorted(str(file) for file in folder.iterdir()),
+        extra_files=[str(file) for file in sorted(folder.iterdir())],
     )
     check_agreement(exported.model, mlflow.pytorch.load_model(str(path)), "the registered model")
 
