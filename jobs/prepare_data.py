@@ -22,7 +22,7 @@ from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import Resume, writable
-from psvit_ray.runtime.prepare import check_data, check_out, prepare
+from psvit_ray.runtime.prepare import check_out, prepare
 from psvit_ray.training.config import Fraction, NumberOrZero
 
 
@@ -62,7 +62,7 @@ def work(job: PrepareJob) -> int:
     if manifest is None:
         cluster.join(verbose=job.verbose)
         cluster.check_shared(out, "out")
-        check_data(splits)
+        cluster.check_readable(splits.train, splits.name)
         manifest = prepare(
             splits,
             out,

@@ -8,12 +8,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.tables import ImageTable
 from psvit_ray.training.config import Number, NumberOrZero
 
 # A short run on one machine would else wait for checks made for long runs on many.
@@ -100,6 +103,28 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
             f"{field} must be seen by every host, got the local path {storage}, which "
             f"{', '.join(blind)} cannot see; use a shared path or a URI such as s3://bucket/prefix"
         )
+
+
+def check_readable(table: ImageTable, data: str) -> None:
+    """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
+    all that it would be given to read would be missing, and count as bad."""
+    one = table.take(np.arange(1))
+    if num_hosts() == 1 or _why_not_read(one):
+        return
+    for host, reason in on_every_host(ray.remote(_why_not_read), one):
+        if reason:
+            raise ValueError(
+                f"data must be seen by every host, got {data}, of which {host} cannot read "
+                f"{' '.join(one.place(0))}: {reason}"
+            )
+
+
+def _why_not_read(table: ImageTable) -> str:
+    try:
+        table.read(0)
+    except (BadImage, OSError) as error:
+        return str(error)
+    return ""
 
 
 def num_hosts() -> int:

@@ -8,12 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
 from psvit_ray.data import quarantine, shard_file, shards
-from psvit_ray.data.images import BadImage
 from psvit_ray.data.manifest import (
     MANIFEST,
     PLAN,
@@ -27,8 +25,6 @@ from psvit_ray.data.shard_file import ShardSettings, Written
 from psvit_ray.data.shards import Shard
 from psvit_ray.data.splits import Splits
 from psvit_ray.data.storage import Folder, without_secrets
-from psvit_ray.data.tables import ImageTable
-from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import Resume
 from psvit_ray.search.record import differences
 
@@ -55,28 +51,6 @@ def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest
     if changed := differences(earlier, json.loads(json.dumps(identity))):
         raise ValueError(f"resume must not change what {out} is: {'; '.join(changed)}")
     return ended
-
-
-def check_data(splits: Splits) -> None:
-    """Raises ValueError if a host of the cluster does not see the data, where this one does: all
-    that it would be given to read would be missing, and count as bad."""
-    one = splits.train.take(np.arange(1))
-    if cluster.num_hosts() == 1 or _why_not_read(one):
-        return
-    for host, reason in cluster.on_every_host(ray.remote(_why_not_read), one):
-        if reason:
-            raise ValueError(
-                f"data must be seen by every host, got {splits.name}, of which {host} cannot read "
-                f"{' '.join(one.place(0))}: {reason}"
-            )
-
-
-def _why_not_read(table: ImageTable) -> str:
-    try:
-        table.read(0)
-    except (BadImage, OSError) as error:
-        return str(error)
-    return ""
 
 
 def prepare(

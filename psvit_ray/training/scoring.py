@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -65,3 +65,23 @@ def top(logits: Tensor, k: int) -> Top:
         logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
     )
     return Top(classes[:, :k], probabilities[:, :k])
+
+
+class Answer(NamedTuple):
+    """To one image: the likeliest classes, best first, or why it cannot be read."""
+
+    classes: list[int]
+    probabilities: list[float]
+    reason: str = ""
+
+
+def answers(scored: Iterable[Scored], k: int) -> Iterator[Answer]:
+    """One for each image, in the order of the table."""
+    for indices, logits, bad in scored:
+        best = top(logits, k)
+        found = {index: Answer([], [], reason) for index, reason in bad}
+        for index, *likeliest in zip(
+            indices.tolist(), best.classes.tolist(), best.probabilities.tolist(), strict=True
+        ):
+            found[index] = Answer(*likeliest)
+        yield from (found[index] for index in sorted(found))

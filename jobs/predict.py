@@ -1,0 +1,144 @@
+"""Answers for images with an exported model: one row each, in the order given.
+
+    python jobs/predict.py --model model/ --data photos/ one.jpg --out answers.csv
+    python jobs/predict.py --model model/ --data "s3://bucket/photos/*.parquet" --out answers.jsonl
+    find photos -name "*.jpg" | python jobs/predict.py --model model/ --data - --out answers.csv
+
+A few images are answered for in this process, many by Ray actors. An image that cannot be read has
+a row that says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from ray.exceptions import RayError
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+from psvit_ray.data import files, unlabelled
+from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.output import check_new_file, new_file
+from psvit_ray.data.storage import Folder
+from psvit_ray.data.unlabelled import Part
+from psvit_ray.report import predictions
+from psvit_ray.runtime import cluster, scoring
+from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.launch import writable
+from psvit_ray.training import export
+from psvit_ray.training.config import Number, NumberOrZero
+from psvit_ray.training.export import Exported
+from psvit_ray.training.scoring import Answer, answers, scored
+
+FEW_IMAGES = 2000
+"""For which starting Ray does not pay."""
+IMAGES_OF_A_CALL = 256
+
+
+class PredictJob(Value):
+    """Answer for images with an exported model."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote."""
+    data: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Images, folders (with all below them), Parquet with a column image, patterns; - reads a path
+    a line from standard input."""
+    out: str
+    """File to write, new: .csv or .jsonl."""
+    top_k: Number = 5
+    """Classes of each image, the likeliest first."""
+    batch_size: Number = 64
+    """Images computed at once."""
+    workers: NumberOrZero | None = None
+    """Ray actors; 0 stays in this process. By default 0 for fewer than 2,000 images, else as many
+    as the cluster can hold."""
+    resources: WorkerResources = WorkerResources()
+    num_loaders: NumberOrZero = 0
+    """DataLoader processes where it stays in this process."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+    verbose: bool = False
+    """Show what Ray logs."""
+
+
+def work(job: PredictJob) -> int:
+    check_decoder(job.decoder)
+    suffix = PurePosixPath(job.out).suffix.lower()
+    if suffix not in predictions.SUFFIXES:
+        raise ValueError(f"out must end in {' or '.join(predictions.SUFFIXES)}, got {job.out!r}")
+    out = Folder.at(job.out)
+    check_new_file(out)
+    writable(files.parent(out)[0].uri, "out")
+    exported = export.load(job.model)
+    parts = unlabelled.read(job.data, sys.stdin)
+    top_k = min(job.top_k, len(exported.class_names))
+    images = bad = 0
+    try:
+        with new_file(out) as file:
+            write = predictions.writer(file, suffix, exported.class_names, top_k)
+            for name, answer in answered(job, exported, parts, top_k):
+                write(name, answer)
+                images += 1
+                bad += bool(answer.reason)
+    except (OSError, RayError) as error:
+        print(f"error: nothing was written: {error}", file=sys.stderr)
+        return 1
+    print(f"{images:,} images, {bad:,} of them unreadable, which their rows say: {out}")
+    return 0
+
+
+def answered(
+    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
+) -> Iterator[tuple[str, Answer]]:
+    """Name and answer of each image, in order."""
+    images = sum(len(part.table) for part in parts)
+    if job.workers == 0 or (job.workers is None and images < FEW_IMAGES):
+        yield from in_this_process(job, exported, parts, top_k)
+        return
+    cluster.join(verbose=job.verbose)
+    resources = job.resources.resolved()
+    workers = job.workers or max(1, cluster.workers_that_fit(resources))
+    cluster.check_workers(workers, resources)
+    for part in parts:
+        cluster.check_readable(part.table, part.name(0))
+    pieces = list(unlabelled.chunks(parts, IMAGES_OF_A_CALL))
+    found = scoring.over_actors(
+        exported,
+        (piece.table for piece in pieces),
+        workers=min(workers, len(pieces)),
+        resources_per_worker=resources,
+        batch_size=job.batch_size,
+        top_k=top_k,
+        decoder=job.decoder,
+    )
+    for piece, several in zip(pieces, found, strict=True):
+        for index, answer in enumerate(several):
+            yield piece.name(index), answer
+
+
+def in_this_process(
+    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
+) -> Iterator[tuple[str, Answer]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = exported.model.to(device)
+    for part in parts:
+        found = scored(
+            model,
+            part.table,
+            exported.preprocessing,
+            device=device,
+            batch_size=job.batch_size,
+            processes=job.num_loaders,
+            decoder=job.decoder,
+        )
+        for index, answer in enumerate(answers(found, top_k)):
+            yield part.name(index), answer
+
+
+if __name__ == "__main__":
+    cli.run(PredictJob, work)

@@ -1,0 +1,105 @@
+"""Images to be answered for, from wherever they are: files, folders, Parquet, a list of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from psvit_ray.data import files, parquet_files
+from psvit_ray.data.folder import FileTable, is_image
+from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.tables import ImageTable
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one kind. `prefix` before the path or row of an image says where it is, as the user
+    would."""
+
+    table: ImageTable
+    prefix: str = ""
+
+    def name(self, index: int) -> str:
+        return self.prefix + self.table.place(index)[1]
+
+
+def read(data: Sequence[str], lines: Iterable[str] = ()) -> list[Part]:
+    """`data` are paths or URIs of images, of folders (with all below them), of Parquet, and
+    patterns; `-` stands for `lines`, which are paths. The order is kept, and sorted in a folder.
+
+    Raises ValueError for what does not exist or holds no image. A path among `lines` is not looked
+    at: it counts as an image that cannot be read where there is none.
+    """
+    parts: list[Part] = []
+    for given in data:
+        if given == STDIN:
+            found = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
+        else:
+            try:
+                found = _parts(given)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(
+                    f"data must be readable, got {without_secrets(given)!r}: {files.reason(error)}"
+                ) from None
+        if not sum(len(part.table) for part in found):
+            what = "standard input" if given == STDIN else repr(without_secrets(given))
+            raise ValueError(f"data must hold images, got none in {what}")
+        parts += found
+    return parts
+
+
+def chunks(parts: Iterable[Part], size: int) -> Iterator[Part]:
+    """Pieces of at most `size` images, in order."""
+    for part in parts:
+        for start in range(0, len(part.table), size):
+            indices = np.arange(start, min(start + size, len(part.table)))
+            yield Part(part.table.take(indices), part.prefix)
+
+
+def _parts(given: str) -> list[Part]:
+    there = Folder.at(given)
+    kind = files.kind(there)
+    if kind == fs.FileType.Directory:
+        prefix = f"{_shown(given).rstrip('/')}/"
+        return _below(there, prefix, files.below(there)[1])
+    if kind == fs.FileType.File:
+        above, name = files.parent(there)
+        prefix = _shown(given)[: -len(name)]
+        if is_parquet(name):
+            return [Part(parquet_files.images(above, [name]), prefix)]
+        return [_files(prefix, [name], above)]
+    if files.has_wildcards(there):
+        root, paths = files.matching(there)
+        return _below(root, f"{_shown(root.uri)}/", paths)
+    raise ValueError(f"data must exist, got {without_secrets(given)!r}")
+
+
+def _below(root: Folder, prefix: str, paths: list[str]) -> list[Part]:
+    """The images and the Parquet files among `paths`."""
+    parts = []
+    if images := [path for path in paths if is_image(path)]:
+        parts.append(_files(prefix, images, root))
+    if parquet := [path for path in paths if is_parquet(path)]:
+        parts.append(Part(parquet_files.images(root, parquet), prefix))
+    return parts
+
+
+def _files(prefix: str, paths: list[str], root: Folder | None = None) -> Part:
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    return Part(FileTable(root or Folder.at("."), pa.array(paths, pa.string()), labels), prefix)
+
+
+def _shown(given: str) -> str:
+    """As the user said it, without secrets and what is after the `?` of a URI."""
+    return without_secrets(given.partition("?")[0] if "://" in given else given)
+
+
+def is_parquet(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() == ".parquet"
