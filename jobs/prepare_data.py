@@ -93,10 +93,10 @@ def verify(out: Folder) -> int:
 def summary(out: Folder, manifest: Manifest) -> str:
     lines = [f"{out}: {len(manifest.class_names)} classes"]
     for name, split in manifest.splits.items():
-        bad = f"; {split.bad_images:,} bad images left out" if split.bad_images else ""
+        bad = f"; bad images left out: {split.bad_images:,}" if split.bad_images else ""
         lines.append(
-            f"{name}: {split.rows:,} images in {len(split.files):,} shards, "
-            f"{split.bytes / 1e6:,.1f} MB{bad}"
+            f"{name}: {split.rows:,} images, {split.bytes / 1e6:,.1f} MB, "
+            f"shards: {len(split.files):,}{bad}"
         )
     return "\n".join(lines)
 

@@ -32,6 +32,8 @@ from psvit_ray.data.tables import ArrayTable
 from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.prepare import check_out, prepare
 from tests.drawn import CLASS_NAMES, drawn, drawn_folder
+from tests.object_store import ACCESS_KEY, SECRET_KEY, object_store
+from tests.test_cli import job
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 240
@@ -51,24 +53,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(data, tmp_path_factory.mktemp("undisturbed") / "out")
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    prepared(data, out)
+    return out
 
 
 def prepared(
-    data: Path,
-    out: Path,
+    data: Path | str,
+    out: Path | Folder,
     settings: ShardSettings = SMALL,
     *,
     most_bad: float = 0.05,
     workers: int = 0,
     resume: Resume = "never",
-) -> Path:
+) -> None:
     """What the job does, in the tests' Ray."""
-    splits, folder = sources.read(str(data)), Folder(str(out))
+    splits = sources.read(str(data))
+    folder = out if isinstance(out, Folder) else Folder(str(out))
     identity = shards.identity(splits, settings)
     if check_out(folder, identity, resume) is None:
         prepare(splits, folder, identity, settings, workers=workers, max_bad_fraction=most_bad)
-    return out
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -150,16 +154,17 @@ def test_what_is_read_back_is_the_source(data: Path, undisturbed: Path) -> None:
 def test_the_files_are_the_same_whoever_wrote_them(
     data: Path, undisturbed: Path, tmp_path: Path, workers: int
 ) -> None:
-    again = prepared(data, tmp_path / "out", workers=workers)
-    assert files(again) == files(undisturbed)
+    prepared(data, tmp_path / "out", workers=workers)
+    assert files(tmp_path / "out") == files(undisturbed)
 
 
 def test_killed_and_resumed_it_is_the_undisturbed_run(data: Path, tmp_path: Path) -> None:
     many = ShardSettings(shard_mb=0.02)  # two images in each, so that there is time to kill it
-    undisturbed, out = prepared(data, tmp_path / "undisturbed", many), tmp_path / "out"
-    job = ["jobs/prepare_data.py", "--data", str(data), "--out", str(out), "--workers", "1"]
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    prepared(data, undisturbed, many)
+    line = ["jobs/prepare_data.py", "--data", str(data), "--out", str(out), "--shard-mb", "0.02"]
     driver = subprocess.Popen(
-        [sys.executable, *job, "--shard-mb", "0.02"],
+        [sys.executable, *line, "--workers", "1"],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         stdout=subprocess.PIPE,
@@ -178,21 +183,20 @@ def test_killed_and_resumed_it_is_the_undisturbed_run(data: Path, tmp_path: Path
         sources.read(str(out))
 
     done = {note.name.removesuffix(".json") for note in notes}
-    made = {name: (out / name).stat().st_ino for name in done}
     _, *others = sorted(
         path.name for path in undisturbed.glob("*.parquet") if path.name not in done
     )
     cut = files(undisturbed)[others[0]][:1000]
     (out / others[0]).write_bytes(cut)  # as a killed writer of another system leaves it
+    (out / done.pop()).write_bytes(cut)  # as a host that lost power leaves it
     (out / f".{others[0]}.0123abcd").write_bytes(cut)  # as ours does
+    made = {name: (out / name).stat().st_ino for name in done}
     prepared(data, out, many, resume="must")
     assert files(out) == files(undisturbed)
     assert {name: (out / name).stat().st_ino for name in done} == made
 
 
-def test_a_finished_run_is_left_alone_by_a_resume(
-    data: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_left_alone_by_a_resume(data: Path, undisturbed: Path) -> None:
     def stat() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
 
@@ -201,7 +205,7 @@ def test_a_finished_run_is_left_alone_by_a_resume(
     assert stat() == before
 
 
-def test_another_seed_gives_another_order(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_another_order(data: Path) -> None:
     splits = sources.read(str(data))
     orders = [
         [shard.indices.tolist() for shard in shards.plan(splits, SMALL.model_copy(update=seed))]
@@ -287,10 +291,9 @@ def odd(tmp_path: Path) -> Path:
 
 
 def test_the_longer_side_is_made_smaller_and_never_larger(odd: Path, tmp_path: Path) -> None:
-    settings = ShardSettings(resize_longer=48, quality=90)
+    prepared(odd, tmp_path / "out", ShardSettings(resize_longer=48, quality=90))
     found = {
-        Path(row["image"]["path"]).name: row["image"]["bytes"]
-        for row in rows(prepared(odd, tmp_path / "out", settings))
+        Path(row["image"]["path"]).name: row["image"]["bytes"] for row in rows(tmp_path / "out")
     }
     for kept in ("a/small.jpg", "b/square.png"):
         assert found[Path(kept).name] == (odd / kept).read_bytes()
@@ -333,7 +336,8 @@ def test_bad_images_are_left_out_named_and_counted(
     with_bad: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder, bad = with_bad
-    out = prepared(folder, tmp_path / "out")
+    out = tmp_path / "out"
+    prepared(folder, out)
     named = list(csv.DictReader((out / "quarantine.csv").open()))
     assert [row["source"] for row in named] == [str(folder)] * 3
     assert {row["path"]: row["reason"] for row in named} == bad
@@ -344,8 +348,8 @@ def test_bad_images_are_left_out_named_and_counted(
     assert (said.rows, said.bad_images) == (97, 3)
     assert said.classes == {CLASS_NAMES[0]: 49, CLASS_NAMES[1]: 48}
     assert faults(Folder(str(out)), manifest(out)) == []
-    again = prepared(folder, tmp_path / "again", workers=1)
-    assert files(again) == files(out)
+    prepared(folder, tmp_path / "again", workers=1)
+    assert files(tmp_path / "again") == files(out)
 
 
 def test_too_many_bad_images_end_it_and_a_resume_may_allow_them(
@@ -363,6 +367,33 @@ def test_too_many_bad_images_end_it_and_a_resume_may_allow_them(
     assert {row["path"]: row["reason"] for row in named} == bad
     prepared(folder, out, most_bad=0.03, resume="must")
     assert files(out) == allowed
+
+
+def test_an_object_store_gets_the_same_files_also_by_a_resume(
+    with_bad: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    folder, _ = with_bad
+    prepared(folder, tmp_path / "out")
+    with object_store() as store:
+        store.upload(folder, "images")
+        # Ray's processes were started before the store: they know only what a URI says.
+        uris = (store.uri(path, f"{ACCESS_KEY}:{SECRET_KEY}@") for path in ("images", "shards"))
+        data, uri = (f"{uri}&region=us-east-1" for uri in uris)
+        out = Folder(uri)
+        with pytest.raises(ValueError, match="more than max_bad_fraction") as said:
+            prepared(data, out, most_bad=0.02)
+        assert SECRET_KEY not in str(said.value)
+        prepared(data, out, resume="must")
+        there = {name: out.read(name) for name in out.names()}
+        found = read_manifest(out)
+        assert found
+        assert faults(out, found) == []
+    here = files(tmp_path / "out")
+    shard_names = {name for name in here if name.endswith(".parquet")}
+    assert there.keys() == here.keys()
+    assert {name: there[name] for name in shard_names} == {name: here[name] for name in shard_names}
+    assert found.splits == manifest(tmp_path / "out").splits
+    assert not any(SECRET_KEY.encode() in (content or b"") for content in there.values())
 
 
 def test_data_without_a_good_image_is_refused(tmp_path: Path) -> None:
@@ -462,3 +493,27 @@ def test_verify_names_what_is_wrong(
     assert len(found) == len(wrong)
     for line, begins in zip(found, wrong, strict=True):
         assert line.startswith(begins.format(name=name, first=first))
+
+
+def test_the_job_says_what_it_wrote_and_verify_ends_with_1_where_it_differs(
+    data: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_data = job("prepare_data")
+
+    def work(**fields: Any) -> tuple[int, str]:
+        code = prepare_data.work(prepare_data.PrepareJob(out=str(tmp_path / "out"), **fields))
+        return code, capsys.readouterr().out
+
+    code, said = work(data=str(data), settings=SMALL)
+    assert code == 0
+    assert "18 of 18 shards" in said
+    assert "train: 120 images, 1.2 MB, shards: 12" in said
+    assert files(tmp_path / "out") == files(undisturbed)
+    assert work(verify=True)[0] == 0
+    first, second, *_ = manifest(undisturbed).splits["train"].files
+    (tmp_path / "out" / first).unlink()
+    (tmp_path / "out" / second).write_bytes(b"")
+    code, said = work(verify=True)
+    assert code == 1
+    assert f"{first}: missing" in said
+    assert f"{second}: has 0 bytes, the manifest says" in said
