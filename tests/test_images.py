@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import sys
 import warnings
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -215,6 +217,25 @@ def test_a_damaged_file_gives_a_picture_or_a_reason_and_nothing_else(
             said = str(error)
         assert 0 < len(said.splitlines()[0]) == len(said) <= 100
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_pillow_logs_of_a_broken_file_is_not_printed(tmp_path: Path) -> None:
+    content = encoded(COLOUR, "TIFF")
+    samples_per_pixel = struct.pack("<HHI", 277, 3, 1)
+    assert samples_per_pixel in content
+    at = content.index(samples_per_pixel) + len(samples_per_pixel)
+    (tmp_path / "x.tif").write_bytes(content[:at] + struct.pack("<H", 6000) + content[at + 2 :])
+    code = """import pathlib, sys
+from psvit_ray.data.images import BadImage, decode
+try:
+    decode(pathlib.Path(sys.argv[1]).read_bytes(), "RGB")
+except BadImage as error:
+    print(error)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.tif")], capture_output=True, text=True
+    )
+    said = "cannot be decoded: Invalid value for samples per pixel"
+    assert (done.stdout.strip(), done.stderr) == (said, "")
 
 
 def test_a_picture_without_pixels_is_refused() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Self
 
 import numpy as np
@@ -16,7 +15,7 @@ from psvit_ray.data.splits import SPLIT_OF, Splits, listed
 from psvit_ray.data.storage import Folder
 
 # torchvision's IMG_EXTENSIONS, and GIF.
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class FileTable:
 
 
 def is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in EXTENSIONS
+    return path.lower().endswith(EXTENSIONS)
 
 
 def read(name: str, root: Folder, folders: list[str], paths: list[str]) -> Splits:

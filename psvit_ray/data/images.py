@@ -105,9 +105,7 @@ def _converted(image: Image.Image, mode: Mode) -> Image.Image:
     image.load()
     if _orientation(image) != 1:  # `exif_transpose` copies even what is upright
         image = ImageOps.exif_transpose(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # as `convert` advises; the colours are the same
-    elif image.mode[0] in "IF":
+    if image.mode[0] in "IF":
         image = Image.fromarray(_in_8_bits(np.asarray(image)))
     return image if image.mode == mode else image.convert(mode)
 
@@ -132,7 +130,7 @@ def _in_8_bits(tones: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Pillow's own. Half a decompression bomb, for one, it decodes but warns of."""
+    """Pillow's own, such as of half a decompression bomb, which it decodes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield

@@ -156,14 +156,13 @@ def _stored(name: str, there: Folder) -> Splits:
     if kind == fs.FileType.Directory:
         folders, paths = files.below(there)
         parquet = [path for path in paths if path.endswith(".parquet")]
-        images = [path for path in paths if folder.is_image(path)]
-        if parquet and images:
+        if not parquet:
+            return folder.read(name, there, folders, paths)
+        if image := next(filter(folder.is_image, paths), None):
             raise ValueError(
-                f"data must be images or Parquet, got {images[0]} beside {parquet[0]} in {there}"
+                f"data must be images or Parquet, got {image} beside {parquet[0]} in {there}"
             )
-        if parquet:
-            return parquet_files.read_folder(name, there, parquet)
-        return folder.read(name, there, folders, paths)
+        return parquet_files.read_folder(name, there, parquet)
     if files.has_wildcards(there):
         root, paths = files.matching(there)
         if not paths:
