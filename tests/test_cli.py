@@ -39,6 +39,9 @@ CLASSES = {
     "compare_psvit": "CompareJob",
     "report": "ReportJob",
     "prepare_data": "PrepareJob",
+    "export": "ExportJob",
+    "evaluate": "EvaluateJob",
+    "predict": "PredictJob",
 }
 
 
