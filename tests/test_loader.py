@@ -104,6 +104,16 @@ def test_an_epoch_has_each_image_once_and_as_many_epochs_as_repeats_each_so_ofte
     assert sorted(counts) == [3] * 95 + [6] * 2
 
 
+def test_up_to_a_window_the_order_is_the_same_however_images_are_stored() -> None:
+    def batches(blocks: np.ndarray | None, parts: int) -> list[list[int]]:
+        sampler = GlobalBatchSampler(30, 8, seed=1, blocks=blocks, window=30, num_parts=parts)
+        images = Images(Pictures(30), PREPROCESSING)
+        loader = train_loader(images, sampler, processes=0, pin_memory=False)
+        return [batch.indices.tolist() for batch in joined(loader, parts, CPU)]
+
+    assert batches(np.arange(30) // 4, 3) == batches(np.arange(30) // 7, 1) == batches(None, 2)
+
+
 def test_order_and_seeds_are_functions_of_seed_epoch_and_image() -> None:
     def draws(seed: int, epoch: int, first_step: int = 0) -> list[tuple[int, int]]:
         sampler = GlobalBatchSampler(50, 7, seed=seed)

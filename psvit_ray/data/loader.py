@@ -44,9 +44,10 @@ class GlobalBatchSampler(Sampler[Any]):
     epoch still has as many images (rounded up to a multiple of n), but n of each: n epochs in a row
     together show every image n times. Raises ValueError where there are no images.
 
-    `blocks` says which block of storage holds each image. Blocks come in random order, and images
-    of as many blocks as hold `window` are mixed; then the images of a batch are shared out so that
-    a process reads few blocks. Which images a batch has does not depend on who reads them.
+    `blocks` says which block of storage holds each image, and the images of a batch are shared out
+    so that a process reads few blocks. Up to `window` images are shuffled as if there were none; of
+    more, blocks come in random order, and images of as many as hold `window` are mixed. Which
+    images a batch has does not depend on who reads them.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class GlobalBatchSampler(Sampler[Any]):
             batch = slice(start, start + self.batch_size)
             if place is None:
                 share = draws[batch][self.rank :: self.world_size]
+                share = share[np.argsort(share[:, 1])]  # as `joined` gives them
             else:
                 near = np.argsort(place[batch], kind="stable")
                 share = np.array_split(draws[batch][near], self.world_size)[self.rank]
@@ -103,8 +105,10 @@ class GlobalBatchSampler(Sampler[Any]):
         """The draws of this epoch, and at which place in the epoch the block of each comes."""
         cycle, part = divmod(self.epoch - 1, self._repeats)
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, cycle)))
-        if self._blocks is None:
-            order, place = rng.permutation(self.num_images), None
+        place = None
+        if self._blocks is None or self.num_images <= self._window:
+            order = rng.permutation(self.num_images)
+            place = None if self._blocks is None else self._blocks[order]
         else:
             order, place = _order_of_blocks(self._blocks, self._window, rng)
         number = self.draws_per_epoch // self._repeats
@@ -196,16 +200,21 @@ def train_loader(
 
 
 def joined(parts: DataLoader[Batch], num_parts: int, device: torch.device) -> Iterator[Batch]:
-    """Whole shares, on the device."""
+    """Whole shares, on the device, in the order of their seeds: whoever read them."""
     several = iter(parts)
     for first in several:
         share = [first, *(next(several) for _ in range(num_parts - 1))]
+        order = torch.cat([part.seeds for part in share]).argsort()
+        sorted_already = torch.equal(order, torch.arange(len(order)))
         moved = [[tensor.to(device, non_blocking=True) for tensor in part[:4]] for part in share]
-        images, labels, indices, seeds = (
-            moved[0] if num_parts == 1 else map(torch.cat, zip(*moved, strict=True))
+        whole = moved[0] if num_parts == 1 else map(torch.cat, zip(*moved, strict=True))
+        if not sorted_already:
+            order = order.to(device)
+            whole = [tensor[order] for tensor in whole]
+        images, labels, indices, seeds = whole
+        yield Batch(
+            images, labels, indices, seeds, tuple(one for part in share for one in part.bad)
         )
-        bad = tuple(one for part in share for one in part.bad)
-        yield Batch(images, labels, indices, seeds, bad)
 
 
 def eval_loader(

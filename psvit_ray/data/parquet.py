@@ -18,7 +18,7 @@ from psvit_ray.data import files
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 
-CACHE_BYTES = 256 << 20
+CACHE_BYTES = 512 << 20
 OPEN_FILES = 64
 
 

@@ -61,7 +61,7 @@ def _ours(
     batch_size: int,
 ) -> Callable[[], int]:
     sampler = GlobalBatchSampler(
-        len(table), batch_size, seed=0, num_parts=processes, blocks=table.blocks, window=16_384
+        len(table), batch_size, seed=0, num_parts=processes, blocks=table.blocks, window=4_096
     )
     loader = train_loader(
         Images(table, preprocessing, augmentation=augmentation),

@@ -132,9 +132,9 @@ class TrainConfig(Augmentation):
     """DataLoader processes of each worker; 0 loads in the worker itself."""
     decoder: Decoder = "pil"
     """What decodes images."""
-    shuffle_window: Number = 16_384
+    shuffle_window: Number = 4_096
     """Images among which is shuffled, where they lie in Parquet row groups: the groups come in
-    random order, and so many images are mixed with each other."""
+    random order, and so many images are mixed with each other and kept in memory."""
     max_bad_fraction: Fraction = 0.05
     """More unreadable images than this end the run."""
     max_loss_spike: NonNegative = 0.0
