@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import sys
@@ -35,7 +36,6 @@ CHECKPOINTS = "checkpoints"
 FOLLOW_S = 2.0
 LOOK_S = 0.1
 MAX_FAILURES = 3
-STALLED_COLLECTIVE_S = 300  # torch's own half hour leaves a lost worker's peers waiting for ever
 RESIZE_EVERY_S = 60.0
 # Train counts on a lost host for some 20 s more, and starts workers there: only this ends the wait.
 ELASTIC_START_S = "20"
@@ -65,7 +65,8 @@ def make_trainer(
     return TorchTrainer(
         train_worker,
         train_loop_config=task.model_dump(mode="json"),
-        torch_config=TorchConfig(timeout_s=STALLED_COLLECTIVE_S),
+        # By torch's own half hour, a lost worker's peers would wait as long.
+        torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
         scaling_config=ScalingConfig(
             num_workers=tuple(workers) if workers.elastic else workers.most,
             use_gpu=resources_per_worker.get("GPU", 0) > 0,
@@ -101,6 +102,7 @@ def train(
     task = WorkerTask(
         configuration=configuration,
         checkpoints=(session.folder / CHECKPOINTS).uri,
+        quarantine=session.folder.uri,
         mailbox=uuid.uuid4().hex,
         test=True,
         patience_s=patience_s,

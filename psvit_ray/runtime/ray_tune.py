@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
@@ -11,99 +10,29 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-import ray
-import torch
 from pydantic import Field
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder
+from psvit_ray.data import quarantine
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
-from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.mailbox import Mailbox
-from psvit_ray.runtime.ray_train import CHECKPOINTS, make_trainer
+from psvit_ray.runtime.ray_train import CHECKPOINTS
 from psvit_ray.runtime.recorder import Learner, Recorder
 from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
+from psvit_ray.runtime.trial import TrialTask, train_trial
 from psvit_ray.runtime.worker import TOP1, WorkerTask
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import Record
-from psvit_ray.training.checkpoint import CheckpointError, Kept
 from psvit_ray.training.config import Configuration, Number
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.place import Place
-from psvit_ray.training.steps import Diverged
 
+QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
-
-
-class TrialTask(Value):
-    """What a trial is told; crosses process boundaries as primitives."""
-
-    worker: WorkerTask
-    workers: int
-    resources_per_worker: dict[str, float]
-
-
-def train_trial(raw_task: dict[str, Any]) -> None:
-    """A Tune trial. One worker trains here, in a process that is used again by the next trial;
-    several are a Ray Train run of their own, which this process drives."""
-    task = TrialTask.model_validate(raw_task)
-    if task.workers == 1:
-        _train_here(task)
-    else:
-        _train_in_workers(task)
-
-
-def _train_here(task: TrialTask) -> None:
-    configuration = task.worker.configuration
-    keep = configuration.train.keep_checkpoints
-    torch.set_num_threads(int(task.resources_per_worker["CPU"]))
-    values: dict[str, Any] = {"epoch": 0, "step": 0}
-    try:
-        # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
-        # and what is being written is written.
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(Mailbox(task.worker.mailbox).noting())
-            kept = Kept(Folder(task.worker.checkpoints), keep=keep)
-            stack.enter_context(contextlib.closing(kept))
-            reports = run(
-                configuration,
-                load_source(configuration),
-                place=Place(torch.device("cuda" if ray.get_gpu_ids() else "cpu")),
-                start=kept.newest(),
-                test=task.worker.test,
-            )
-            stack.enter_context(contextlib.closing(reports))  # type: ignore[type-var]
-            for report in reports:
-                if report.checkpoint_due:
-                    kept.put(report.checkpoint(), top1=report.top1)
-                if report.metrics:
-                    values = report.values()
-                    tune.report(values)
-    except CheckpointError as error:  # not this trial's: so the next would fare too
-        tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
-    except (Diverged, ValueError, torch.OutOfMemoryError) as error:
-        # The configuration's own fault is a result. What Tune sees fail is infrastructure.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        tune.report({**values, TOP1: 0.0, "failed": reason})
-
-
-def _train_in_workers(task: TrialTask) -> None:
-    trainer = make_trainer(
-        task.worker,
-        name=task.worker.configuration.key,
-        scratch=tune.get_context().get_trial_dir(),
-        workers=Workers(task.workers, task.workers),
-        resources_per_worker=task.resources_per_worker,
-        callbacks=[TuneReportCallback()],
-    )
-    trainer.fit()  # nothing may follow: where the trial is stopped, this does not return
 
 
 class Proposals(Learner, Protocol):
@@ -270,11 +199,11 @@ def run_trials(
     resources = trials.resources.resolved()
 
     def task_of(configuration: Configuration) -> TrialTask:
-        checkpoints = session.folder / CHECKPOINTS / configuration.key
         return TrialTask(
             worker=WorkerTask(
                 configuration=configuration,
-                checkpoints=checkpoints.uri,
+                checkpoints=(session.folder / CHECKPOINTS / configuration.key).uri,
+                quarantine=(session.folder / QUARANTINE / configuration.key).uri,
                 mailbox=mailbox,
                 test=test,
             ),
@@ -310,6 +239,8 @@ def run_trials(
         )
         tuner.fit()
     recorder.interrupt(stop.reason)
+    for key in (session.folder / QUARANTINE).names():
+        quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))
     untracked = tracker.close("KILLED" if heard.number else "FINISHED")
     recorder.note_run_ids()
     return Outcome(recorder.records, heard.number, untracked, recorder.storage_fault)

@@ -4,6 +4,7 @@ kept of it and what is reported."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import quarantine
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox
 from psvit_ray.training.agreement import Request
@@ -30,6 +32,7 @@ from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 TOP1 = "holdout/top1"
 LOOK_S = 0.25
+logger = logging.getLogger(__name__)
 
 
 class WorkerTask(Value):
@@ -38,6 +41,8 @@ class WorkerTask(Value):
     configuration: Configuration
     checkpoints: str
     """Folder of this run's checkpoints."""
+    quarantine: str
+    """Folder of the file that names images which cannot be read."""
     mailbox: str
     """Of its driver."""
     test: bool = False
@@ -96,6 +101,14 @@ def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[R
         start=keeper.agreed_start(),
         test=task.test,
     )
+
+
+def name_bad_images(report: Report, folder: Folder) -> None:
+    """In `quarantine.csv`, and to the user how many there are."""
+    if number := len(report.bad_images):
+        quarantine.add(folder, report.bad_images)
+        images = "1 image" if number == 1 else f"{number} images"
+        logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.NAME)
 
 
 def _workers() -> dict[str, int]:
@@ -164,6 +177,7 @@ class Keeper:
     def __init__(self, task: WorkerTask, rank: int, requests: Requests) -> None:
         keep = task.configuration.train.keep_checkpoints
         self._kept = Kept(Folder(task.checkpoints), keep=keep)
+        self._quarantine = Folder(task.quarantine)
         self._rank, self._requests = rank, requests
         self.written = ""
         self.fault = ""
@@ -192,7 +206,10 @@ class Keeper:
             raise RuntimeError(f"rank {self._rank} cannot read what rank 0 can: {error}") from error
 
     def take(self, report: Report) -> None:
-        if self._rank == 0 and report.checkpoint_due:
+        if self._rank != 0:
+            return
+        name_bad_images(report, self._quarantine)
+        if report.checkpoint_due:
             checkpoint = report.checkpoint()
             with contextlib.suppress(CheckpointError):  # of the one before: `_ended` has been told
                 writing = self._kept.put(checkpoint, top1=report.top1)

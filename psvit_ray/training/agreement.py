@@ -7,8 +7,11 @@ here first, before it blocks a collective on the device that cannot say whom it 
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from psvit_ray.training.metrics import rank_and_world_size
 
+ANSWER_S = 5.0  # in which those who have waited for the same worker give up too
 Request = Literal["none", "checkpoint", "stop"]
 
 
@@ -47,7 +51,7 @@ class Agreement:
         if self._world_size > 1:
             patience = timedelta(seconds=patience_s)
             self._group: Any = dist.new_group(backend="gloo", timeout=patience)
-            self._steps = dist.PrefixStore("psvit_steps", _store())
+            self._alive = dist.PrefixStore("psvit_alive", _store())
 
     def note(self, step: int, loss_sum: Tensor, images: int, bad: int) -> None:
         """This worker's share of a step that was taken."""
@@ -63,7 +67,8 @@ class Agreement:
         told += [float(request == "checkpoint"), float(request == "stop")]
         if self._world_size > 1:
             values = torch.tensor(told, dtype=torch.float64)
-            self._sum(values, step)
+            with self.naming(step):
+                dist.all_reduce(values, group=self._group)
             told = values.tolist()
         *numbers, checkpoint, stop = told
         steps = zip(known, numbers[::3], numbers[1::3], numbers[2::3], strict=True)
@@ -72,26 +77,44 @@ class Agreement:
             request="stop" if stop else "checkpoint" if checkpoint else "none",
         )
 
-    def _sum(self, values: Tensor, step: int) -> None:
-        self._steps.set(str(self._rank), str(step))
+    @contextlib.contextmanager
+    def naming(self, step: int) -> Iterator[None]:
+        """Around what all workers do together in a step. Raises Hung where some did not come."""
         began = time.monotonic()
         try:
-            dist.all_reduce(values, group=self._group)
+            yield
         except RuntimeError as error:
-            late = [rank for rank in range(self._world_size) if self._last_step(rank) < step]
-            if not late:
+            together = isinstance(error, dist.DistError) or "gloo" in str(error)
+            if self._world_size == 1 or not together or not (silent := self._silent()):
                 raise
             waited = time.monotonic() - began
-            gone = f" within {self._patience_s:g} s" if waited >= 0.9 * self._patience_s else ""
-            ranks = ", ".join(map(str, late))
-            raise Hung(f"rank {ranks} did not reach step {step}{gone}") from error
+            late = f" within {self._patience_s:g} s" if waited >= 0.9 * self._patience_s else ""
+            ranks = ", ".join(map(str, silent))
+            raise Hung(f"rank {ranks} did not reach step {step}{late}") from error
+
+    def _silent(self) -> list[int]:
+        """Ranks that do not say that they are alive, where one after the other gives up waiting."""
+        alive: set[int] = set()
+
+        def look() -> None:
+            self._alive.set(str(self._rank), "")
+            end = time.monotonic() + ANSWER_S
+            for rank in (self._rank, *range(self._world_size)):
+                with contextlib.suppress(RuntimeError):
+                    left = timedelta(seconds=max(end - time.monotonic(), 0.1))
+                    self._alive.wait([str(rank)], left)
+                    alive.add(rank)
+
+        # A store whose process stands still keeps even a wait that has timed out.
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(ANSWER_S + self._world_size)
+        if self._rank not in alive:
+            return [0]  # whose process has the store
+        return [rank for rank in range(self._world_size) if rank not in alive]
 
     def _ready(self, everything: bool) -> int:
         return max(len(self._known) - (0 if everything else self._lag - 1), 0)
-
-    def _last_step(self, rank: int) -> int:
-        key = str(rank)
-        return int(self._steps.get(key)) if self._steps.check([key]) else -1
 
 
 class _Outcome:

@@ -99,7 +99,8 @@ class Steps:
                 self._agree("none", everything=True)
                 self._saved_at = time.monotonic()
                 yield request
-            self._take(batch, self._sampler.size_of(number))
+            with self._agreement.naming(state.step + 1):
+                self._take(batch, self._sampler.size_of(number))
         self._agree("none", everything=True)
 
     def metrics(self) -> dict[str, float]:
