@@ -6,7 +6,10 @@ Nothing that is read executes: weights are safetensors, or pickles read with `we
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +72,18 @@ def _of_timm(name: str, checkpoint: str, field: str) -> Network:
     _check_known(architecture, field)
     kwargs = _from_file(architecture, checkpoint, field) if checkpoint else {}
     try:
-        model = timm.create_model(architecture, pretrained=True, **kwargs)
+        with _silent_hub():
+            model = timm.create_model(architecture, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())
         if checkpoint:
             raise ValueError(
-                f"{field}_checkpoint must have the weights of {name}, got {checkpoint}: {reason}"
+                f"{field}_checkpoint must have the weights of {name}, got {checkpoint}: "
+                f"{said[:200]}"
             ) from None
         raise ValueError(
-            f"{field}: timm cannot fetch the weights of {name} ({reason}); a file that has them is "
-            f"given as --{field}-checkpoint FILE"
+            f"{field}: timm cannot fetch the weights of {name} ({said.partition('. ')[0]}); a file "
+            f"that has them is given as --{field}-checkpoint FILE"
         ) from None
     takes = resolve_model_data_config(model)
     in_chans, height, width = takes["input_size"]
@@ -92,6 +97,18 @@ def _of_timm(name: str, checkpoint: str, field: str) -> Network:
         mean=takes["mean"],
         std=takes["std"],
     )
+
+
+@contextlib.contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Without a connection it warns of each of its tries; in the end it raises what matters."""
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    hub.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.setLevel(before)
 
 
 def _check_known(architecture: str, field: str) -> None:
