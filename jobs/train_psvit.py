@@ -17,6 +17,7 @@ from pydantic import field_validator
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.loader import advice
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, exit_code, opened
@@ -65,8 +66,9 @@ def work(job: TrainJob) -> int:
         num_workers=workers.fewest,
         resources=job.resources,
     ) as session:
-        for note in (*source.notes, *([f"init: {loaded}"] if loaded else [])):
-            print(note)
+        said = [*source.notes, advice(source.train, job.train.shuffle_window)]
+        said += [f"init: {loaded}"] if loaded else []
+        print("\n".join(note for note in said if note))
         trained = train(
             session,
             configuration,

@@ -16,7 +16,14 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
-from psvit_ray.data.loader import GlobalBatchSampler, Images, eval_loader, joined, train_loader
+from psvit_ray.data.loader import (
+    GlobalBatchSampler,
+    Images,
+    advice,
+    eval_loader,
+    joined,
+    train_loader,
+)
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.data.transforms import Augmentation, Preprocessing, seeded
 from psvit_ray.training.evaluation import evaluate
@@ -146,6 +153,17 @@ def test_classes_in_order_on_disk_are_mixed_and_each_process_reads_few_blocks() 
     order = [blocks[part] for part in parts]
     windows = [np.concatenate(order[start : start + 76]) for start in range(0, 304, 76)]
     assert all(len(np.unique(window)) < 230 for window in windows)  # blocks come and do not return
+
+
+def test_classes_in_order_are_advised_on_where_a_window_does_not_hold_them() -> None:
+    table = Pictures(100)
+    table.blocks = np.arange(100) // 10
+    assert advice(table, 50) == ""
+    table.labels = np.arange(100) // 10
+    assert advice(table, 100) == ""
+    assert "jobs/prepare_data.py writes them mixed" in advice(table, 50)
+    table.blocks = None
+    assert advice(table, 50) == ""
 
 
 def test_a_training_image_is_timm_s_for_the_same_seed() -> None:

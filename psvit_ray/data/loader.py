@@ -134,6 +134,17 @@ def _order_of_blocks(
     return order, turn[block][order]
 
 
+def advice(table: ImageTable, window: int) -> str:
+    """What would mix the images of a table better; empty where they are mixed well enough."""
+    in_order = len(table) > 1 and np.mean(np.diff(table.labels) == 0) > 0.5
+    if table.blocks is None or len(table) <= window or not in_order:
+        return ""
+    return (
+        f"classes stand in order in these files, and {window:,} images are mixed at a time: "
+        "jobs/prepare_data.py writes them mixed, --shuffle-window mixes more"
+    )
+
+
 class Images:
     """A table as torch's DataLoader wants it: whole batches by `__getitems__`."""
 
