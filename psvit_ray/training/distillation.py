@@ -47,7 +47,7 @@ class Teacher:
     amp: bool
 
     @classmethod
-    def of(cls, facts: RunFacts, device: torch.device) -> Teacher | None:
+    def of(cls, facts: RunFacts, device: torch.device, *, amp: bool = False) -> Teacher | None:
         """That of a run, on `device`; None where it has none.
 
         Raises ValueError where there is no such network, or it does not know the same classes or
@@ -72,7 +72,7 @@ class Teacher:
             kind=config.distillation,
             alpha=config.distillation_alpha,
             tau=config.distillation_tau,
-            amp=config.amp,
+            amp=amp,
         )
 
     def mixed(self, loss: Tensor, images: Tensor, logits: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def run(
         preprocessing=facts.preprocessing,
         device=place.device,
         batch_size=config.batch_size,
-        amp=config.amp,
+        amp=config.amp and place.accelerated,
         processes=config.num_loaders,
         decoder=config.decoder,
     )

@@ -17,6 +17,8 @@ class Place:
     gradients are summed over workers is its own."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # a value, never changed
+    accelerated: bool = True
+    """False leaves `amp` and `compile` off: on a CPU they cost more than they give."""
     prepare_model: Callable[[nn.Module], nn.Module] = lambda model: model
     request: Callable[[], Request] = lambda: "none"
     """Asked on every worker before every step, so it must be quick. What one worker wants, all do,

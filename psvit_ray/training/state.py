@@ -42,7 +42,10 @@ def load_init(model: PSViT, config: TrainConfig) -> Loaded | None:
     if not config.init:
         return None
     network = load_network(config.init, config.init_checkpoint, field="init")
-    return load_pretrained(model, network.model.state_dict())
+    try:
+        return load_pretrained(model, network.model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"init {config.init}: {error}") from None
 
 
 def facts_of(configuration: Configuration, source: Source) -> RunFacts:
@@ -117,8 +120,6 @@ class State:
         state = cls(facts, model, ema, optimizer)
         if start:
             state._go_on_from(start)
-        if config.compile:
-            model.compile_blocks()
         return state
 
     def _go_on_from(self, start: Checkpoint) -> None:

@@ -45,9 +45,12 @@ class Steps:
         self._state, self._config, self._place = state, config, place
         self._rank, self._world_size = rank, world_size
         self._device = place.device
+        self._amp = config.amp and place.accelerated
+        self._teacher = Teacher.of(state.facts, place.device, amp=self._amp)
+        if config.compile and place.accelerated:
+            state.model.compile_blocks()
         self._model = place.prepare_model(state.model)
         self._loss = base_loss(config)
-        self._teacher = Teacher.of(state.facts, place.device)
         self._mixing = mixing(config, source.num_classes)
         self._agreement = Agreement(place.device, patience_s=place.patience_s)
         self._table = source.train
@@ -111,6 +114,7 @@ class Steps:
             "train/loss": progress.loss_sum / max(progress.images, 1),
             "train/lr": max(group["lr"] for group in self._state.optimizer.param_groups),
             "perf/img_per_s": (progress.images - self._images_began) / seconds,
+            "perf/workers": float(self._world_size),
         }
         progress.next_epoch()
         return found
@@ -202,7 +206,7 @@ class Steps:
         for number, (x, y) in enumerate(parts, start=1):
             no_sync = getattr(self._model, "no_sync", contextlib.nullcontext)
             with contextlib.nullcontext() if number == len(parts) else no_sync():
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=self._config.amp):
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp):
                     logits = self._model(x)
                 logits = logits.float()
                 loss = self._loss(logits, y)
