@@ -88,7 +88,8 @@ def work(job: PredictJob) -> int:
     except (OSError, RayError) as error:
         print(f"error: nothing was written: {error}", file=sys.stderr)
         return 1
-    print(f"{images:,} images, {bad:,} of them unreadable, which their rows say: {out}")
+    unreadable = f", of which {bad:,} cannot be read, as their rows say" if bad else ""
+    print(f"{images:,} images{unreadable}: {out}")
     return 0
 
 

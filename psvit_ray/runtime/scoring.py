@@ -23,7 +23,12 @@ MAX_FAILURES = 3
 class Scorer:
     """Holds a model, on the GPU where it was given one."""
 
-    def __init__(self, exported: Exported, batch_size: int, top_k: int, decoder: Decoder) -> None:
+    def __init__(
+        self, held: list[ray.ObjectRef], batch_size: int, top_k: int, decoder: Decoder
+    ) -> None:
+        """`held` is the one Exported. In a list it is no argument of its own, of which Ray warns
+        that a restart may miss it: whoever started this actor keeps it."""
+        exported: Exported = ray.get(held[0])
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = exported.model.to(self._device)
         self._preprocessing = exported.preprocessing
@@ -61,7 +66,7 @@ def over_actors(
             num_gpus=resources_per_worker.get("GPU", 0),
             max_restarts=MAX_FAILURES,
             max_task_retries=MAX_FAILURES,
-        ).remote(held, batch_size, top_k, decoder)
+        ).remote([held], batch_size, top_k, decoder)
         for _ in range(workers)
     ]
     pool = ActorPool(actors * WAITING)
