@@ -3,8 +3,8 @@
     python jobs/train_psvit.py --arch outputs/NAME/best.yaml --workers 2
     python jobs/train_psvit.py --recipe digits --arch "2|2-1|1" --epochs 30
 
---arch is a preset, a pattern (its widths are those of the recipe's base), a spec.json, or the
-best.yaml of a search, whose training settings then come before the recipe's.
+--arch is a preset, a pattern (its widths are those of the recipe's base), a spec.json, an exported
+folder, or the best.yaml of a search, whose training settings then come before the recipe's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class TrainJob(Value):
     recipe: str = "digits"
     """Name in jobs/recipes, or path of a YAML file: the defaults of everything below."""
     arch: str | None = None
-    """Preset, pattern such as 2-2|2-1-2|2, spec.json or best.yaml; by default the recipe's base."""
+    """Preset, pattern such as 2-2|2-1-2|2, spec.json, best.yaml or exported folder; by default the
+    recipe's base."""
     base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
     train: TrainConfig = TrainConfig()
     workers: str = "1"

@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import Source
+from psvit_ray.training import export
 from psvit_ray.training.config import Configuration
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
@@ -125,7 +126,8 @@ def _is_section(field: FieldInfo) -> bool:
 
 
 def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> ArchSpec:
-    """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, or `base` itself.
+    """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, that of an exported
+    folder, or `base` itself.
 
     What is not a file has as many classes as the data, and takes its images where these have a
     fixed size or number of channels. Raises ValueError for anything else.
@@ -137,7 +139,9 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> Arc
             return ArchSpec.from_json(_read_text(Path(arch), f"arch {arch!r}"))
         except ValidationError as error:
             raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
-    if arch and arch[0].isalpha():
+    if arch and ("://" in arch or Path(arch).is_dir()):
+        spec = export.load(arch).config.spec
+    elif arch and arch[0].isalpha():
         spec = preset(arch)
     elif base is None:
         raise ValueError("arch must be given: this recipe has no base spec")
