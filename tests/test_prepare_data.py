@@ -24,8 +24,9 @@ from datasets import Dataset, load_dataset
 from datasets.features import ClassLabel
 from PIL import Image, ImageOps
 
-from psvit_ray.data import shards, sources
+from psvit_ray.data import parquet, shard_file, shards, sources
 from psvit_ray.data.manifest import Manifest, faults, read_manifest
+from psvit_ray.data.parquet import row_groups
 from psvit_ray.data.shard_file import ShardSettings, write
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ArrayTable
@@ -33,6 +34,7 @@ from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.prepare import check_out, prepare
 from tests.drawn import CLASS_NAMES, drawn, drawn_folder
 from tests.object_store import ACCESS_KEY, SECRET_KEY, object_store
+from tests.stored import as_rows, contents, write_parquet
 from tests.test_cli import job
 
 ROOT = Path(__file__).parent.parent
@@ -266,6 +268,28 @@ def test_pictures_without_a_file_are_stored_without_loss(tmp_path: Path) -> None
         for image, row in zip(images, stored, strict=True):
             pixels = np.asarray(Image.open(io.BytesIO(row["bytes"])))
             assert np.array_equal(pixels, image.permute(1, 2, 0).numpy().squeeze())
+
+
+def test_a_source_in_blocks_is_read_block_by_block_of_which_one_is_held(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parquet(tmp_path / "a.parquet", *as_rows(data / "train"), row_group_size=30)
+    table = sources.read(str(tmp_path / "a.parquet")).train
+    assert table.blocks is not None
+    mixed = table.take(np.random.default_rng(0).permutation(len(table)))
+    read, of_file = [], parquet._read
+
+    def counted(*args: Any) -> Any:
+        assert not read or row_groups.bytes == 0
+        read.append(args)
+        return of_file(*args)
+
+    monkeypatch.setattr(parquet, "_read", counted)
+    found = dict(shard_file.contents(mixed, ShardSettings()))
+    assert len(read) == len(set(table.blocks)) == 4
+    assert row_groups.bytes == 0
+    monkeypatch.undo()
+    assert [found[index] for index in range(len(mixed))] == contents(mixed)
 
 
 @pytest.fixture

@@ -89,6 +89,9 @@ class RowGroups:
         self._kept[key] = values
         return values
 
+    def clear(self) -> None:
+        self._kept.clear()
+
     @property
     def bytes(self) -> int:
         return sum(values.nbytes for values in self._kept.values())

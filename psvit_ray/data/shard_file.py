@@ -20,6 +20,7 @@ from pydantic import Field
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.images import BadImage, converted, decode
 from psvit_ray.data.manifest import PROGRESS
+from psvit_ray.data.parquet import row_groups
 from psvit_ray.data.quarantine import Row
 from psvit_ray.data.storage import Folder
 
@@ -115,13 +116,17 @@ def _note(name: str) -> str:
 
 
 def contents(table: ImageTable, settings: ShardSettings) -> Iterator[tuple[int, bytes | Row]]:
-    """What is stored of each image, block after block."""
-    order = range(len(table)) if table.blocks is None else np.argsort(table.blocks, kind="stable")
-    for index in map(int, order):
+    """What is stored of each image, block after block, of which one is held at a time."""
+    blocks = np.zeros(len(table), dtype=np.int64) if table.blocks is None else table.blocks
+    order = np.argsort(blocks, kind="stable").tolist()
+    for before, index in zip([*order[:1], *order], order, strict=False):
+        if blocks[before] != blocks[index]:
+            row_groups.clear()
         try:
             yield index, _stored(table.read(index), settings)
         except BadImage as error:
             yield index, (*table.place(index), str(error))
+    row_groups.clear()
 
 
 def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:

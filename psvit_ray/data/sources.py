@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pyarrow import fs
-from sklearn.datasets import load_digits
 
 from psvit_ray.data import files, folder, parquet_files, vision
 from psvit_ray.data.splits import Splits, cut, listed
@@ -137,6 +136,8 @@ def read(data: str) -> Splits:
 
 def _digits() -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as one of 10 classes."""
+    from sklearn.datasets import load_digits  # here, as no other data needs scikit-learn's 100 MiB
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 1, 8, 8)
     everything = ArrayTable(images, labels.astype(np.int64), "digits")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from psvit_ray.data import quarantine, shard_file, shards
 from psvit_ray.data.manifest import (
@@ -114,24 +113,36 @@ def _num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
-# The functions themselves: a process that runs them imports no more than they need.
-_plan = ray.remote(num_cpus=1, retry_exceptions=[OSError])(shards.plan)
-_write = ray.remote(num_cpus=1, retry_exceptions=[OSError])(shard_file.write)
+def _task(function: Callable[..., Any]) -> Any:
+    """A Ray task that gives an error back as its answer, as Ray prints at length what is raised.
+
+    The process that runs it imports what `function` needs, not what this module does.
+    """
+
+    def answer(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except (OSError, ValueError) as error:
+            return error
+
+    return ray.remote(num_cpus=1)(answer)
+
+
+_plan, _write = _task(shards.plan), _task(shard_file.write)
 
 
 def _answer(ref: Any) -> Any:
-    """What a task gives; or raises, without the traceback of the other process."""
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        raise error.cause from None
+    answer = ray.get(ref)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _check_bad(
     planned: Sequence[Shard], written: dict[str, Written], most: float, out: Folder
 ) -> None:
     images = sum(len(shard.indices) for shard in planned)
-    bad = _bad(planned, written)
+    bad = _bad(written)
     if len(bad) > most * images:
         quarantine.add(out, bad)
         raise ValueError(
@@ -141,9 +152,8 @@ def _check_bad(
         )
 
 
-def _bad(planned: Iterable[Shard], written: dict[str, Written]) -> list[quarantine.Row]:
-    """In the order of the plan, whichever was written first."""
-    return [bad for one in planned if one.name in written for bad in written[one.name].bad]
+def _bad(written: dict[str, Written]) -> list[quarantine.Row]:
+    return [row for one in written.values() for row in one.bad]
 
 
 def _finish(
@@ -163,8 +173,7 @@ def _finish(
             for split in shards.tables(splits)
         },
     )
-    if bad := _bad(planned, written):
-        quarantine.add(out, bad)
+    quarantine.add(out, _bad(written))
     out.delete_leftovers()
     out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
     (out / PROGRESS).delete_all()
