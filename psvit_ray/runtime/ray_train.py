@@ -36,6 +36,7 @@ CHECKPOINTS = "checkpoints"
 FOLLOW_S = 2.0
 LOOK_S = 0.1
 MAX_FAILURES = 3
+MORE_PATIENCE_S = 20.0
 RESIZE_EVERY_S = 60.0
 # Train counts on a lost host for some 20 s more, and starts workers there: only this ends the wait.
 ELASTIC_START_S = "20"
@@ -60,6 +61,8 @@ def make_trainer(
     """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
     restarts its workers from there when one of them dies. What Train itself notes of a run goes to
     `scratch`, of this host: nothing is in it that a run goes on from."""
+    # A worker that stands still at a step is named by the others. This ends one that does elsewhere.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
     if workers.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
     return TorchTrainer(
@@ -157,6 +160,7 @@ class _Driver:
         self._store, self._mailbox, self._heard = session.store, mailbox, heard
         self._tracker = Tracker(session.experiment)
         self._seen: Record | None = None
+        self._first: tuple[int, float] | None = None
 
     def drive(self, fit: _Fit) -> Trained:
         status: Status = "interrupted"
@@ -206,8 +210,26 @@ class _Driver:
             print(note, file=sys.stderr)
         (record,) = self._store.all()
         if record != self._seen:
+            self._say(record)
             self._seen = record
             self._tracker.put(record)
+
+    def _say(self, record: Record) -> None:
+        """The newest epoch, if it is new, and the time left."""
+        done, epochs = record.epochs_done, record.configuration.train.epochs
+        if done <= (self._seen.epochs_done if self._seen else done):
+            return
+        first, began = self._first = self._first or (done, time.monotonic())
+        left = ""
+        if done > first:
+            seconds = (time.monotonic() - began) / (done - first) * (epochs - done)
+            left = f" | {seconds / 60:.0f} min left"
+        metrics = record.curve[-1].metrics
+        print(
+            f"[{done}/{epochs}] train loss {metrics['train/loss']:.4f}  hold-out top-1 "
+            f"{metrics['holdout/top1']:.2f}  {metrics['perf/img_per_s']:,.0f} images/s{left}",
+            flush=True,
+        )
 
     def _put(self, status: Status, reason: str) -> Record:
         (record,) = self._store.all()
