@@ -38,6 +38,7 @@ CLASSES = {
     "train_psvit": "TrainJob",
     "compare_psvit": "CompareJob",
     "report": "ReportJob",
+    "proxy_study": "ProxyStudy",
     "prepare_data": "PrepareJob",
     "export": "ExportJob",
     "evaluate": "EvaluateJob",
@@ -132,6 +133,7 @@ Refused = Callable[[str], str]
         ("report --nam a", "unknown option --nam; nearest is --name"),
         ("report --name a --recipe digits", "unknown option --recipe; see --help"),
         ("compare_psvit", "--search must be given"),
+        ("proxy_study --specs 7", "specs must be at least 8, got 7"),
         # values
         ("tune_psvit --num-trials x", "--num-trials must be a whole number, got 'x'"),
         ("tune_psvit --lr x", "--lr must be a number, got 'x'"),

@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 
 from psvit_ray.arch.spec import Value
 
-RESAMPLES = 2_000
+RESAMPLES = 1_000
 
 
 class RankCorrelation(Value):
