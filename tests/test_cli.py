@@ -163,7 +163,10 @@ Refused = Callable[[str], str]
         ("tune_psvit --reduction-factor 1", "reduction_factor must be 0 or at least 2, got 1"),
         # recipes, presets and patterns
         ("tune_psvit --recipe digitz", "recipe 'digitz' does not exist; nearest is 'digits'"),
-        ("tune_psvit --recipe no/d.yaml", "recipe 'no/d.yaml' does not exist; nearest is 'digits'"),
+        (
+            "tune_psvit --recipe no/digitz.yaml",
+            "recipe 'no/digitz.yaml' does not exist; nearest is 'digits'",
+        ),
         (
             "train_psvit --arch psvit_2d_tinny",
             "no preset is called 'psvit_2d_tinny'; nearest is 'psvit_2d_tiny'",
