@@ -57,6 +57,8 @@ class Tracker:
         # A store that is down is tried again here, with the newest record, not inside the client.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Where a run ends, the client prints the store's address: with user and password.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self._experiment = experiment
         self._client: MlflowClient | None = None
         self._experiment_id = self._parent_id = ""

@@ -72,7 +72,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
                     said |= {"epoch": report.epoch, "step": report.step}
                     stopped = report.stopped
                     if report.metrics:
-                        ray.train.report(report.values() | _workers())
+                        ray.train.report(report.values())
         except (BrokenCheckpoint, Diverged, TooManyBadImages) as error:
             # The configuration's own fault, the same on all workers: a result, not to be tried
             # again.
@@ -109,11 +109,6 @@ def name_bad_images(report: Report, folder: Folder) -> None:
         quarantine.add(folder, report.bad_images)
         images = "1 image" if number == 1 else f"{number} images"
         logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.NAME)
-
-
-def _workers() -> dict[str, int]:
-    """How many trained an epoch: with elastic workers, that changes."""
-    return {"perf/workers": ray.train.get_context().get_world_size()}
 
 
 class HearsSigterm(WorkerCallback):

@@ -1,0 +1,330 @@
+"""What a training survives, and how it ends where it does not: killed, stopped, hung, out of disk.
+
+The long ones are marked `chaos`: `make chaos`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import yaml
+from mlflow import MlflowClient
+from torch.nn.parallel import DistributedDataParallel
+
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
+from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.training import checkpoint
+from psvit_ray.training.agreement import Hung
+from psvit_ray.training.checkpoint import MANIFEST, Checkpoint
+from psvit_ray.training.config import Configuration
+from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.place import Place
+from tests.test_ray_jobs import ROOT, free_port, wait_until
+from tests.test_ray_runs import configured, newest, session, train_workers, undisturbed
+from tests.test_tracking import Server, until
+from tests.test_training import SPEC, assert_same_state, join_group
+
+# 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
+TWO_EPOCHS = {
+    **{"epochs": 2, "warmup_epochs": 1, "batch_size": 48, "micro_batch_size": 1},
+    **{"num_loaders": 1, "checkpoint_steps": 2},
+}
+RECIPE = {"base": SPEC.model_dump(mode="json"), "train": {**TWO_EPOCHS, "model_ema_decay": 0.9}}
+PATIENCE_S = 240
+SECRET = "hunter2xyzzy"
+
+
+def steps_saved(run_folder: Path) -> int:
+    """How far the newest checkpoint is that is whole."""
+    found = sorted((run_folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
+    return int(found[-1].parent.name.removeprefix("step-")) if found else 0
+
+
+@contextmanager
+def striking(*blows: Callable[[], bool]) -> Iterator[list[int]]:
+    """One after the other, each as soon as it is possible; gives which have landed."""
+    landed: list[int] = []
+    ended = threading.Event()
+
+    def strike() -> None:
+        for number, blow in enumerate(blows):
+            while not blow():
+                if ended.wait(0.02):
+                    return
+            landed.append(number)
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        yield landed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def signalled(number: int, run_folder: Path, *, workers: int) -> Callable[[], bool]:
+    """A blow: a signal to the last of the workers, once these have saved something."""
+    before: dict[tuple[int, ...], int] = {}
+
+    def blow() -> bool:
+        alive = [worker.pid for worker in train_workers(workers)]
+        saved = steps_saved(run_folder)
+        if not alive or saved <= before.setdefault(tuple(alive), saved):
+            return False
+        os.kill(alive[-1], number)
+        return True
+
+    return blow
+
+
+def in_ray_train(
+    folder: Path, configuration: Configuration, workers: Workers, *, patience_s: float = 300
+) -> Trained:
+    with session(folder, num_workers=workers.fewest) as given:
+        return train(
+            given,
+            configuration,
+            workers=workers,
+            resources_per_worker={"CPU": 1},
+            patience_s=patience_s,
+        )
+
+
+def train_in_group(rank: int, world_size: int, folder: str, configuration: Configuration) -> None:
+    join_group(rank, world_size, folder)
+    place = Place(prepare_model=DistributedDataParallel)
+    *_, last = run(configuration, load_source(configuration), place=place)
+    if rank == 0:
+        last.checkpoint().save(Folder(f"{folder}/last"))
+
+
+def undisturbed_by(world_size: int, folder: Path, configuration: Configuration) -> Checkpoint:
+    """The same run without Ray."""
+    if world_size == 1:
+        return undisturbed(configuration)
+    folder.mkdir()
+    mp.spawn(train_in_group, (world_size, str(folder), configuration), nprocs=world_size)
+    return checkpoint.load(Folder(str(folder / "last")))
+
+
+def assert_told_once(tracking_uri: str, record: Record) -> None:
+    """MLflow has every point of the curve, once."""
+    client = MlflowClient(tracking_uri)
+    for name in ("epoch", "train/loss", "holdout/top1"):
+        history = client.get_metric_history(record.run_id, name)
+        assert [point.step for point in history] == [point.step for point in record.curve]
+
+
+def freeze_in_group(rank: int, world_size: int, folder: str, frozen: int) -> None:
+    """One rank's process stands still within its seventh step; another says what it makes of it."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder}/rendezvous"
+    if frozen == 0:  # then its store does not answer either
+        rendezvous = f"tcp://127.0.0.1:{Path(folder, 'port').read_text()}"
+    dist.init_process_group(
+        "gloo",
+        init_method=rendezvous,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=2),
+    )
+    steps = itertools.count(1)
+
+    def freeze(*_: Any) -> None:
+        if next(steps) == 7 and rank == frozen:
+            Path(folder, "frozen").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def prepare(model: torch.nn.Module) -> torch.nn.Module:
+        model.register_forward_pre_hook(freeze)
+        return DistributedDataParallel(model)
+
+    configuration = configured(epochs=1)
+    try:
+        list(
+            run(
+                configuration,
+                load_source(configuration),
+                place=Place(prepare_model=prepare, patience_s=2),
+            )
+        )
+    except Hung as error:
+        Path(folder, "said").write_text(str(error))
+        os.kill(int(Path(folder, "frozen").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_worker_that_freezes_within_a_step_is_named(tmp_path: Path, frozen: int) -> None:
+    (tmp_path / "port").write_text(str(free_port()))
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        mp.spawn(freeze_in_group, (2, str(tmp_path), frozen), nprocs=2)
+    said = (tmp_path / "said").read_text()
+    assert said == f"rank {frozen} did not reach step 7 within 2 s"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_killed_mid_epoch_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration = configured(**TWO_EPOCHS)
+    with striking(signalled(signal.SIGKILL, tmp_path / "a", workers=2)) as landed:
+        record = in_ray_train(tmp_path, configuration, Workers(2, 2)).record
+    assert landed
+    assert re.match(r"worker [01]: WorkerHealthCheckFailedError", capsys.readouterr().err)
+    assert record.status == "completed"
+    assert [point.metrics["perf/workers"] for point in record.curve] == [2, 2]
+    alone = undisturbed_by(2, tmp_path / "group", configuration)
+    assert_same_state(newest(tmp_path / "a" / CHECKPOINTS), alone)
+    assert_told_once(f"sqlite:///{tmp_path}/mlflow.db", record)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_full_disk_ends_a_training_with_the_reason_and_the_checkpoint_before(
+    tmp_path: Path,
+) -> None:
+    def fill() -> bool:
+        """The worker may write no file of more than a thousand bytes."""
+        if steps_saved(tmp_path / "a") < 4 or not (alive := train_workers(1)):
+            return False
+        alive[0].rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        return True
+
+    with striking(fill) as landed:
+        trained = in_ray_train(tmp_path, configured(**TWO_EPOCHS), Workers(1, 1))
+    assert landed
+    assert (trained.record.status, trained.signal) == ("failed", None)
+    assert trained.record.reason.startswith(f"checkpoint cannot be written to {tmp_path}/a/")
+    assert "File too large" in trained.record.reason
+    assert newest(tmp_path / "a" / CHECKPOINTS).step >= 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_no_number_ends_all_workers_and_is_not_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverges = configured(lr=1e30, warmup_epochs=0, weight_decay=0, checkpoint_steps=1)
+    record = in_ray_train(tmp_path, diverges, Workers(2, 2)).record
+    assert record.status == "failed"
+    assert record.reason.startswith("Diverged: train/loss is nan at step ")
+    at = int(record.reason.rpartition(" ")[2])
+    assert newest(tmp_path / "a" / CHECKPOINTS).step < at
+    assert capsys.readouterr().err == ""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A job that was sent SIGTERM, lost its newest checkpoint, and was resumed."""
+
+    folder: Path
+    tracking_uri: str
+    moment: float
+    first: Record
+    code: int
+    written: float
+    """When the newest checkpoint was."""
+    said: str
+    last: Record
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "out" / "a" / CHECKPOINTS
+
+
+def train_job(folder: Path, tracking_uri: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    command = [sys.executable, "jobs/train_psvit.py", "--recipe", str(folder / "recipe.yaml")]
+    command += ["--storage", str(folder / "out"), "--name", "a", "--tracking-uri", tracking_uri]
+    return subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def record_of(folder: Path) -> Record:
+    (record,) = RecordStore(Folder(str(folder / "out" / "a"))).all()
+    return record
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
+    folder = tmp_path_factory.mktemp("stopped")
+    server = Server(folder)
+    server.start()
+    uri = server.uri.replace("//", f"//me:{SECRET}@")
+    env = {"AWS_SECRET_ACCESS_KEY": SECRET, "MLFLOW_TRACKING_PASSWORD": SECRET}
+    try:
+        until(server.answers)
+        job = train_job(folder, uri, **env)
+        wait_until(lambda: steps_saved(folder / "out" / "a") > 0, job)
+        moment = time.time()
+        job.terminate()
+        code = job.wait(PATIENCE_S)
+        first = record_of(folder)
+        newest_file = max((folder / "out" / "a" / CHECKPOINTS).glob(f"*/{MANIFEST}"))
+        written = newest_file.stat().st_mtime
+        (newest_file.parent / "state.pt").write_bytes(b"")
+        again = train_job(folder, uri, "--resume", **env)
+        said = again.communicate(timeout=PATIENCE_S)[0]
+        assert again.returncode == 0, said
+        last = record_of(folder)
+        yield Stopped(folder, server.uri, moment, first, code, written, said, last)
+    finally:
+        server.stop()
+
+
+def test_sigterm_ends_a_training_with_a_checkpoint_of_that_moment(stopped: Stopped) -> None:
+    assert stopped.code == 128 + signal.SIGTERM
+    assert stopped.first.status == "interrupted"
+    told = re.fullmatch(
+        r"stopped by SIGTERM at step (\d+), checkpoint step-0*(\d+)", stopped.first.reason
+    )
+    assert told
+    assert told[1] == told[2]
+    assert stopped.written > stopped.moment
+
+
+def test_resumed_without_its_newest_checkpoint_a_training_is_the_undisturbed_one(
+    stopped: Stopped,
+) -> None:
+    configuration = stopped.first.configuration
+    assert_same_state(newest(stopped.checkpoints), undisturbed(configuration))
+    broken = f"step-{int(stopped.first.reason.rpartition('-')[2]):09d}"
+    assert len(re.findall(rf"{broken} is broken: state.pt .*; going on from", stopped.said)) == 1
+    assert stopped.last.status == "completed"
+    assert_told_once(stopped.tracking_uri, stopped.last)
+
+
+def test_no_secret_of_the_address_or_the_environment_is_written_anywhere(
+    stopped: Stopped,
+) -> None:
+    """Not in the storage, MLflow's database and artifacts, what the job said, or Ray's logs."""
+    logs = sorted(Path("/tmp/ray").glob("session_2*/logs"), key=lambda path: path.stat().st_mtime)
+    places = [stopped.folder, *logs[-2:]]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+    assert SECRET not in stopped.said
