@@ -10,6 +10,7 @@ quarantine.csv. --verify compares the files with manifest.json and ends with 1 w
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
-from psvit_ray.runtime.launch import Resume, writable
-from psvit_ray.runtime.prepare import check_out, prepare
+from psvit_ray.runtime.launch import Resume, exit_code, writable
+from psvit_ray.runtime.prepare import Stopped, check_out, prepare
 from psvit_ray.training.config import Fraction, NumberOrZero
 
 
@@ -63,15 +64,19 @@ def work(job: PrepareJob) -> int:
         cluster.join(verbose=job.verbose)
         cluster.check_shared(out, "out")
         cluster.check_readable(splits.train, splits.name)
-        manifest = prepare(
-            splits,
-            out,
-            identity,
-            job.settings,
-            workers=job.workers,
-            max_bad_fraction=job.max_bad_fraction,
-            say=partial(print, flush=True),
-        )
+        try:
+            manifest = prepare(
+                splits,
+                out,
+                identity,
+                job.settings,
+                workers=job.workers,
+                max_bad_fraction=job.max_bad_fraction,
+                say=partial(print, flush=True),
+            )
+        except Stopped as stopped:
+            print(f"{stopped}; --resume goes on", file=sys.stderr)
+            return exit_code(stopped.signal)
     print(summary(out, manifest))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from psvit_ray.data.parquet import row_groups
 from psvit_ray.data.shard_file import ShardSettings, write
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ArrayTable
+from psvit_ray.runtime import prepare as runtime
 from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.prepare import check_out, prepare
 from tests.drawn import CLASS_NAMES, drawn, drawn_folder
@@ -160,6 +162,28 @@ def test_the_files_are_the_same_whoever_wrote_them(
     assert files(tmp_path / "out") == files(undisturbed)
 
 
+def test_asked_to_stop_it_says_how_far_it_is_and_a_resume_ends_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = ShardSettings(shard_mb=0.02)
+    prepared(data, tmp_path / "undisturbed", many)
+    check_bad, checked = runtime._check_bad, itertools.count()
+
+    def ask(*args: Any) -> None:
+        if next(checked) == 3:  # the first is before any shard
+            signal.raise_signal(signal.SIGTERM)
+        check_bad(*args)
+
+    monkeypatch.setattr(runtime, "_check_bad", ask)
+    said = (
+        f"SIGTERM: [3-9] of {len(list(tmp_path.glob('undisturbed/*.parquet')))} shards are written"
+    )
+    with pytest.raises(runtime.Stopped, match=said):
+        prepared(data, tmp_path / "out", many, workers=1)
+    prepared(data, tmp_path / "out", many, resume="must")
+    assert files(tmp_path / "out") == files(tmp_path / "undisturbed")
+
+
 def test_killed_and_resumed_it_is_the_undisturbed_run(data: Path, tmp_path: Path) -> None:
     many = ShardSettings(shard_mb=0.02)  # two images in each, so that there is time to kill it
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
@@ -277,7 +301,8 @@ def test_a_source_in_blocks_is_read_block_by_block_of_which_one_is_held(
     table = sources.read(str(tmp_path / "a.parquet")).train
     assert table.blocks is not None
     mixed = table.take(np.random.default_rng(0).permutation(len(table)))
-    read, of_file = [], parquet._read
+    of_file = parquet._read
+    read: list[Any] = []
 
     def counted(*args: Any) -> Any:
         assert not read or row_groups.bytes == 0

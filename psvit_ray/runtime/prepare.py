@@ -25,9 +25,19 @@ from psvit_ray.data.shards import Shard
 from psvit_ray.data.splits import Splits
 from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.runtime.launch import Resume
+from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.search.record import differences
 
 SAY_EVERY_S = 5.0
+LISTEN_EVERY_S = 0.5
+
+
+class Stopped(Exception):
+    """A signal asked to stop; the message says how far it was. What is written stays."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest | None:
@@ -66,6 +76,7 @@ def prepare(
 
     With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
     bad, and where the data cannot be read or the shards not be written; what is there stays.
+    Raises Stopped.
     """
     try:
         planned = _answer(_plan.remote(splits, settings))
@@ -74,10 +85,14 @@ def prepare(
         todo = [shard for shard in planned if shard.name not in written]
         progress = _Progress(planned, todo, say)
         _check_bad(planned, written, max_bad_fraction, out)
-        for shard, found in _write_all(splits, out, settings, todo, workers):
-            written[shard.name] = found
-            progress.step(shard)
-            _check_bad(planned, written, max_bad_fraction, out)
+        with listening() as heard:
+            for shard, found in _write_all(splits, out, settings, todo, workers, heard):
+                written[shard.name] = found
+                progress.step(shard)
+                _check_bad(planned, written, max_bad_fraction, out)
+        if heard.number and len(written) < len(planned):
+            said = f"{heard.name}: {len(written)} of {len(planned)} shards are written"
+            raise Stopped(said, heard.number)
         return _finish(splits, out, identity, planned, written)
     except OSError as error:
         raise ValueError(
@@ -87,9 +102,14 @@ def prepare(
 
 
 def _write_all(
-    splits: Splits, out: Folder, settings: ShardSettings, todo: Sequence[Shard], workers: int
+    splits: Splits,
+    out: Folder,
+    settings: ShardSettings,
+    todo: Sequence[Shard],
+    workers: int,
+    heard: Heard,
 ) -> Iterator[tuple[Shard, Written]]:
-    """Shards as they are done; nothing is given while all are under way for a long time.
+    """Shards as they are done, until a signal is heard.
 
     A task is given the part of a table that it writes. No more wait than keep the workers busy:
     what is given lies in Ray's memory.
@@ -97,13 +117,13 @@ def _write_all(
     table_of = shards.tables(splits)
     waiting = deque(todo)
     running: dict[Any, Shard] = {}
-    while waiting or running:
+    while (waiting or running) and not heard.number:
         while waiting and len(running) < (workers or 2 * _num_cpus()):
             shard = waiting.popleft()
             table = table_of[shard.split].take(shard.indices)
             ref = _write.remote(out, shard.name, table, splits.class_names, settings)
             running[ref] = shard
-        done, _ = ray.wait(list(running))
+        done, _ = ray.wait(list(running), timeout=LISTEN_EVERY_S)
         for ref in done:
             yield running.pop(ref), _answer(ref)
 
