@@ -109,16 +109,19 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
             )
     trained = exported.config.training
     val_as_test = trained.settings["val_as_test"] and stored.val is not None
+    there: list[Split] = ["train", "holdout"]
+    if stored.test is not None or val_as_test:
+        there.append("test")
+    elif stored.val is None:
+        there.append("all")
     split = job.split
     if split is None:
         same = Folder.at(trained.data) == Folder.at(stored.name)
-        if stored.test is not None or val_as_test:
-            split = "test"
-        else:
-            split = "holdout" if same or stored.val is not None else "all"
+        split = "holdout" if there[-1] == "all" and same else there[-1]
+    if split not in there:
+        known = f"{', '.join(there[:-1])} or {there[-1]}"
+        raise ValueError(f"split must be {known} with data {stored.name!r}, got {split!r}")
     if split == "all":
-        if stored.val is not None or stored.test is not None:
-            raise ValueError(f"split must be one that data {stored.name!r} has, got 'all'")
         return split, stored.train, stored
     source = sources.divided(
         stored,
@@ -126,9 +129,8 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
         split_seed=trained.settings["split_seed"],
         val_as_test=val_as_test,
     )
-    table = {"test": source.test, "holdout": source.holdout, "train": source.train}[split]
-    if table is None:
-        raise ValueError(f"split must be one that data {stored.name!r} has, got {split!r}")
+    table = {"train": source.train, "holdout": source.holdout, "test": source.test}[split]
+    assert table is not None, "a test split that is there"
     return split, table, stored
 
 

@@ -24,7 +24,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data import files, unlabelled
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.output import check_new_file, new_file
-from psvit_ray.data.storage import Folder
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.data.unlabelled import Part
 from psvit_ray.report import predictions
 from psvit_ray.runtime import cluster, scoring
@@ -68,12 +68,15 @@ class PredictJob(Value):
 
 def work(job: PredictJob) -> int:
     check_decoder(job.decoder)
-    suffix = PurePosixPath(job.out).suffix.lower()
-    if suffix not in predictions.SUFFIXES:
-        raise ValueError(f"out must end in {' or '.join(predictions.SUFFIXES)}, got {job.out!r}")
     out = Folder.at(job.out)
+    above, name = files.parent(out)
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in predictions.SUFFIXES:
+        raise ValueError(
+            f"out must end in {' or '.join(predictions.SUFFIXES)}, got {without_secrets(job.out)!r}"
+        )
+    writable(above.uri, "out")
     check_new_file(out)
-    writable(files.parent(out)[0].uri, "out")
     exported = export.load(job.model)
     parts = unlabelled.read(job.data, sys.stdin)
     top_k = min(job.top_k, len(exported.class_names))
