@@ -18,7 +18,7 @@ from pydantic import field_validator
 from psvit_ray import cli
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.loader import advice
-from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.cluster import WorkerResources, off_without_gpus
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, exit_code, opened
 from psvit_ray.runtime.ray_train import train
@@ -67,14 +67,16 @@ def work(job: TrainJob) -> int:
         num_workers=workers.fewest,
         resources=job.resources,
     ) as session:
+        resources = job.resources.resolved()
         said = [*source.notes, advice(source.train, job.train.shuffle_window)]
         said += [f"init: {loaded}"] if loaded else []
+        said += [off_without_gpus(job.train, resources)]
         print("\n".join(note for note in said if note))
         trained = train(
             session,
             configuration,
             workers=workers,
-            resources_per_worker=job.resources.resolved(),
+            resources_per_worker=resources,
             patience_s=job.patience_s,
         )
     record = trained.record

@@ -17,6 +17,7 @@ import yaml
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.report import leaderboard
+from psvit_ray.runtime.cluster import off_without_gpus
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Halving, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
@@ -69,6 +70,8 @@ def work(job: TuneJob) -> int:
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:
+        if off := off_without_gpus(train, job.trials.resources.resolved()):
+            print(off)
         outcome = run_trials(
             session,
             Proposals(search, train, session.records),

@@ -17,7 +17,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.training.config import Number, NumberOrZero
+from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
 
 # A short run on one machine would else wait for checks made for long runs on many.
 LOCAL_SETTINGS = {
@@ -47,6 +47,14 @@ class WorkerResources(Value):
             gpus = int(most_resources().get("GPU", 0) > 0)
         asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
         return {name: amount for name, amount in asked.items() if amount}
+
+
+def off_without_gpus(train: TrainConfig, per_worker: dict[str, float]) -> str:
+    """A line to the user on what workers leave off for want of a GPU; empty where they do not."""
+    off = [name for name in ("amp", "compile") if getattr(train, name)]
+    if per_worker.get("GPU") or not off:
+        return ""
+    return f"{' and '.join(off)}: off, as workers have no GPU"
 
 
 def join(*, verbose: bool = False) -> None:

@@ -61,7 +61,7 @@ def make_trainer(
     """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
     restarts its workers from there when one of them dies. What Train itself notes of a run goes to
     `scratch`, of this host: nothing is in it that a run goes on from."""
-    # A worker that stands still at a step is named by the others. This ends one that does elsewhere.
+    # A worker that stands still at a step is named by the others; elsewhere, this ends it.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
     if workers.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)

@@ -42,7 +42,7 @@ def train_trial(raw_task: dict[str, Any]) -> None:
 
 def _train_here(task: TrialTask) -> None:
     configuration = task.worker.configuration
-    keep = configuration.train.keep_checkpoints
+    keep, on_gpu = configuration.train.keep_checkpoints, bool(ray.get_gpu_ids())
     torch.set_num_threads(int(task.resources_per_worker["CPU"]))
     values: dict[str, Any] = {"epoch": 0, "step": 0}
     try:
@@ -55,7 +55,7 @@ def _train_here(task: TrialTask) -> None:
             reports = run(
                 configuration,
                 load_source(configuration),
-                place=Place(torch.device("cuda" if ray.get_gpu_ids() else "cpu")),
+                place=Place(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu),
                 start=kept.newest(),
                 test=task.worker.test,
             )

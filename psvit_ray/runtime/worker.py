@@ -88,8 +88,10 @@ def train_worker(raw_task: dict[str, Any]) -> None:
 
 
 def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[Report]:
+    device = get_device()
     place = Place(
-        device=get_device(),
+        device=device,
+        accelerated=device.type != "cpu",
         prepare_model=prepare_model,
         request=requests,
         patience_s=task.patience_s,
