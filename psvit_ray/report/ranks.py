@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import kendalltau
 
 from psvit_ray.arch.spec import Value
@@ -25,9 +24,7 @@ class RankCorrelation(Value):
         return f"{self.tau:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def rank_correlation(
-    scores: Sequence[float], truth: Sequence[float], *, seed: int = 0
-) -> RankCorrelation:
+def rank_correlation(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankCorrelation:
     """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
     ranked."""
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
