@@ -149,9 +149,16 @@ def test_a_network_that_is_sure_and_half_right_is_off_by_a_half() -> None:
     assert calibration_error(reliability(answers)) == pytest.approx(0.5)
 
 
+def test_a_probability_on_the_edge_of_a_bin_belongs_below_it() -> None:
+    logits = torch.zeros(1, 5)  # of 0.2, which is 3 of 15
+    answers = Answers.of([Scored(torch.arange(1), logits, ())], np.array([0]), tuple("abcde"))
+    assert [one.high for one in reliability(answers) if one.count] == [pytest.approx(0.2)]
+
+
 def test_equal_logits_go_to_the_first_class_everywhere() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert top(logits, 3).classes.tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert top(torch.zeros(1, 1000), 3).classes.tolist() == [[0, 1, 2]]  # sorts that jumble
     assert torch.equal(top(logits, 1).classes[:, 0], logits.argmax(dim=1))
     answers = Answers.of([Scored(torch.arange(2), logits, ())], np.array([2, 1]), tuple("abcd"))
     assert answers.ranks.tolist() == [1, 1]
