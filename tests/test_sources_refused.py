@@ -132,6 +132,7 @@ def test_a_folder_of_test_images_without_classes_is_left_out(tmp_path: Path) -> 
         ("", "data must be a known source, got ''; nearest is "),
         ("imagse", "data must be a known source, got 'imagse'; nearest is 'images'"),
         ("HERE/imagse", "data must exist, got 'HERE/imagse'; nearest is 'HERE/images'"),
+        ("HERE/imagse/", "data must exist, got 'HERE/imagse/'; nearest is 'HERE/images'"),
         ("HERE/no/images", "data must exist, got 'HERE/no/images'"),
         ("http://host/images", "data must be readable, got 'http://host/images': Unrecognized"),
         ("torchvision:CIFAR10", "data must be torchvision:NAME:FOLDER, got 'torchvision:CIFAR10'"),

@@ -182,5 +182,5 @@ def _unknown(name: str, there: Folder) -> ValueError:
         near = difflib.get_close_matches(name, ["digits", *beside], n=1, cutoff=0.0)[0]
         return ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}")
     hint = difflib.get_close_matches(last, beside, n=1, cutoff=0.0)
-    nearest = "".join(f"; nearest is {name[: -len(last)] + near!r}" for near in hint)
+    nearest = "".join(f"; nearest is {name.rstrip('/')[: -len(last)] + near!r}" for near in hint)
     return ValueError(f"data must exist, got {name!r}{nearest}")
