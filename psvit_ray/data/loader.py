@@ -178,7 +178,7 @@ class Images:
             try:
                 images.append(self._one(index, seed))
                 good.append(number)
-            except (BadImage, OSError) as error:
+            except BadImage as error:  # OSError is the storage, not the image
                 bad.append((index, str(error)))
         kept = indices[good]
         stacked = torch.stack(images) if images else self._none
