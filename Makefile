@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install tune compare ui check test
+.PHONY: help install tune compare ui check test chaos
 
 help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -31,3 +31,6 @@ check: install   ## formatting, lint, types
 
 test: install    ## all tests, with a real Ray and a real MLflow
 	$(PYTHON) -m pytest $(ARGS)
+
+chaos: install   ## the long tests of faults: killed ten times, hosts that come and go
+	$(PYTHON) -m pytest -m chaos $(ARGS)

@@ -250,12 +250,17 @@ class Stopped:
         return self.folder / "out" / "a" / CHECKPOINTS
 
 
-def train_job(folder: Path, tracking_uri: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+def words_of_job(folder: Path, *flags: str) -> list[str]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    command = [sys.executable, "jobs/train_psvit.py", "--recipe", str(folder / "recipe.yaml")]
-    command += ["--storage", str(folder / "out"), "--name", "a", "--tracking-uri", tracking_uri]
+    recipe, storage = str(folder / "recipe.yaml"), str(folder / "out")
+    job = ["jobs/train_psvit.py", "--recipe", recipe, "--storage", storage, "--name", "a"]
+    return [*job, *flags]
+
+
+def train_job(folder: Path, tracking_uri: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+    words = words_of_job(folder, "--tracking-uri", tracking_uri, *flags)
     return subprocess.Popen(
-        [*command, *flags],
+        [sys.executable, *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         text=True,
@@ -264,8 +269,8 @@ def train_job(folder: Path, tracking_uri: str, *flags: str, **env: str) -> subpr
     )
 
 
-def record_of(folder: Path) -> Record:
-    (record,) = RecordStore(Folder(str(folder / "out" / "a"))).all()
+def record_of(run_folder: Path) -> Record:
+    (record,) = RecordStore(Folder(str(run_folder))).all()
     return record
 
 
@@ -283,14 +288,14 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
         moment = time.time()
         job.terminate()
         code = job.wait(PATIENCE_S)
-        first = record_of(folder)
+        first = record_of(folder / "out" / "a")
         newest_file = max((folder / "out" / "a" / CHECKPOINTS).glob(f"*/{MANIFEST}"))
         written = newest_file.stat().st_mtime
         (newest_file.parent / "state.pt").write_bytes(b"")
         again = train_job(folder, uri, "--resume", **env)
         said = again.communicate(timeout=PATIENCE_S)[0]
         assert again.returncode == 0, said
-        last = record_of(folder)
+        last = record_of(folder / "out" / "a")
         yield Stopped(folder, server.uri, moment, first, code, written, said, last)
     finally:
         server.stop()
