@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 import pytest
+import ray
 import torch
 from PIL import Image
 from ray.util.state import list_actors
@@ -252,7 +253,10 @@ def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> No
     ):
         found += several
         if number == 2:
-            alive = list_actors(filters=[("class_name", "=", "Scorer"), ("state", "=", "ALIVE")])
+            alive = list_actors(
+                ray.get_runtime_context().gcs_address,
+                filters=[("class_name", "=", "Scorer"), ("state", "=", "ALIVE")],
+            )
             os.kill(alive[0].pid, signal.SIGKILL)
     here = scored(exported.model, table, exported.preprocessing, batch_size=20)
     expected = list(answers(here, 1))
