@@ -135,65 +135,87 @@ def run(
             f"({configuration.spec.pattern}), got one of {theirs.key} ({theirs.spec.pattern})"
         )
     state = State.of(facts, place.device, start)
+    earlier = list(state.curve)
+    with contextlib.closing(Steps(state, source, place)) as steps:
+        bad = _BadImages()
+        for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
+            metrics = {}
+            if epoch > state.epoch:
+                for request in steps.rest_of_epoch(epoch):
+                    yield Report(
+                        epoch=epoch - 1,
+                        step=state.step,
+                        checkpoint=state.checkpoint,
+                        stopped=request == "stop",
+                        bad_images=bad.new(source.train, steps.bad),
+                    )
+                    if request == "stop":
+                        return
+                metrics = steps.metrics()
+            scores = _scores(state, source, place, test=test and epoch == config.epochs)
+            _end_epoch(state, epoch, metrics | scores.metrics)
+            yield Report(
+                epoch=epoch,
+                step=state.step,
+                checkpoint=state.checkpoint,
+                checkpoint_due=epoch == config.epochs
+                or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0),
+                metrics=metrics | scores.metrics,
+                earlier=earlier,
+                test=scores.test,
+                bad_images=[
+                    *bad.new(source.train, steps.bad),
+                    *bad.new(source.holdout, dict(scores.holdout.bad), shared=True),
+                    *(
+                        bad.new(source.test, dict(scores.test.bad), shared=True)
+                        if source.test and scores.test
+                        else ()
+                    ),
+                ],
+            )
+            earlier = []
+
+
+@dataclass(frozen=True)
+class _Scores:
+    holdout: Evaluation
+    test: Evaluation | None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"holdout/loss": self.holdout.loss, "holdout/top1": self.holdout.top1}
+
+
+def _scores(state: State, source: Source, place: Place, *, test: bool) -> _Scores:
+    """Of the averaged weights, where there are any. Raises TooManyBadImages."""
+    config = state.facts.configuration.train
     score = functools.partial(
         evaluate,
-        preprocessing=facts.preprocessing,
+        state.evaluated,
+        preprocessing=state.facts.preprocessing,
         device=place.device,
         batch_size=config.batch_size,
         amp=config.amp and place.accelerated,
         processes=config.num_loaders,
         decoder=config.decoder,
     )
-    earlier = list(state.curve)
-    with contextlib.closing(Steps(state, source, place)) as steps:
-        bad = _BadImages()
-        for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
-            metrics = {}
-            unfinished = epoch > state.epoch
-            if unfinished:
-                for request in steps.rest_of_epoch(epoch):
-                    stopped = request == "stop"
-                    yield Report(
-                        epoch=epoch - 1,
-                        step=state.step,
-                        checkpoint=state.checkpoint,
-                        stopped=stopped,
-                        bad_images=bad.new(source.train, steps.bad),
-                    )
-                    if stopped:
-                        return
-                metrics = steps.metrics()
-            holdout = score(state.evaluated, source.holdout)
-            if len(holdout.bad) > config.max_bad_fraction * len(source.holdout):
-                raise TooManyBadImages(
-                    f"more than {config.max_bad_fraction:.3g} of the hold-out images cannot be "
-                    f"read: {len(holdout.bad)} of {len(source.holdout)}"
-                )
-            metrics |= {"holdout/loss": holdout.loss, "holdout/top1": holdout.top1}
-            for name, value in metrics.items():
-                if not math.isfinite(value):
-                    raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
-            if unfinished:
-                state.epoch = epoch
-                state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
-            last = epoch == config.epochs
-            final = score(state.evaluated, source.test) if test and last and source.test else None
-            found = bad.new(source.train, steps.bad)
-            found += bad.new(source.holdout, dict(holdout.bad), shared=True)
-            if final and source.test:
-                found += bad.new(source.test, dict(final.bad), shared=True)
-            yield Report(
-                epoch=epoch,
-                step=state.step,
-                checkpoint=state.checkpoint,
-                checkpoint_due=last
-                or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0),
-                metrics=metrics,
-                earlier=earlier,
-                test=final,
-                bad_images=found,
-            )
-            earlier = []
+    holdout = score(source.holdout)
+    if len(holdout.bad) > config.max_bad_fraction * len(source.holdout):
+        raise TooManyBadImages(
+            f"more than {config.max_bad_fraction:.3g} of the hold-out images cannot be read: "
+            f"{len(holdout.bad)} of {len(source.holdout)}"
+        )
+    return _Scores(holdout, score(source.test) if test and source.test else None)
+
+
+def _end_epoch(state: State, epoch: int, metrics: dict[str, float]) -> None:
+    """Raises Diverged."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
+    if epoch > state.epoch:  # else it is only reported again
+        state.epoch = epoch
+        state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
 
 
 class _BadImages:
