@@ -10,6 +10,7 @@ as wrong. The calibration error is that of 15 bins of equal width.
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import sources
+from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.splits import Splits, listed
@@ -63,20 +64,6 @@ def work(job: EvaluateJob) -> int:
     exported = export.load(job.model)
     split, table, stored = images_of(job, exported)
     labels = numbers_in_model(stored.class_names, exported.class_names)[table.labels]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answers = Answers.of(
-        scored(
-            exported.model.to(device),
-            table,
-            exported.preprocessing,
-            device=device,
-            batch_size=job.batch_size,
-            processes=job.num_loaders,
-            decoder=job.decoder,
-        ),
-        labels,
-        exported.class_names,
-    )
     about = {
         "model": without_secrets(job.model),
         "spec_id": exported.config.spec.spec_id,
@@ -84,17 +71,38 @@ def work(job: EvaluateJob) -> int:
         "split": split,
     }
     title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
-    with new_folder(out) as folder:
-        evaluation_files.write(
-            answers,
-            folder,
-            about=about,
-            title=title,
-            place=table.place,
-            num_hardest=job.num_hardest,
-        )
+    try:
+        answers = answers_of(job, exported, table, labels)
+        with new_folder(out) as folder:
+            evaluation_files.write(
+                answers,
+                folder,
+                about=about,
+                title=title,
+                place=table.place,
+                num_hardest=job.num_hardest,
+            )
+    except OSError as error:  # of storage; that of a single image is none
+        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        return 1
     print(f"{title}\n{evaluation_files.summary(answers)}\nwritten: {out}")
     return 0
+
+
+def answers_of(
+    job: EvaluateJob, exported: Exported, table: ImageTable, labels: np.ndarray
+) -> Answers:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = scored(
+        exported.model.to(device),
+        table,
+        exported.preprocessing,
+        device=device,
+        batch_size=job.batch_size,
+        processes=job.num_loaders,
+        decoder=job.decoder,
+    )
+    return Answers.of(found, labels, exported.class_names)
 
 
 def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits]:

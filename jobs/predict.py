@@ -89,7 +89,8 @@ def work(job: PredictJob) -> int:
                 images += 1
                 bad += bool(answer.reason)
     except (OSError, RayError) as error:
-        print(f"error: nothing was written: {error}", file=sys.stderr)
+        cause = getattr(error, "cause", error)  # without Ray's remote traceback
+        print(f"error: nothing was written: {files.reason(cause)}", file=sys.stderr)
         return 1
     unreadable = f", of which {bad:,} cannot be read, as their rows say" if bad else ""
     print(f"{images:,} images{unreadable}: {out}")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.data.folder import FileTable
 from psvit_ray.data.output import new_file, new_folder
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.evaluation import (
@@ -506,3 +507,27 @@ def test_wrong_input_is_one_line(
     (tmp_path / "more" / "plain-disc").rename(others / "plain-ring")
     given = {"model": model, "data": data, "here": tmp_path}
     assert refused(line.format(**given)) == said.format(**given)
+
+
+def test_storage_that_fails_is_said_and_nothing_is_left(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way: no image is at fault, and none is counted as bad."""
+    there = FileTable.read
+    asked: list[int] = []
+
+    def fails_later(table: FileTable, index: int) -> bytes:
+        asked.append(index)
+        if len(asked) == 20:
+            raise OSError(5, "Input/output error")
+        return there(table, index)
+
+    monkeypatch.setattr(FileTable, "read", fails_later)
+    for line in (
+        f"predict --data {data} --out o.csv",
+        f"evaluate --data {data} --out o --split all",
+    ):
+        asked.clear()
+        said = run(f"{line} --model {model} --batch-size 8")
+        assert said == (1, "", "error: nothing was written: [Errno 5] Input/output error\n")
+    assert list(tmp_path.iterdir()) == []
