@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from psvit_ray.data.images import BadImage, Decoder, converted, decode
 from psvit_ray.data.tables import ArrayTable, ImageTable
@@ -181,7 +181,8 @@ class Images:
             except BadImage as error:  # OSError is the storage, not the image
                 bad.append((index, str(error)))
         kept = indices[good]
-        stacked = torch.stack(images) if images else self._none
+        # In a process of a loader, torch's own puts them into shared memory at once.
+        stacked = default_collate(images) if images else self._none
         return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
 
     def _one(self, index: int, seed: int) -> Tensor:
