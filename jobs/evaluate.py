@@ -26,6 +26,7 @@ from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
 from psvit_ray.report.evaluation import Answers
+from psvit_ray.report.progress import told
 from psvit_ray.runtime.launch import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero
@@ -102,6 +103,7 @@ def answers_of(
         processes=job.num_loaders,
         decoder=job.decoder,
     )
+    found = told(found, len(table), size=lambda batch: len(batch.indices) + len(batch.bad))
     return Answers.of(found, labels, exported.class_names)
 
 

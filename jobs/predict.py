@@ -27,6 +27,7 @@ from psvit_ray.data.output import check_new_file, new_file
 from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.data.unlabelled import Part
 from psvit_ray.report import predictions
+from psvit_ray.report.progress import told
 from psvit_ray.runtime import cluster, scoring
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.launch import writable
@@ -84,7 +85,8 @@ def work(job: PredictJob) -> int:
     try:
         with new_file(out) as file:
             write = predictions.writer(file, suffix, exported.class_names, top_k)
-            for name, answer in answered(job, exported, parts, top_k):
+            total = sum(len(part.table) for part in parts)
+            for name, answer in told(answered(job, exported, parts, top_k), total):
                 write(name, answer)
                 images += 1
                 bad += bool(answer.reason)

@@ -31,6 +31,7 @@ from psvit_ray.report.evaluation import (
     reliability,
 )
 from psvit_ray.report.evaluation_picture import confusion_png, reliability_png
+from psvit_ray.report.progress import told
 from psvit_ray.training import export
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
@@ -189,6 +190,15 @@ def test_every_class_has_pixels_of_its_own_in_the_picture(num_classes: int) -> N
     picture = np.asarray(Image.open(io.BytesIO(confusion_png(answers, "title"))).convert("L"))
     rows = np.unique(np.nonzero(picture < 100)[0])  # dark blue: a whole row's images
     assert len(rows) >= num_classes
+
+
+def test_progress_counts_images_and_changes_nothing() -> None:
+    said: list[str] = []
+    given = told(iter(["ab", "cde", "f"]), 6, size=len, every_s=0, say=said.append)
+    assert list(given) == ["ab", "cde", "f"]
+    assert [line.partition(" images, ")[0] for line in said] == ["2 of 6", "5 of 6"]
+    assert list(told(range(9), 9, say=said.append)) == list(range(9))
+    assert len(said) == 2  # sooner than a line is due
 
 
 # The jobs

@@ -1,0 +1,38 @@
+"""How far long work has come, a line every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+SAY_EVERY_S = 10.0
+
+Piece = TypeVar("Piece")
+
+
+def say_at_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def told(
+    pieces: Iterable[Piece],
+    total: int,
+    *,
+    size: Callable[[Piece], int] = lambda _: 1,
+    every_s: float = SAY_EVERY_S,
+    say: Callable[[str], None] = say_at_once,
+) -> Iterator[Piece]:
+    """`pieces` as they are; `size` is how many of the `total` images one has."""
+    began = said = time.monotonic()
+    images = 0
+    for piece in pieces:
+        yield piece
+        images += size(piece)
+        now = time.monotonic()
+        if now - said >= every_s and images < total:
+            said = now
+            rate = images / max(now - began, 1e-9)
+            minutes, seconds = divmod(round((total - images) / rate), 60)
+            left = f"{minutes} min {seconds:02} s left"
+            say(f"{images:,} of {total:,} images, {rate:,.0f} images/s, {left}")
