@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,17 @@ def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
     assert [report.epoch for report in reports] == [1, 2]
 
 
-def test_more_broken_images_than_allowed_end_the_run(spoilt: Path) -> None:
+def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path) -> None:
     configuration = configured(spoilt, 10, max_bad_fraction=0.005)
-    said = r"more than 0.005 of the training images cannot be read: \d+ of \d+ up to step \d+; .+"
-    with pytest.raises(TooManyBadImages, match=said):
-        list(run(configuration, load_source(configuration)))
+    said = r"more than 0.005 of the training images cannot be read: (\d+) of \d+ up to step \d+; .+"
+    reports: list[Report] = []
+    with pytest.raises(TooManyBadImages) as error:
+        reports.extend(run(configuration, load_source(configuration)))
+    assert not any(report.checkpoint_due for report in reports)
+    named = [bad for report in reports for bad in report.bad_images]
+    found = re.fullmatch(said, str(error.value))
+    assert found
+    assert len(named) == int(found[1]) > 5
 
 
 def test_a_broken_image_counts_as_wrong_in_evaluation(spoilt: Path, tmp_path: Path) -> None:

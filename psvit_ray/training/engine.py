@@ -141,15 +141,9 @@ def run(
         for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
             metrics = {}
             if epoch > state.epoch:
-                for request in steps.rest_of_epoch(epoch):
-                    yield Report(
-                        epoch=epoch - 1,
-                        step=state.step,
-                        checkpoint=state.checkpoint,
-                        stopped=request == "stop",
-                        bad_images=bad.new(source.train, steps.bad),
-                    )
-                    if request == "stop":
+                for report in _within(epoch, steps, state, source, bad):
+                    yield report
+                    if report.stopped:
                         return
                 metrics = steps.metrics()
             scores = _scores(state, source, place, test=test and epoch == config.epochs)
@@ -174,6 +168,30 @@ def run(
                 ],
             )
             earlier = []
+
+
+def _within(
+    epoch: int, steps: Steps, state: State, source: Source, bad: _BadImages
+) -> Iterator[Report]:
+    """Takes the steps that the epoch lacks. Where too many images are bad, which ones is told
+    first."""
+
+    def report(*, stopped: bool = False, checkpoint_due: bool = True) -> Report:
+        return Report(
+            epoch=epoch - 1,
+            step=state.step,
+            checkpoint=state.checkpoint,
+            checkpoint_due=checkpoint_due,
+            stopped=stopped,
+            bad_images=bad.new(source.train, steps.bad),
+        )
+
+    try:
+        for request in steps.rest_of_epoch(epoch):
+            yield report(stopped=request == "stop")
+    except TooManyBadImages:
+        yield report(checkpoint_due=False)
+        raise
 
 
 @dataclass(frozen=True)
