@@ -19,6 +19,9 @@ from psvit_ray.data.images import BadImage, Decoder, converted, decode
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.data.transforms import Augmentation, Preprocessing, seeded
 
+PATIENCE_S = 600.0
+"""After which a process of a loader that says nothing is an error, where torch would wait for ever:
+one that gets no shared memory loses its batch in silence."""
 Draws = np.ndarray
 """(n, 2) int64: which images, and the seed of the augmentation of each."""
 
@@ -207,6 +210,7 @@ def train_loader(
         collate_fn=_as_it_is,
         num_workers=processes,
         persistent_workers=processes > 0,
+        timeout=PATIENCE_S if processes else 0,
         pin_memory=pin_memory,
     )
 
