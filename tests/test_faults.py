@@ -31,7 +31,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.ray_tune import Outcome, Trials, run_trials
+from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.training import checkpoint
 from psvit_ray.training.agreement import Hung
@@ -40,7 +43,14 @@ from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.place import Place
 from tests.test_ray_jobs import ROOT, free_port, wait_until
-from tests.test_ray_runs import configured, newest, session, train_workers, undisturbed
+from tests.test_ray_runs import (
+    configured,
+    newest,
+    ray_processes,
+    session,
+    train_workers,
+    undisturbed,
+)
 from tests.test_tracking import Server, until
 from tests.test_training import SPEC, assert_same_state, join_group
 
@@ -56,7 +66,7 @@ SECRET = "hunter2xyzzy"
 
 def steps_saved(run_folder: Path) -> int:
     """How far the newest checkpoint is that is whole."""
-    found = sorted((run_folder / CHECKPOINTS).glob(f"step-*/{MANIFEST}"))
+    found = sorted((run_folder / CHECKPOINTS).rglob(f"step-*/{MANIFEST}"))
     return int(found[-1].parent.name.removeprefix("step-")) if found else 0
 
 
@@ -92,6 +102,19 @@ def signalled(number: int, run_folder: Path, *, workers: int) -> Callable[[], bo
         if not alive or saved <= before.setdefault(tuple(alive), saved):
             return False
         os.kill(alive[-1], number)
+        return True
+
+    return blow
+
+
+def filled(run_folder: Path, title: str) -> Callable[[], bool]:
+    """A blow: what trains may write no file of more than a thousand bytes any more."""
+
+    def blow() -> bool:
+        if steps_saved(run_folder) < 4:
+            return False
+        for one in ray_processes(title):
+            one.rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         return True
 
     return blow
@@ -202,20 +225,42 @@ def test_a_worker_killed_mid_epoch_changes_nothing(
 def test_a_full_disk_ends_a_training_with_the_reason_and_the_checkpoint_before(
     tmp_path: Path,
 ) -> None:
-    def fill() -> bool:
-        """The worker may write no file of more than a thousand bytes."""
-        if steps_saved(tmp_path / "a") < 4 or not (alive := train_workers(1)):
-            return False
-        alive[0].rlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        return True
-
-    with striking(fill) as landed:
+    with striking(filled(tmp_path / "a", "RayTrainWorker")) as landed:
         trained = in_ray_train(tmp_path, configured(**TWO_EPOCHS), Workers(1, 1))
     assert landed
     assert (trained.record.status, trained.signal) == ("failed", None)
     assert trained.record.reason.startswith(f"checkpoint cannot be written to {tmp_path}/a/")
     assert "File too large" in trained.record.reason
     assert newest(tmp_path / "a" / CHECKPOINTS).step >= 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configurations = [configured(**TWO_EPOCHS), configured(**TWO_EPOCHS, lr=1e-3)]
+
+    def search(resume: Resume = "never") -> Outcome:
+        with session(tmp_path, resume=resume) as given:
+            return run_trials(
+                given,
+                FixedProposals(configurations, given.records),
+                Trials(max_concurrent=1),
+                num_trials=2,
+            )
+
+    with striking(filled(tmp_path / "a", "ImplicitFunc")) as landed:
+        ended = search()
+    assert landed
+    assert ended.exit_code == 1
+    reason = ended.storage_fault
+    assert reason.startswith(f"checkpoint cannot be written to {tmp_path}/a/")
+    assert capsys.readouterr().out.count(reason) == 1
+    first, *others = ended.records
+    assert (first.status, first.reason) == ("interrupted", reason)
+    assert all(other.status == "interrupted" for other in others)
+    again = search("must")
+    assert [record.status for record in again.records] == ["completed"] * 2
 
 
 @pytest.mark.usefixtures("ray_cluster")

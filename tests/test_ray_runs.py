@@ -118,15 +118,21 @@ def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
     ]
 
 
-def train_workers(num_workers: int) -> list[psutil.Process]:
-    """The processes of a Ray Train worker group of this session's Ray, once all are there."""
+def ray_processes(title: str) -> list[psutil.Process]:
+    """Of this session's Ray."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            # A loader's process is forked, and bears the name of the worker that it works for.
-            if "RayTrainWorker" in " ".join(process.cmdline()) and process.ppid() not in found:
+            # A loader's process is forked, and bears the title of the one that it works for.
+            if title in " ".join(process.cmdline()) and process.ppid() not in found:
                 found[process.pid] = process
-    return list(found.values()) if len(found) == num_workers else []
+    return list(found.values())
+
+
+def train_workers(num_workers: int) -> list[psutil.Process]:
+    """The processes of a Ray Train worker group, once all are there."""
+    found = ray_processes("RayTrainWorker")
+    return found if len(found) == num_workers else []
 
 
 @contextmanager
