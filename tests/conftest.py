@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
@@ -19,6 +21,8 @@ def ray_cluster() -> Iterator[None]:
 
     from psvit_ray.runtime import cluster
 
+    # A head that was killed leaves its address here, and Ray's own helpers would ask that one.
+    Path(tempfile.gettempdir(), "ray", "ray_current_cluster").unlink(missing_ok=True)
     os.environ.update(cluster.LOCAL_SETTINGS)
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
