@@ -139,6 +139,7 @@ def train_in_group(rank: int, world_size: int, folder: str, configuration: Confi
     *_, last = run(configuration, load_source(configuration), place=place)
     if rank == 0:
         last.checkpoint().save(Folder(f"{folder}/last"))
+    dist.destroy_process_group()
 
 
 def undisturbed_by(world_size: int, folder: Path, configuration: Configuration) -> Checkpoint:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
@@ -275,6 +276,7 @@ def evaluate_in_group(rank: int, world_size: int, folder: str, batch_size: int) 
     join_group(rank, world_size, folder)
     score = evaluate(Linear64(), drawn_array(), PREPROCESSING, batch_size=batch_size)
     torch.save((score.loss, score.top1, score.correct), f"{folder}/score-{rank}")
+    dist.destroy_process_group()  # else its threads may outlive what they use, and abort
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 10), (3, 97), (4, 1)])

@@ -14,7 +14,15 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from psvit_ray.data.loader import Batch, GlobalBatchSampler, Images, joined, mix_seed, train_loader
+from psvit_ray.data.loader import (
+    Batch,
+    GlobalBatchSampler,
+    Images,
+    joined,
+    mix_seed,
+    num_parts,
+    train_loader,
+)
 from psvit_ray.data.sources import Source
 from psvit_ray.training.agreement import Agreement, Request, Verdict
 from psvit_ray.training.config import TrainConfig
@@ -54,7 +62,7 @@ class Steps:
         self._mixing = mixing(config, source.num_classes)
         self._agreement = Agreement(place.device, patience_s=place.patience_s)
         self._table = source.train
-        self._parts = max(config.num_loaders, 1)
+        self._parts = num_parts(source.train, config.num_loaders)
         self._sampler = GlobalBatchSampler(
             len(source.train),
             config.batch_size,
@@ -94,10 +102,13 @@ class Steps:
         first = state.step - (epoch - 1) * self._sampler.steps_per_epoch
         self._sampler.set_position(epoch, first)
         self._began, self._images_began = time.perf_counter(), state.progress.images
+        self._waited = 0.0
         state.model.train()
         batches = joined(self._loader, self._parts, self._device)
         for number in range(first, self._sampler.steps_per_epoch):
+            waits_from = time.perf_counter()
             batch = next(batches)
+            self._waited += time.perf_counter() - waits_from
             if (request := self._agree(self._due())) != "none":
                 self._agree("none", everything=True)
                 self._saved_at = time.monotonic()
@@ -114,6 +125,7 @@ class Steps:
             "train/loss": progress.loss_sum / max(progress.images, 1),
             "train/lr": max(group["lr"] for group in self._state.optimizer.param_groups),
             "perf/img_per_s": (progress.images - self._images_began) / seconds,
+            "perf/data_wait": self._waited / seconds,
             "perf/workers": float(self._world_size),
         }
         progress.next_epoch()
