@@ -177,7 +177,8 @@ def _stored(name: str, there: Folder) -> Splits:
 def _unknown(name: str, there: Folder) -> ValueError:
     """Says what comes nearest of what there is."""
     above, last = files.parent(there)
-    beside = [path.name for path in Path(above.uri).glob("*")] if there.is_local else []
+    around = Path(above.uri).glob("[!.]*") if there.is_local else ()
+    beside = [path.name for path in around if path.is_dir() or path.suffix == ".parquet"]
     if "/" not in name:
         near = difflib.get_close_matches(name, ["digits", *beside], n=1, cutoff=0.0)[0]
         return ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}")
