@@ -73,7 +73,7 @@ def work(job: ExportJob) -> int:
     )
     store = ""
     if job.register_as:
-        store = job.tracking_uri or tracking_uri.default_uri(Folder(storage))
+        store = tracking_uri.of(job.tracking_uri, Folder(storage))
         registry.check(store, record.run_id, job.register_as, job.alias)
     version = ""
     try:

@@ -37,7 +37,7 @@ def work(job: ReportJob) -> int:
         leaderboard.write(records, storage / name, title=name)
     if len(searches) == 1:
         ((name, records),) = searches.items()
-        uri = job.tracking_uri or tracking_uri.default_uri(storage)
+        uri = tracking_uri.of(job.tracking_uri, storage)
         print(leaderboard.summary(records, storage / name, uri))
     else:
         written = leaderboard.write_side_by_side(searches, storage)

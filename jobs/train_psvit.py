@@ -78,6 +78,7 @@ def work(job: TrainJob) -> int:
             workers=workers,
             resources_per_worker=resources,
             patience_s=job.patience_s,
+            wait_minutes=job.resources.wait_minutes,
         )
     record = trained.record
     print(

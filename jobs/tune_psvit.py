@@ -19,12 +19,14 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime.cluster import off_without_gpus
 from psvit_ray.runtime.launch import Launch, opened
-from psvit_ray.runtime.ray_tune import Halving, Trials, run_trials
+from psvit_ray.runtime.ray_tune import Budget, Halving, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
 from psvit_ray.search.proposals import Proposals
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
+
+LIMITS = {"num_trials", "max_hours", "max_gpu_hours"}
 
 
 class TuneJob(Value):
@@ -42,7 +44,7 @@ class TuneJob(Value):
     @property
     def identity(self) -> dict[str, object]:
         """What a resume must not change. How much is tried, and how fast, may."""
-        search = self.search.model_dump(mode="json", exclude={"num_trials", "max_hours"})
+        search = self.search.model_dump(mode="json", exclude=LIMITS)
         return {"train": self.train.model_dump(mode="json"), "search": search}
 
 
@@ -77,7 +79,7 @@ def work(job: TuneJob) -> int:
             Proposals(search, train, session.records),
             job.trials,
             num_trials=search.num_trials,
-            max_hours=search.max_hours,
+            budget=Budget(search.max_hours, search.max_gpu_hours),
             halving=halving,
         )
         leaderboard.write(outcome.records, session.folder, title=session.name)

@@ -22,8 +22,11 @@ def ray_cluster() -> Iterator[None]:
     from psvit_ray.runtime import cluster
 
     # A head that was killed leaves its address here, and Ray's own helpers would ask that one.
-    Path(tempfile.gettempdir(), "ray", "ray_current_cluster").unlink(missing_ok=True)
+    dead = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
+    dead.parent.mkdir(exist_ok=True)
+    dead.write_text("127.0.0.1:1")
     os.environ.update(cluster.LOCAL_SETTINGS)
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    cluster.start(num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
+    dead.unlink(missing_ok=True)

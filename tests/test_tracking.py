@@ -25,7 +25,7 @@ from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import tracking
 from psvit_ray.runtime.tracking import Experiment, Tracker
-from psvit_ray.runtime.tracking_uri import check, default_uri
+from psvit_ray.runtime.tracking_uri import check, check_shared, of
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.training.config import Configuration, TrainConfig
 
@@ -59,7 +59,7 @@ def record(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for all tests: making one takes seconds."""
-    return default_uri(Folder(str(tmp_path_factory.mktemp("store"))))
+    return of(None, Folder(str(tmp_path_factory.mktemp("store"))))
 
 
 names = itertools.count()
@@ -433,9 +433,24 @@ def test_an_address_that_is_none_is_refused(uri: str, reason: str) -> None:
 
 
 def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:
-    uri = default_uri(Folder(str(tmp_path)))
+    uri = of(None, Folder(str(tmp_path)))
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     check(uri)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="tracking_uri must be given, since storage s3://bucket "):
-        default_uri(Folder("s3://me:hunter2@bucket"))
+        of(None, Folder("s3://me:hunter2@bucket"))
+
+
+def test_the_store_is_the_one_given_or_that_of_mlflows_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs:5000")
+    assert of("http://given:5000", Folder(str(tmp_path))) == "http://given:5000"
+    assert of(None, Folder(str(tmp_path))) == "http://theirs:5000"
+
+
+def test_a_file_is_no_store_for_several_hosts() -> None:
+    check_shared("sqlite:////shared/mlflow.db", num_hosts=1)
+    check_shared("http://mlflow:5000", num_hosts=2)
+    with pytest.raises(ValueError, match="tracking_uri must be a tracking server's on a cluster"):
+        check_shared("sqlite:////shared/mlflow.db", num_hosts=2)

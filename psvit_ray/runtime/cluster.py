@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import uuid
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
+from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
 # A short run on one machine would else wait for checks made for long runs on many.
 LOCAL_SETTINGS = {
@@ -40,6 +40,8 @@ class WorkerResources(Value):
     """CPUs of a worker; it computes with as many threads."""
     gpus_per_worker: NumberOrZero | None = None
     """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
+    wait_minutes: Positive = 30.0
+    """How long to wait for hosts with a place for the workers, at the start or after a loss."""
 
     def resolved(self) -> dict[str, float]:
         gpus = self.gpus_per_worker
@@ -65,11 +67,31 @@ def join(*, verbose: bool = False) -> None:
     settings = {} if address else LOCAL_SETTINGS
     for name, value in (settings | ({} if verbose else QUIET_SETTINGS)).items():
         os.environ.setdefault(name, value)
-    ray.init(
-        address=address or "local",
-        log_to_driver=verbose,
-        logging_level=logging.INFO if verbose else logging.ERROR,
-    )
+    logs: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if address:
+        ray.init(address, **logs)
+    else:
+        start(**logs)
+
+
+def start(**options: Any) -> None:
+    """Starts Ray on this host. Its processes are told its address: the helper of Ray Train that
+    gives back what a stopped trial held would else ask the Ray that was started last on this host,
+    or that died here."""
+    here = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind((here, 0))
+        port = free.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
+    os.environ.update(told)
+    try:
+        ray.init(address="local", _node_ip_address=here, **options)
+    finally:
+        for name in told:
+            del os.environ[name]
 
 
 def most_resources() -> dict[str, float]:
@@ -98,20 +120,22 @@ def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
 
 def check_shared(storage: Folder, field: str = "storage") -> None:
     """Raises ValueError, naming `field`, if a host of the cluster does not see what is written to
-    `storage`."""
-    if num_hosts() == 1 or not storage.is_local:
+    `storage`, or cannot write there itself."""
+    if num_hosts() == 1:
         return
     marker = f".shared-{uuid.uuid4().hex[:8]}"
     storage.write(marker, b"")
     try:
-        answers = on_every_host(_exists, f"{storage.uri}/{marker}")
+        answers = on_every_host(_why_not_shared, storage.uri, marker)
     finally:
         storage.delete(marker)
-    if blind := sorted({host for host, answer in answers if not answer}):
-        raise ValueError(
-            f"{field} must be seen by every host, got the local path {storage}, which "
-            f"{', '.join(blind)} cannot see; use a shared path or a URI such as s3://bucket/prefix"
-        )
+    blind = {host: reason for host, reason in answers if reason}
+    if not blind:
+        return
+    said = "; ".join(f"{host}: {reason}" for host, reason in sorted(blind.items()))
+    path = "the local path " if storage.is_local else ""
+    hint = "; use a shared path or a URI such as s3://bucket/prefix" if storage.is_local else ""
+    raise ValueError(f"{field} must be seen by every host, got {path}{storage}; {said}{hint}")
 
 
 def check_readable(table: ImageTable, data: str) -> None:
@@ -137,7 +161,7 @@ def _why_not_read(table: ImageTable) -> str:
 
 
 def num_hosts() -> int:
-    return sum(node["Alive"] for node in ray.nodes())
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
 
 
 def on_every_host(task: Any, *args: Any) -> list[tuple[str, Any]]:
@@ -155,5 +179,12 @@ def on_every_host(task: Any, *args: Any) -> list[tuple[str, Any]]:
 
 
 @ray.remote
-def _exists(path: str) -> bool:
-    return Path(path).exists()
+def _why_not_shared(uri: str, marker: str) -> str:
+    storage = Folder(uri)
+    try:
+        if storage.read(marker) is None:
+            return "what another host wrote is not there"
+        storage.check_writable()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""

@@ -7,10 +7,17 @@ import time
 from typing import Any, NamedTuple, Self
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    ResizingState,
+    RestartingState,
+    SchedulingState,
+)
 
 from psvit_ray.runtime.mailbox import SAVE, SAVED, Mailbox
 
+WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 SAVE_S = 60.0
 LOOK_S = 0.1
 
@@ -56,3 +63,25 @@ class SavesBeforeResize(ControllerCallback):
             if time.monotonic() > patience:
                 return  # then from the last one
             time.sleep(LOOK_S)
+
+
+class NoHosts(RuntimeError):
+    """None came with a place for the workers."""
+
+
+class GivesUpWaiting(ControllerCallback):
+    """Train asks for hosts again and again, without end. Lives in Train's controller, which calls
+    this at every turn, and ends the run with what is raised here."""
+
+    def __init__(self, minutes: float) -> None:
+        self._minutes = minutes
+        self._since: float | None = None
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if not isinstance(current_state, WAITING):
+            self._since = None
+            return
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > 60 * self._minutes:
+            raise NoHosts(f"no hosts with a place for the workers for {self._minutes:g} minutes")

@@ -34,7 +34,7 @@ class Launch(Value):
     resume: Resume = "never"
     """`--resume` goes on with a name that must exist, `--resume auto` goes on or starts."""
     tracking_uri: str | None = None
-    """MLflow server; by default a SQLite file under the storage."""
+    """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
     verbose: bool = False
     """Show what Ray and MLflow log."""
 
@@ -94,7 +94,7 @@ def opened(
     check_resume(launch.resume, folder, name, read_description(folder), identity)
     lease = Lease(folder, wait=launch.resume == "auto")
     lease.check()
-    uri = launch.tracking_uri or tracking_uri.default_uri(storage)
+    uri = tracking_uri.of(launch.tracking_uri, storage)
     tracking_uri.check(uri)
 
     if not launch.verbose:
@@ -102,6 +102,7 @@ def opened(
     cluster.join(verbose=launch.verbose)
     cluster.check_workers(num_workers, resources.resolved())
     cluster.check_shared(storage)
+    tracking_uri.check_shared(uri, num_hosts=cluster.num_hosts())
     with lease:
         # Another driver may have begun, and ended, while this one was on its way here.
         description = read_description(folder)

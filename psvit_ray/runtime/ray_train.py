@@ -22,9 +22,11 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserC
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime.elastic import SavesBeforeResize, Workers
+from psvit_ray.runtime.elastic import GivesUpWaiting, NoHosts, SavesBeforeResize, Workers
+from psvit_ray.runtime.gauges import Gauges
 from psvit_ray.runtime.launch import Session
 from psvit_ray.runtime.mailbox import BEGUN, STOP, STOPPED, Mailbox
+from psvit_ray.runtime.network import TalksWhereRayDoes
 from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.runtime.worker import HearsSigterm, WorkerTask, train_worker
@@ -56,6 +58,7 @@ def make_trainer(
     scratch: str,
     workers: Workers,
     resources_per_worker: dict[str, float],
+    wait_minutes: float,
     callbacks: list[UserCallback],
 ) -> TorchTrainer:
     """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
@@ -80,7 +83,13 @@ def make_trainer(
             name=name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[*callbacks, HearsSigterm(), SavesBeforeResize(task.mailbox)],
+            callbacks=[
+                *callbacks,
+                HearsSigterm(),
+                TalksWhereRayDoes(),
+                SavesBeforeResize(task.mailbox),
+                GivesUpWaiting(wait_minutes),
+            ],
         ),
     )
 
@@ -92,6 +101,7 @@ def train(
     workers: Workers,
     resources_per_worker: dict[str, float],
     patience_s: float = 300.0,
+    wait_minutes: float = 30.0,
 ) -> Trained:
     """Trains one configuration outside a search, and scores the test images once, at the end.
 
@@ -119,6 +129,7 @@ def train(
             scratch=scratch,
             workers=workers,
             resources_per_worker=resources_per_worker,
+            wait_minutes=wait_minutes,
             callbacks=[_Recorder(session.folder.uri, task.mailbox)],
         )
         fit = _Fit(trainer, session.folder / CHECKPOINTS)
@@ -145,8 +156,8 @@ class _Fit(threading.Thread):
         before = self._checkpoints.names()[-1:]
         try:
             self._trainer().fit()
-        except ray.train.TrainingFailedError:
-            if self._checkpoints.names()[-1:] == before:
+        except ray.train.TrainingFailedError as error:
+            if _no_hosts(error) or self._checkpoints.names()[-1:] == before:
                 raise
             return True
         return False
@@ -159,6 +170,7 @@ class _Driver:
     def __init__(self, session: Session, mailbox: Mailbox, heard: Heard) -> None:
         self._store, self._mailbox, self._heard = session.store, mailbox, heard
         self._tracker = Tracker(session.experiment)
+        self._gauges = Gauges(session.name)
         self._seen: Record | None = None
         self._first: tuple[int, float] | None = None
 
@@ -211,6 +223,7 @@ class _Driver:
         (record,) = self._store.all()
         if record != self._seen:
             self._say(record)
+            self._gauges.training(point.metrics for point in record.curve[-1:])
             self._seen = record
             self._tracker.put(record)
 
@@ -241,7 +254,14 @@ class _Driver:
         return record
 
 
+def _no_hosts(error: ray.train.TrainingFailedError) -> NoHosts | None:
+    cause = getattr(error, "controller_failure", None)
+    return cause if isinstance(cause, NoHosts) else None
+
+
 def _cause(error: ray.train.TrainingFailedError) -> str:
+    if waited := _no_hosts(error):
+        return str(waited)
     failures = getattr(error, "worker_failures", None)
     return _one_line(failures) if failures else str(error).splitlines()[-1]
 

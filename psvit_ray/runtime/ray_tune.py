@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -19,6 +20,7 @@ from ray.tune.search import Searcher
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
+from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.mailbox import Mailbox
 from psvit_ray.runtime.ray_train import CHECKPOINTS
@@ -123,8 +125,10 @@ class _Stop(tune.Stopper):
     """Ends the search when its hours are over, a signal asks for it, or the storage is full: trials
     end where they are, and a resume goes on from their checkpoints."""
 
-    def __init__(self, max_hours: float | None, heard: Heard, recorder: Recorder) -> None:
-        self._deadline = time.monotonic() + 3600 * max_hours if max_hours else float("inf")
+    def __init__(self, budget: Budget, gpus_per_trial: float, heard: Heard, recorder: Recorder):
+        hours, gpu_hours = budget.max_hours, budget.max_gpu_hours
+        self._deadline = time.monotonic() + 3600 * hours if hours else math.inf
+        self._trial_hours = gpu_hours / gpus_per_trial if gpu_hours and gpus_per_trial else math.inf
         self._heard, self._recorder = heard, recorder
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -140,6 +144,8 @@ class _Stop(tune.Stopper):
             return f"stopped by {self._heard.name}"
         if self._recorder.storage_fault:
             return self._recorder.storage_fault
+        if self._recorder.hours_in_training > self._trial_hours:
+            return "its GPU-hours were over"
         return "its hours were over" if time.monotonic() > self._deadline else ""
 
 
@@ -156,6 +162,16 @@ class Trials(Value):
     def concurrency(self) -> int:
         fit = workers_that_fit(self.resources.resolved()) // self.workers_per_trial
         return min(self.max_concurrent or fit, fit)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a search may take before it ends; a resume goes on with it."""
+
+    max_hours: float | None = None
+    """Of this driver."""
+    max_gpu_hours: float | None = None
+    """Of GPUs given to trials, by all drivers of the search. Without GPUs there is no end to it."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +195,14 @@ def run_trials(
     trials: Trials,
     *,
     num_trials: int,
-    max_hours: float | None = None,
+    budget: Budget = Budget(),
     halving: Halving | None = None,
     test: bool = False,
 ) -> Outcome:
     """Trains what is proposed until no more is. Everything that happens goes into the record."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
+    # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trials.concurrency())
     tracker = Tracker(session.experiment)
     mailbox = uuid.uuid4().hex
     recorder = Recorder(
@@ -209,13 +227,15 @@ def run_trials(
             ),
             workers=trials.workers_per_trial,
             resources_per_worker=resources,
+            wait_minutes=trials.resources.wait_minutes,
         )
 
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     asked = resources if trials.workers_per_trial == 1 else {"node:__internal_head__": 0.001}
     with tempfile.TemporaryDirectory() as scratch, listening() as heard:
-        stop = _Stop(max_hours, heard, recorder)
+        gpus = resources.get("GPU", 0) * trials.workers_per_trial
+        stop = _Stop(budget, gpus, heard, recorder)
         tuner = tune.Tuner(
             tune.with_resources(train_trial, asked),
             tune_config=tune.TuneConfig(
@@ -231,7 +251,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=session.name,
                 storage_path=scratch,
-                callbacks=[recorder],
+                callbacks=[recorder, ShowsTrials(session.name)],
                 stop=stop,
                 failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS),
                 verbose=0,

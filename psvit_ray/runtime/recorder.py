@@ -56,6 +56,13 @@ class Recorder(tune.Callback):
     def records(self) -> list[Record]:
         return sorted(self._records.values(), key=lambda record: record.number)
 
+    @property
+    def hours_in_training(self) -> float:
+        """Of all configurations together, those of earlier drivers too."""
+        reported = sum(record.seconds for record in self._records.values())
+        now = time.monotonic()
+        return (reported + sum(now - began for began in self._began.values())) / 3600
+
     def of(self, trial_id: str) -> Record:
         return self._records[self._key_of[trial_id]]
 
@@ -127,6 +134,7 @@ class Recorder(tune.Callback):
 
     def _finish(self, trial: Trial, status: Status, reason: str) -> None:
         record = self._update(trial, self.of(trial.trial_id), status=status, reason=reason)
+        self._began.pop(trial.trial_id, None)
         top1 = record.top1 if status in ("completed", "stopped") else None
         self._learner.tell(record.key, top1)
         self._ended_here += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from requests import RequestException, get
@@ -12,11 +13,14 @@ SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
-def default_uri(storage: Folder) -> str:
-    """A SQLite file beside the searches, so that they can be compared in one UI.
+def of(given: str | None, storage: Folder) -> str:
+    """What is given, or MLflow's own variable says; else a SQLite file beside the searches, so that
+    they can be compared in one UI.
 
     Raises ValueError where the storage is no disk.
     """
+    if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
     if not storage.is_local:
         raise ValueError(
             f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
@@ -48,6 +52,16 @@ def check(tracking_uri: str) -> None:
         raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
     if not answer.ok:
         raise ValueError(f"tracking_uri must answer, got {shown}: HTTP {answer.status_code}")
+
+
+def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
+    """Raises ValueError for a SQLite file on a cluster: a driver that is submitted again may stand
+    on another host, and SQLite's locks do not hold on shared disks."""
+    if num_hosts > 1 and _sqlite_file(tracking_uri):
+        raise ValueError(
+            f"tracking_uri must be a tracking server's on a cluster of {num_hosts} hosts, got "
+            f"{tracking_uri}; add --tracking-uri http://HOST:5000"
+        )
 
 
 def exists(tracking_uri: str) -> bool:

@@ -28,6 +28,7 @@ class TrialTask(Value):
     worker: WorkerTask
     workers: int
     resources_per_worker: dict[str, float]
+    wait_minutes: float
 
 
 def train_trial(raw_task: dict[str, Any]) -> None:
@@ -82,6 +83,7 @@ def _train_in_workers(task: TrialTask) -> None:
         scratch=tune.get_context().get_trial_dir(),
         workers=Workers(task.workers, task.workers),
         resources_per_worker=task.resources_per_worker,
+        wait_minutes=task.wait_minutes,
         callbacks=[TuneReportCallback()],
     )
     trainer.fit()  # nothing may follow: where the trial is stopped, this does not return

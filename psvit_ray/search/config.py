@@ -87,6 +87,8 @@ class SearchConfig(Value):
     """Configurations in all, DeiT among them."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
     """End the search after this time; `--resume` goes on with it."""
+    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """End the search when its configurations have had GPUs for so long, over all resumes."""
     max_gmacs: Annotated[float, Field(gt=0)] | None = None
     """Most billion multiply-accumulates of a forward pass of one image."""
     max_params_m: Annotated[float, Field(gt=0)] | None = None
