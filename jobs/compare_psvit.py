@@ -4,10 +4,15 @@
     python jobs/compare_psvit.py --search NAME --baseline-search NAME-OF-A-DEIT-SEARCH --seeds 5
 
 The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
-than it. Both train from scratch with the settings that they were found with.
+than it or, where a budget is given, each is the best within it. Both train from scratch with the
+settings that they were found with.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
@@ -27,6 +32,9 @@ class CompareJob(Value):
     """Name of the search whose best PSViT is compared."""
     baseline_search: str | None = None
     """Name of the search whose best DeiT it is compared with; by default the same."""
+    budget_gmacs: Annotated[float, Field(gt=0)] | None = None
+    """Billion multiply-accumulates that both may have, as they had in their searches; by default
+    the winner has no more than the best DeiT."""
     seeds: Number = 5
     """Trainings of each, with seeds from 0 on."""
     trials: Trials = Trials()
@@ -38,6 +46,7 @@ def work(job: CompareJob) -> int:
     pair = comparison.pair(
         records_of(storage, job.search),
         records_of(storage, job.baseline_search or job.search),
+        max_macs=None if job.budget_gmacs is None else 1e9 * job.budget_gmacs,
     )
     configurations = {
         name: [seeded(found.configuration, seed) for seed in range(job.seeds)]

@@ -39,6 +39,9 @@ def test_the_best_psvit_at_no_more_macs_than_the_best_deit_is_compared() -> None
     assert pair([light, heavy, *deits], deits) == {"PSViT": light, "DeiT": deits[1]}
     with pytest.raises(ValueError, match="no PSViT trained in full with at most"):
         pair([heavy], deits)
+    assert pair([light, heavy], deits, max_macs=heavy.macs) == {"PSViT": heavy, "DeiT": deits[1]}
+    with pytest.raises(ValueError, match="no DeiT that was trained in full with at most"):
+        pair([light], deits, max_macs=deits[0].macs - 1)
     with pytest.raises(ValueError, match="no DeiT that was trained in full"):
         pair([light], [light])
 

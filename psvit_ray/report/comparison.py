@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,20 +20,25 @@ from psvit_ray.training.state import build_model
 BATCH = 64
 
 
-def pair(search: Sequence[Record], baseline_search: Sequence[Record]) -> dict[str, Record]:
-    """The best DeiT of one search, and the best PSViT of another at no more MACs.
+def pair(
+    search: Sequence[Record], baseline_search: Sequence[Record], *, max_macs: float | None = None
+) -> dict[str, Record]:
+    """The best DeiT of one search, and the best PSViT of another: both within a budget of
+    `max_macs`, or the PSViT at no more than the DeiT has.
 
     Raises ValueError if either is missing.
     """
-    deit = best_deit(baseline_search)
+    deit = best_deit(baseline_search, max_macs=math.inf if max_macs is None else max_macs)
     if deit is None:
-        raise ValueError("baseline_search has no DeiT that was trained in full")
+        within = "" if max_macs is None else f" with at most {max_macs:,.0f} MACs"
+        raise ValueError(f"baseline_search has no DeiT that was trained in full{within}")
     psvits = [record for record in search if not record.is_deit]
-    winner = best(psvits, max_macs=deit.macs)
+    most, whose = (deit.macs, " of the best DeiT") if max_macs is None else (max_macs, "")
+    winner = best(psvits, max_macs=most)
     if winner is None:
         raise ValueError(
-            f"search has no PSViT trained in full with at most the {deit.macs:,} MACs of the best "
-            "DeiT; search again with --max-gmacs"
+            f"search has no PSViT trained in full with at most {most:,.0f} MACs{whose}; search "
+            "again with --max-gmacs, or compare within a budget by --budget-gmacs"
         )
     return {"PSViT": winner, "DeiT": deit}
 

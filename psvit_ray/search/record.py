@@ -178,9 +178,9 @@ def best(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | N
     )
 
 
-def best_deit(records: Iterable[Record]) -> Record | None:
+def best_deit(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | None:
     """None if none was trained in full yet."""
-    return next((record for record in ranking(records) if record.ranks and record.is_deit), None)
+    return best((record for record in records if record.is_deit), max_macs=max_macs)
 
 
 def pareto(records: Iterable[Record]) -> list[Record]:
