@@ -152,9 +152,9 @@ def join_group(rank: int, world_size: int, folder: str) -> None:
     )
 
 
-def train_in_group(rank: int, world_size: int, folder: str, micro_batch_size: int) -> None:
+def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
     join_group(rank, world_size, folder)
-    configuration = Configuration(spec=SPEC, train=few_steps(micro_batch_size))
+    configuration = Configuration(spec=SPEC, train=few_steps(**changes))
     *_, last = run(
         configuration,
         load_source(configuration),
@@ -166,19 +166,20 @@ def train_in_group(rank: int, world_size: int, folder: str, micro_batch_size: in
     dist.destroy_process_group()
 
 
-def few_steps(micro_batch_size: int) -> TrainConfig:
+def few_steps(**changes: Any) -> TrainConfig:
     # 97 images a batch share out unevenly, and the last batch of 1,149 images holds 82. Adam alone
     # would not see a gradient of the wrong size: clipping, near the norm it has here, does.
-    return TrainConfig(epochs=1, batch_size=97, micro_batch_size=micro_batch_size, clip_grad=0.38)
+    return TrainConfig(epochs=1, batch_size=97, clip_grad=0.38, **changes)
 
 
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, 0), (3, 14)])
 def test_any_number_of_workers_and_parts_takes_the_same_steps(
     tmp_path: Path, world_size: int, micro_batch_size: int
 ) -> None:
-    configuration = Configuration(spec=SPEC, train=few_steps(0))
+    configuration = Configuration(spec=SPEC, train=few_steps())
     *_, alone = run(configuration, load_source(configuration))
-    mp.spawn(train_in_group, (world_size, str(tmp_path), micro_batch_size), nprocs=world_size)
+    changes = {"micro_batch_size": micro_batch_size}
+    mp.spawn(train_in_group, (world_size, str(tmp_path), changes), nprocs=world_size)
     step, ours, metrics = torch.load(tmp_path / "workers")
     theirs = alone.checkpoint()
     assert step == theirs.step == 12
@@ -188,6 +189,20 @@ def test_any_number_of_workers_and_parts_takes_the_same_steps(
     difference = torch.cat([(ours[n] - w).abs().flatten() for n, w in theirs.model.items()])
     assert difference.median() < 1e-6
     assert metrics["train/loss"] == pytest.approx(alone.metrics["train/loss"], abs=1e-5)
+
+
+def test_gradients_sent_as_bf16_are_rounded_and_no_more(tmp_path: Path) -> None:
+    found = {}
+    for compression in ("none", "bf16"):
+        folder = tmp_path / compression
+        folder.mkdir()
+        mp.spawn(train_in_group, (2, str(folder), {"grad_compression": compression}), nprocs=2)
+        _, weights, metrics = torch.load(folder / "workers")
+        found[compression] = torch.cat([one.flatten() for one in weights.values()]), metrics
+    (exact, plain), (rounded, compressed) = found.values()
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.02 * exact.norm()
+    assert compressed["train/loss"] == pytest.approx(plain["train/loss"], abs=5e-3)
 
 
 def fault_in_group(rank: int, world_size: int, folder: str, fault: str) -> None:

@@ -128,6 +128,8 @@ class TrainConfig(Augmentation):
     """`torch.compile`, block by block."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
+    grad_compression: Literal["none", "bf16"] = "none"
+    """How gradients travel between workers: bf16 sends half the bytes, rounded."""
     num_loaders: NumberOrZero = 0
     """DataLoader processes of each worker; 0 loads in the worker itself."""
     decoder: Decoder = "pil"

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.data.loader import (
     Batch,
@@ -58,6 +60,8 @@ class Steps:
         if config.compile and place.accelerated:
             state.model.compile_blocks()
         self._model = place.prepare_model(state.model)
+        if config.grad_compression == "bf16" and isinstance(self._model, DistributedDataParallel):
+            self._model.register_comm_hook(None, bf16_compress_hook)
         self._loss = base_loss(config)
         self._mixing = mixing(config, source.num_classes)
         self._agreement = Agreement(place.device, patience_s=place.patience_s)
