@@ -475,6 +475,7 @@ def test_a_name_that_another_driver_took_while_ray_started_is_left_alone(
     monkeypatch.setattr(cluster, "join", lambda **_: stands(tmp_path / "outputs", "mine", {}))
     monkeypatch.setattr(cluster, "check_workers", lambda *_: None)
     monkeypatch.setattr(cluster, "check_shared", lambda _: None)
+    monkeypatch.setattr(cluster, "num_hosts", lambda: 1)
     said = run("tune_psvit --name mine --gpus-per-worker 0")
     assert (said.code, said.out) == (2, "")
     assert said.err.startswith("error: name must be new, got 'mine', ")
