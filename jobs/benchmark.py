@@ -38,7 +38,7 @@ from psvit_ray import cli
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.data.sources import read
+from psvit_ray.data.sources import Source, read
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.throughput import rates
 from psvit_ray.data.transforms import Augmentation, Preprocessing
@@ -267,6 +267,7 @@ def _seconds_of_a_resume(configuration: Configuration, kept: Kept) -> float:
 def trials(job: BenchmarkJob) -> dict[str, Any]:
     """Seconds of a trial beyond its training, after the first one: one worker and two."""
     config = job.train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
+    source = load_source(Configuration(spec=job.base, train=config))
     found = {}
     for num_workers, number in ((1, 8), (2, 3)):
         configurations = [
@@ -275,7 +276,7 @@ def trials(job: BenchmarkJob) -> dict[str, Any]:
         ]
         with tempfile.TemporaryDirectory() as folder:
             ends: list[float] = []
-            with _session(folder, num_workers) as session:
+            with _session(folder, source, num_workers) as session:
                 proposals = _Timed(configurations, ends)
                 run_trials(
                     session,
@@ -332,12 +333,12 @@ def tracked(job: BenchmarkJob) -> dict[str, Any]:
     return found
 
 
-def _session(folder: str, num_workers: int) -> Any:
+def _session(folder: str, source: Source, num_workers: int) -> Any:
     return opened(
         Launch(storage=folder, name="benchmark"),
         default_name="benchmark",
         identity={},
-        dataset="benchmark",
+        source=source,
         num_workers=num_workers,
         resources=cluster.WorkerResources(),
     )

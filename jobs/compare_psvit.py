@@ -52,14 +52,15 @@ def work(job: CompareJob) -> int:
         name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
         for name, found in pair.items()
     }
-    if load_source(pair["DeiT"].configuration).test is None:
+    source = load_source(pair["DeiT"].configuration)
+    if source.test is None:
         raise ValueError("search must be on data with test images; a test split is needed")
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
     with opened(
         job.launch,
         default_name=f"{job.search}-compare",
         identity={one.key: one.model_dump(mode="json") for one in interleaved},
-        dataset=interleaved[0].train.data,
+        source=source,
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:

@@ -85,14 +85,13 @@ def work(job: ProxyStudy) -> int:
         name: [Configuration(spec=spec, train=train) for spec in specs]
         for name, train in fidelities.items()
     }
-    for several in configurations.values():
-        load_source(several[0])
+    source, *_ = [load_source(several[0]) for several in configurations.values()]
     everything = [one for each in zip(*configurations.values(), strict=True) for one in each]
     with opened(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-proxies",
         identity={one.key: one.model_dump(mode="json") for one in everything},
-        dataset=job.train.data,
+        source=source,
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:

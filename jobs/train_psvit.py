@@ -63,7 +63,7 @@ def work(job: TrainJob) -> int:
         job.launch,
         default_name=f"{Path(job.recipe).stem}-train",
         identity=configuration.model_dump(mode="json"),
-        dataset=source.name,
+        source=source,
         num_workers=workers.fewest,
         resources=job.resources,
     ) as session:

@@ -51,7 +51,7 @@ class TuneJob(Value):
 def work(job: TuneJob) -> int:
     search, train = job.search, job.train
     search.check(train)
-    load_source(Configuration(spec=search.space.smallest()[0], train=train))
+    source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
     if job.dry_run:
         print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
         print(describe(search, train, concurrency=job.trials.max_concurrent))
@@ -68,7 +68,7 @@ def work(job: TuneJob) -> int:
         job.launch,
         default_name=Path(job.recipe).stem,
         identity=job.identity,
-        dataset=train.data,
+        source=source,
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:

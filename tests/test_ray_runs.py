@@ -25,7 +25,7 @@ from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.checkpoint import Checkpoint, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run, source_of
 from tests.test_training import SPEC, assert_same_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -46,7 +46,7 @@ def session(
         Launch.model_validate({"storage": str(folder), "name": name, **launch}),
         default_name="unused",
         identity={},
-        dataset="digits",
+        source=source_of(TrainConfig()),
         num_workers=num_workers,
         resources=WorkerResources(),
     ) as given:

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.lease import Lease
@@ -83,7 +84,7 @@ def opened(
     *,
     default_name: str,
     identity: dict[str, Any],
-    dataset: str,
+    source: Source,
     num_workers: int,
     resources: cluster.WorkerResources,
 ) -> Iterator[Session]:
@@ -102,6 +103,7 @@ def opened(
     cluster.join(verbose=launch.verbose)
     cluster.check_workers(num_workers, resources.resolved())
     cluster.check_shared(storage)
+    cluster.check_readable(source.train, source.name)
     tracking_uri.check_shared(uri, num_hosts=cluster.num_hosts())
     with lease:
         # Another driver may have begun, and ended, while this one was on its way here.
@@ -118,7 +120,7 @@ def opened(
             records=store.all(),
             experiment=tracking.Experiment(
                 tracking_uri=uri,
-                name=f"psvit/{dataset}",
+                name=f"psvit/{source.name}",
                 search_id=description["search_id"],
                 run_name=name,
                 description=f"`{name}` in `{storage}`",
