@@ -6,19 +6,22 @@ import logging
 import os
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import ray
-from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.runtime.autoscaler import Resources, most_to_come
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
+HEAD = "node:__internal_head__"
+"""What the head alone has, as Ray calls it."""
 # A short run on one machine would else wait for checks made for long runs on many.
 LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -46,7 +49,7 @@ class WorkerResources(Value):
     def resolved(self) -> dict[str, float]:
         gpus = self.gpus_per_worker
         if gpus is None:
-            gpus = int(most_resources().get("GPU", 0) > 0)
+            gpus = int(most(lambda host: host.get("GPU", 0)) > 0)
         asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
         return {name: amount for name, amount in asked.items() if amount}
 
@@ -94,17 +97,19 @@ def start(**options: Any) -> None:
             del os.environ[name]
 
 
-def most_resources() -> dict[str, float]:
-    """What the cluster may grow to; where no autoscaler says, what it is."""
-    now = ray.cluster_resources()
-    limit = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0), limit.get(name, 0)) for name in now.keys() | limit.keys()}
+def most(count: Callable[[Resources], float]) -> float:
+    """The most that hosts may add up to, of what `count` says of the resources of one: those there
+    are or, with an autoscaler, the head and those to come."""
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    heads = [resources for resources in hosts if HEAD in resources]
+    return max(sum(map(count, hosts)), sum(map(count, heads)) + most_to_come(count))
 
 
 def workers_that_fit(per_worker: dict[str, float]) -> int:
     """How many such workers the cluster could ever hold at the same time."""
-    most = most_resources()
-    return int(min(most.get(name, 0) // amount for name, amount in per_worker.items()))
+    return int(
+        most(lambda host: min(host.get(name, 0) // of_one for name, of_one in per_worker.items()))
+    )
 
 
 def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:

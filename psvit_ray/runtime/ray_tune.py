@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
-from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
+from psvit_ray.runtime.cluster import HEAD, WorkerResources, workers_that_fit
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.mailbox import Mailbox
@@ -232,7 +232,7 @@ def run_trials(
 
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
-    asked = resources if trials.workers_per_trial == 1 else {"node:__internal_head__": 0.001}
+    asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
     with tempfile.TemporaryDirectory() as scratch, listening() as heard:
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
         stop = _Stop(budget, gpus, heard, recorder)
