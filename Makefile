@@ -3,10 +3,10 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install tune compare ui check test chaos
+.PHONY: help install tune compare ui check test chaos cluster-test
 
 help:            ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 install: $(VENV)/installed  ## build the environment
 
@@ -34,3 +34,6 @@ test: install    ## all tests, with a real Ray and a real MLflow
 
 chaos: install   ## the long tests of faults: killed ten times, hosts that come and go
 	$(PYTHON) -m pytest -m chaos $(ARGS)
+
+cluster-test: install ## tests on hosts that are namespaces of this one, as root: submitted, cut off, lost
+	$(PYTHON) -m pytest -m 'cluster and not chaos' $(ARGS)

@@ -1,0 +1,67 @@
+"""jobs/train_psvit.py, with a note of every step that a worker has taken.
+
+python -m tests.noted_training FILE [flags of the job]
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.train_psvit import TrainJob, work
+from psvit_ray import cli
+from psvit_ray.runtime import ray_train
+from psvit_ray.runtime.network import TalksWhereRayDoes
+from psvit_ray.training.steps import Steps
+
+
+class Taken(NamedTuple):
+    host: str
+    pid: int
+    """As the host counts its processes: another in each attempt."""
+    step: int
+    moment: float
+
+
+class NotesSteps(TalksWhereRayDoes):
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def after_init_train_context(self) -> None:
+        super().after_init_train_context()
+        take, file = Steps._take, self._file
+
+        def noting(steps: Steps, *batch: Any) -> None:
+            take(steps, *batch)
+            taken = (socket.gethostname(), os.getpid(), steps._state.step, time.time())
+            with open(file, "a") as notes:
+                notes.write(" ".join(map(str, taken)) + "\n")
+
+        Steps._take = noting  # type: ignore[method-assign, assignment]
+
+
+def noted(file: Path) -> list[Taken]:
+    if not file.exists():
+        return []
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return [Taken(host, int(pid), int(step), float(at)) for host, pid, step, at in lines]
+
+
+def main() -> None:
+    file = sys.argv.pop(1)
+    noting: Any = functools.partial(NotesSteps, file)
+    ray_train.TalksWhereRayDoes = noting  # type: ignore[misc]
+    ray_train.RESIZE_EVERY_S = 3.0  # a minute for each host that comes is long for a test
+    cli.run(TrainJob, work)
+
+
+if __name__ == "__main__":
+    # By its own name, workers find it too.
+    from tests import noted_training
+
+    noted_training.main()
