@@ -1,0 +1,230 @@
+"""What befalls the hosts of a training: killed, cut off, replaced, taken with notice, never back.
+
+`make cluster-test` runs them; the long one is marked `chaos` too.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from psvit_ray.runtime.ray_train import CHECKPOINTS
+from psvit_ray.training.checkpoint import Checkpoint
+from psvit_ray.training.config import Configuration
+from tests.hosts import HEAD, QUICK_TO_NOTICE, Hosts, tracking_server
+from tests.noted_training import Taken, noted
+from tests.test_chaos import curve_of
+from tests.test_faults import record_of, steps_saved, undisturbed_by, words_of_job
+from tests.test_ray_jobs import PATIENCE_S, wait_until
+from tests.test_ray_runs import newest
+from tests.test_training import assert_same_state
+
+pytestmark = pytest.mark.cluster
+EPOCHS = 4  # of 24 steps
+INTERVAL = 10
+SOON = {
+    **QUICK_TO_NOTICE,
+    **{"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"},
+    **{"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Hosts]:
+    with Hosts(2, variables=SOON) as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def mlflow(cluster: Hosts, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tracking_server(cluster, tmp_path_factory.mktemp("mlflow"))
+
+
+@pytest.fixture
+def hosts(cluster: Hosts) -> Iterator[Hosts]:
+    """Both well, before and after."""
+    yield cluster
+    cluster.mend()
+
+
+@dataclass
+class Training:
+    """One that notes its steps, of two workers, one on each host; saved at every tenth step."""
+
+    hosts: Hosts
+    folder: Path
+    words: Sequence[str]
+    job: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.job = self.hosts.popen(HEAD, self.words)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "out" / "a"
+
+    def taken(self, host: int) -> list[Taken]:
+        name = self.hosts.name(host)
+        return [one for one in noted(self.folder / "steps") if one.host == name]
+
+    def reaches(self, step: int, *, host: int = HEAD) -> None:
+        wait_until(lambda: any(one.step >= step for one in self.taken(host)), self.job)
+
+    def workers(self) -> list[int]:
+        """Of the epochs so far."""
+        return [int(one.metrics["perf/workers"]) for one in curve_of(self.run_folder)]
+
+    def ends(self, code: int = 0) -> str:
+        said = self.job.communicate(timeout=PATIENCE_S)[0]
+        assert self.job.returncode == code, said
+        return said
+
+    def done_twice(self) -> int:
+        """Steps, by the worker of the head."""
+        times = Counter(one.step for one in self.taken(HEAD))
+        return sum(times.values()) - len(times)
+
+    def assert_undisturbed(self) -> None:
+        record = record_of(self.run_folder)
+        assert record.status == "completed"
+        assert self.workers() == [2] * EPOCHS
+        assert_same_state(newest(self.run_folder / CHECKPOINTS), alone(record.configuration))
+
+
+@functools.cache
+def alone(configuration: Configuration) -> Checkpoint:
+    """Two workers on this host, without Ray."""
+    with tempfile.TemporaryDirectory() as folder:
+        return undisturbed_by(2, Path(folder, "group"), configuration)
+
+
+def words(folder: Path, mlflow: str, *flags: str, epochs: int = EPOCHS) -> list[str]:
+    job = words_of_job(folder, "--tracking-uri", mlflow, "--checkpoint-every", "0")[1:]
+    saved = ["--epochs", str(epochs), "--checkpoint-steps", str(INTERVAL)]
+    note = ["python", "-m", "tests.noted_training", str(folder / "steps")]
+    return [*note, *job, *saved, *flags]
+
+
+def test_a_host_killed_and_replaced_costs_at_most_one_checkpoint_interval(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, "--workers", "2"))
+    training.reaches(INTERVAL + 5)
+    hosts.kill(2)
+    hosts.replace(2)
+    training.ends()
+    assert len({one.pid for one in training.taken(HEAD)}) == 2
+    assert training.done_twice() <= INTERVAL
+    training.assert_undisturbed()
+
+
+@pytest.mark.parametrize(
+    "seconds", [40, pytest.param(120, marks=pytest.mark.chaos)], ids="{}s".format
+)
+def test_a_host_cut_off_trains_no_further_and_is_used_again_once_it_is_back(
+    hosts: Hosts, mlflow: str, tmp_path: Path, seconds: int
+) -> None:
+    flags = ["--workers", "2", "--patience-s", "10"]
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, *flags))
+    training.reaches(INTERVAL + 5)
+    supervisor, *before = hosts.processes(2)
+    hosts.cut(2)
+    time.sleep(seconds)
+    at_most = max(one.step for one in training.taken(HEAD)) + 1
+    assert max(one.step for one in training.taken(2)) <= at_most
+    hosts.heal(2)
+    training.ends()
+    now = hosts.processes(2)
+    assert supervisor in now
+    assert not {*before} & {*now}
+    assert training.done_twice() <= INTERVAL
+    training.assert_undisturbed()
+
+
+def test_an_elastic_training_goes_on_without_a_host_and_grows_when_another_comes(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, "--workers", "1:2", epochs=1000))
+    wait_until(lambda: training.workers()[-1:] == [2], training.job)
+    hosts.kill(2)
+    wait_until(lambda: training.workers()[-1:] == [1], training.job)
+    hosts.replace(2)
+    wait_until(lambda: training.workers()[-1:] == [2], training.job)
+    for process in hosts.driver(training.job):
+        process.terminate()
+    training.ends(128 + 15)
+    assert [number for number, _ in itertools.groupby(training.workers())] == [2, 1, 2]
+    assert training.done_twice() <= INTERVAL
+
+
+@pytest.mark.parametrize("workers", ["2", "2:3"])
+def test_a_host_that_never_comes_back_ends_the_training_after_its_own_deadline(
+    hosts: Hosts, mlflow: str, tmp_path: Path, workers: str
+) -> None:
+    flags = ["--workers", workers, "--wait-minutes", "0.4"]
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, *flags))
+    training.reaches(INTERVAL + 1)
+    hosts.kill(2)
+    said = training.ends(1)
+    reason = "no hosts with a place for the workers for 0.4 minutes"
+    assert f"failed: {reason}" in said
+    assert record_of(training.run_folder).reason == reason
+    assert steps_saved(training.run_folder) >= INTERVAL
+
+
+def test_a_host_taken_with_notice_costs_no_failure_and_nothing_before_the_notice(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, "--workers", "2"))
+    training.reaches(INTERVAL + 1)
+    noticed = max(one.step for one in training.taken(HEAD))
+    hosts.drain(2, 12)
+    deadline = time.monotonic() + 12
+    wait_until(lambda: steps_saved(training.run_folder) % INTERVAL > 0, training.job)
+    assert steps_saved(training.run_folder) >= noticed
+    time.sleep(max(0, deadline - time.monotonic()))
+    hosts.kill(2)
+    hosts.replace(2)
+    training.ends()
+    assert failures_told(hosts) == {"preemption": 1}
+    training.assert_undisturbed()
+
+
+def failures_told(hosts: Hosts) -> Counter[str]:
+    """By Ray Train, in what it logs of its newest run: by their source."""
+    logs = (hosts.ray_logs(HEAD) / "train").glob("*controller*.log")
+    newest_log = max(logs, key=lambda path: path.stat().st_mtime)
+    return Counter(re.findall(r"Source: ([a-z ]+)", newest_log.read_text()))
+
+
+def test_a_submitted_training_whose_driver_is_killed_goes_on_when_submitted_again(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    job = words(tmp_path, mlflow, "--workers", "2", "--resume", "auto")
+    submit = hosts.words_of_submit(job)
+    first = Training(hosts, tmp_path, submit)
+    first.reaches(INTERVAL + 5)
+    for process in hosts.processes(HEAD):
+        with suppress(psutil.Error):
+            if process.cmdline()[1:3] == ["-m", "tests.noted_training"]:
+                process.kill()
+    first.job.communicate(timeout=PATIENCE_S)
+    assert first.job.returncode != 0
+    again = Training(hosts, tmp_path, submit)
+    again.ends()
+    assert again.done_twice() <= INTERVAL
+    attempts = [pid for pid, _ in itertools.groupby(one.pid for one in again.taken(2))]
+    assert len(attempts) == 2  # one after the other
+    again.assert_undisturbed()
