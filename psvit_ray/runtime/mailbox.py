@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 STOP = "stop"
@@ -28,6 +30,7 @@ STOPPED = "stopped"
 """To the driver: why the workers stopped, and where. All of it is in the storage."""
 NOTE = "note-"
 NAMESPACE = "psvit"
+LOST_S = 60.0  # by then Ray has given up a host that it does not reach
 
 
 class Mailbox:
@@ -69,6 +72,37 @@ class Mailbox:
             yield
         finally:
             logger.removeHandler(handler)
+
+
+class HeadLost(RuntimeError):
+    """Ray's head has not answered for so long that it has given this process up."""
+
+
+class Watch:
+    """Asks the head again and again, in a thread. One that a cut link keeps from answering starts
+    another process in the place of this, which Ray leaves alive: two must not train one run, nor
+    write its checkpoints. Close it."""
+
+    def __init__(self, ask: Callable[[], object], *, every_s: float) -> None:
+        self._ask, self._every_s = ask, every_s
+        self._answered = time.monotonic()
+        self._closed = threading.Event()
+        threading.Thread(target=self._look, name="watch", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises HeadLost."""
+        silent = time.monotonic() - self._answered
+        if silent > LOST_S:
+            raise HeadLost(f"Ray's head has not answered for {silent:.0f} s")
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _look(self) -> None:
+        while not self._closed.wait(self._every_s):
+            with contextlib.suppress(RayError):  # it is away: it is asked again
+                self._ask()
+                self._answered = time.monotonic()
 
 
 class _Noting(logging.Handler):

@@ -13,13 +13,16 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import Workers
-from psvit_ray.runtime.mailbox import Mailbox
+from psvit_ray.runtime.mailbox import STOP, Mailbox, Watch
 from psvit_ray.runtime.ray_train import make_trainer
 from psvit_ray.runtime.worker import TOP1, WorkerTask, name_bad_images
+from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import CheckpointError, Kept
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.place import Place
 from psvit_ray.training.steps import Diverged
+
+WATCH_S = 5.0
 
 
 class TrialTask(Value):
@@ -50,13 +53,20 @@ def _train_here(task: TrialTask) -> None:
         # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
         # and what is being written is written.
         with contextlib.ExitStack() as stack:
-            stack.enter_context(Mailbox(task.worker.mailbox).noting())
+            mailbox = Mailbox(task.worker.mailbox)
+            stack.enter_context(mailbox.noting())
+            watch = Watch(lambda: mailbox.read(STOP), every_s=WATCH_S)
+            stack.enter_context(contextlib.closing(watch))
             kept = Kept(Folder(task.worker.checkpoints), keep=keep)
             stack.enter_context(contextlib.closing(kept))
             reports = run(
                 configuration,
                 load_source(configuration),
-                place=Place(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu),
+                place=Place(
+                    torch.device("cuda" if on_gpu else "cpu"),
+                    accelerated=on_gpu,
+                    request=lambda: _watched(watch),
+                ),
                 start=kept.newest(),
                 test=task.worker.test,
             )
@@ -74,6 +84,12 @@ def _train_here(task: TrialTask) -> None:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         tune.report({**values, TOP1: 0.0, "failed": reason})
+
+
+def _watched(watch: Watch) -> Request:
+    """A search asks nothing of a trial that is under way. Raises HeadLost."""
+    watch.check()
+    return "none"
 
 
 def _train_in_workers(task: TrialTask) -> None:

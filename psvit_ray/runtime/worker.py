@@ -6,14 +6,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
 import ray.train
-from ray.exceptions import RayError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device, prepare_model
 from ray.train.v2._internal.execution.callback import WorkerCallback
@@ -22,7 +20,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox
+from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox, Watch
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
 from psvit_ray.training.config import Configuration, Positive
@@ -138,11 +136,11 @@ class Requests:
         self._stop = False
         self._saves_asked = self.saves_heard = 0
         self._notice: Any = None
-        self._closed = threading.Event()
-        if leads:
-            threading.Thread(target=self._look, name="requests", daemon=True).start()
+        self._watch = Watch(self._look, every_s=LOOK_S) if leads else None
 
     def __call__(self) -> Request:
+        if self._watch:
+            self._watch.check()
         if self._stop or HearsSigterm.heard:
             return "stop"
         # Train's public call for a spot notice is a barrier of all workers. All have been told.
@@ -159,13 +157,12 @@ class Requests:
         self._mailbox.tell(SAVED, str(self.saves_heard))
 
     def close(self) -> None:
-        self._closed.set()
+        if self._watch:
+            self._watch.close()
 
     def _look(self) -> None:
-        while not self._closed.wait(LOOK_S):
-            with contextlib.suppress(RayError):  # the store is away: it is asked again
-                self._saves_asked = int(self._mailbox.read(SAVE) or 0)
-                self._stop = self._stop or bool(self._mailbox.read(STOP))
+        self._saves_asked = int(self._mailbox.read(SAVE) or 0)
+        self._stop = self._stop or bool(self._mailbox.read(STOP))
 
 
 class Keeper:
