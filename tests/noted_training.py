@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 
 from jobs.train_psvit import TrainJob, work
 from psvit_ray import cli
-from psvit_ray.runtime import ray_train
+from psvit_ray.runtime import mailbox, ray_train
 from psvit_ray.runtime.network import TalksWhereRayDoes
 from psvit_ray.training.steps import Steps
+
+LOST_S = 25.0  # a minute is long for a test
 
 
 class Taken(NamedTuple):
@@ -34,6 +36,7 @@ class NotesSteps(TalksWhereRayDoes):
 
     def after_init_train_context(self) -> None:
         super().after_init_train_context()
+        mailbox.LOST_S = LOST_S
         take, file = Steps._take, self._file
 
         def noting(steps: Steps, *batch: Any) -> None:
@@ -56,7 +59,7 @@ def main() -> None:
     file = sys.argv.pop(1)
     noting: Any = functools.partial(NotesSteps, file)
     ray_train.TalksWhereRayDoes = noting  # type: ignore[misc]
-    ray_train.RESIZE_EVERY_S = 3.0  # a minute for each host that comes is long for a test
+    ray_train.RESIZE_EVERY_S = 3.0  # so is one for each host that comes
     cli.run(TrainJob, work)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -24,7 +25,7 @@ from psvit_ray.runtime.ray_train import CHECKPOINTS
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration
 from tests.hosts import HEAD, QUICK_TO_NOTICE, Hosts, tracking_server
-from tests.noted_training import Taken, noted
+from tests.noted_training import LOST_S, Taken, noted
 from tests.test_chaos import curve_of
 from tests.test_faults import record_of, steps_saved, undisturbed_by, words_of_job
 from tests.test_ray_jobs import PATIENCE_S, wait_until
@@ -90,6 +91,10 @@ class Training:
         said = self.job.communicate(timeout=PATIENCE_S)[0]
         assert self.job.returncode == code, said
         return said
+
+    def stop(self) -> None:
+        self.hosts.driver(self.job)[0].terminate()
+        self.ends(128 + signal.SIGTERM)
 
     def done_twice(self) -> int:
         """Steps, by the worker of the head."""
@@ -162,9 +167,7 @@ def test_an_elastic_training_goes_on_without_a_host_and_grows_when_another_comes
     wait_until(lambda: training.workers()[-1:] == [1], training.job)
     hosts.replace(2)
     wait_until(lambda: training.workers()[-1:] == [2], training.job)
-    for process in hosts.driver(training.job):
-        process.terminate()
-    training.ends(128 + 15)
+    training.stop()
     assert [number for number, _ in itertools.groupby(training.workers())] == [2, 1, 2]
     assert training.done_twice() <= INTERVAL
 
@@ -228,3 +231,40 @@ def test_a_submitted_training_whose_driver_is_killed_goes_on_when_submitted_agai
     attempts = [pid for pid, _ in itertools.groupby(one.pid for one in again.taken(2))]
     assert len(attempts) == 2  # one after the other
     again.assert_undisturbed()
+
+
+HOLDS = """
+import time, ray
+ray.init(logging_level="ERROR")
+@ray.remote(num_cpus=1, resources={f"node:{ray.util.get_node_ip_address()}": 0.01})
+class Holds:
+    def say(self): return "held"
+holds = Holds.remote()
+print(ray.get(holds.say.remote()), flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_worker_that_is_cut_off_by_itself_stops_and_another_goes_on(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    """It needs no other for its steps, and reaches the storage."""
+    holder = hosts.popen(HEAD, ["python", "-c", HOLDS])
+    assert holder.stdout
+    while "held" not in (said := holder.stdout.readline()):
+        assert said
+    training = Training(hosts, tmp_path, words(tmp_path, mlflow, "--workers", "1", epochs=1000))
+    training.reaches(INTERVAL + 5, host=2)
+    hosts.cut(2)
+    time.sleep(LOST_S + 10)
+    cut_off = training.taken(2)
+    time.sleep(10)
+    assert training.taken(2) == cut_off
+    hosts.heal(2)
+    training.reaches(cut_off[-1].step + 1, host=2)
+    training.stop()
+    attempts = [pid for pid, _ in itertools.groupby(one.pid for one in training.taken(2))]
+    assert len(attempts) == 2
+    assert not training.taken(HEAD)
+    hosts.driver(holder)[0].kill()
+    holder.communicate()
