@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 SERVICES = {"aws": "http://169.254.169.254", "gcp": "http://metadata.google.internal"}
-SECONDS = 5
+SECONDS = float(os.environ.get("NOTICE_SECONDS", 5))
 
 
 def is_given(cloud: str, service: str) -> bool:
