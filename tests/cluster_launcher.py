@@ -214,14 +214,10 @@ def _google_schemas() -> dict[str, Any]:
     return {name: _strict(schema) for name, schema in document["schemas"].items()}
 
 
-def _strict(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_strict(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
     if "$ref" in schema:
         return {"$ref": f"#/definitions/{schema['$ref']}"}
-    made = {key: schema[key] for key in ("type", "enum") if key in schema}
+    made: dict[str, Any] = {key: schema[key] for key in ("type", "enum") if key in schema}
     if "properties" in schema:
         fields = schema["properties"]
         made["properties"] = {name: _strict(field) for name, field in fields.items()}

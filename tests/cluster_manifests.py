@@ -151,7 +151,8 @@ def _ray(document: dict[str, Any]) -> Iterator[str]:
     head = spec["headGroupSpec"]
     if head["rayStartParams"].get("num-cpus") != "0":
         yield 'the head must have num-cpus: "0", or it runs trials'
-    if "required" not in str(head["template"]["spec"].get("affinity")):
+    affinity = str(head["template"]["spec"].get("affinity"))
+    if "required" not in affinity or "NotIn" not in affinity:
         yield "the head must be kept off spot nodes"
     if not list(values(head["template"], "storage")):
         yield "the head must have a disk"

@@ -4,11 +4,11 @@
 #     keep.sh ray start --block --address=HEAD:6379
 #
 # A host that was cut off for longer than the head waits is taken for dead. When the link is back
-# its raylet ends with an error, and Ray starts none anew. After a drain (idle, spot notice) the
-# raylet ends well, `ray start --block` stays, and so does the host's peace.
+# its raylet ends with an error, and Ray starts no other. After a drain (idle, spot notice) the
+# raylet ends well and `ray start --block` waits on: the host does not come back.
 #
 # KEEP_PID=FILE: one a file; who holds it is ended first, so that a start command can be repeated.
-# KEEP_SECONDS: wait before a start (5). A signal goes to the command, and is waited for.
+# KEEP_SECONDS: wait before the next start (5). A signal ends the command, which may take its time.
 set -u
 
 if [[ -n ${KEEP_PID:-} ]]; then
