@@ -16,6 +16,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
+from psvit_ray.runtime.gauges import DESCRIPTIONS
 from tests.cluster_files import CLUSTER, SETTINGS, header, image, required, values
 from tests.cluster_launcher import machine
 
@@ -28,13 +29,7 @@ KUBERNETES = ("1.31", "1.37")
 # On which machines of both clouds the pods with so many GPUs are to fit, and what is left for pods.
 NODES = {1: ("g6.2xlarge", "g2-standard-8"), 4: ("g6.12xlarge", "g2-standard-48")}
 FOR_PODS = 0.9
-GAUGES = {
-    "ray_psvit_images_per_second",
-    "ray_psvit_train_loss",
-    "ray_psvit_data_wait_fraction",
-    "ray_psvit_trials_waiting",
-    "ray_psvit_trials_running",
-}
+GAUGES = {f"ray_psvit_{key}" for key in DESCRIPTIONS}  # Ray puts `ray_` before
 SECRET = re.compile(r"(PASSWORD|SECRET|TOKEN|KEY)")
 
 
@@ -278,6 +273,9 @@ def dashboard(text: str) -> Iterator[str]:
     shown = set(re.findall(r"ray_psvit_\w+", " ".join(values(board["panels"], "expr"))))
     if shown != GAUGES:
         yield f"it must show {sorted(GAUGES)}, got {sorted(shown)}"
+    for query in values(board["panels"], "expr"):
+        if "ray_psvit_" in query and not re.match(r"(sum|max) by \(name\) ", query):
+            yield f"{query}: what is there is by name"
     if len({panel["id"] for panel in board["panels"]}) < len(board["panels"]):
         yield "two panels have one id"
     variables = {variable["name"] for variable in board["templating"]["list"]}

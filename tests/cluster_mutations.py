@@ -153,6 +153,7 @@ MUTATIONS: Mutations = {
     "cluster/observability/dashboard.json": [
         ("ray_psvit_train_loss", "psvit_train_loss", "it must show"),
         ('"id": 2', '"id": 1', "two panels have one id"),
+        ("max by (name)", "max by (rank)", "what is there is by name"),
         ("$name", "$search", "variables used and defined differ"),
         ("When idle:", "Idle:", "the description must say"),
     ],
