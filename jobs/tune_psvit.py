@@ -17,9 +17,10 @@ import yaml
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.report import leaderboard
+from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import off_without_gpus
 from psvit_ray.runtime.launch import Launch, opened
-from psvit_ray.runtime.ray_tune import Budget, Halving, Trials, run_trials
+from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
 from psvit_ray.search.proposals import Proposals

@@ -16,11 +16,12 @@ import pytest
 from mlflow import MlflowClient
 
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, Session, opened
 from psvit_ray.runtime.ray_train import CHECKPOINTS, train
-from psvit_ray.runtime.ray_tune import Halving, Outcome, Trials, run_trials
+from psvit_ray.runtime.ray_tune import Outcome, Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.checkpoint import Checkpoint, Kept

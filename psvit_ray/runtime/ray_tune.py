@@ -7,18 +7,17 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from pydantic import Field
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.asha import Asha, Halving
 from psvit_ray.runtime.cluster import HEAD, WorkerResources, workers_that_fit
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Session, exit_code
@@ -67,58 +66,6 @@ class _ProposalSearcher(Searcher):
     def save(self, checkpoint_path: str) -> None: ...  # a resume starts from the record
 
     def restore(self, checkpoint_path: str) -> None: ...
-
-
-class Halving(Value):
-    """Early stopping by ASHA (Li et al., arXiv 1810.05934)."""
-
-    epochs: Number
-    grace_epochs: Number
-    reduction_factor: Annotated[int, Field(ge=2)]
-
-
-class _Scheduler(AsyncHyperBandScheduler):
-    """ASHA over epochs. DeiT baselines are trained to the end, so that the comparison is with all
-    they can do; they do not set the bar at a rung either."""
-
-    def __init__(self, halving: Halving, recorder: Recorder) -> None:
-        super().__init__(
-            time_attr="epoch",
-            metric=TOP1,
-            mode="max",
-            max_t=halving.epochs,
-            grace_period=min(halving.grace_epochs, halving.epochs),
-            reduction_factor=halving.reduction_factor,
-            stop_last_trials=False,
-        )
-        self._recorder = recorder
-        self._refill(recorder.records)
-
-    def _refill(self, records: Iterable[Record]) -> None:
-        """What earlier drivers saw counts on. Tune has no call for it."""
-        for record in records:
-            if record.kind == "baseline":
-                continue
-            for point in record.curve:
-                stand_in = _Finished(record.key)
-                self._brackets[0].on_result(stand_in, point.epoch, point.metrics[TOP1])
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        record = self._recorder.of(trial.trial_id)
-        if record.kind == "baseline" or "failed" in result:
-            return TrialScheduler.CONTINUE
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if decision == TrialScheduler.STOP:
-            self._recorder.stop_early(trial.trial_id)
-        return decision
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        self._trial_info.pop(trial.trial_id, None)
-
-
-class _Finished:
-    def __init__(self, trial_id: str) -> None:
-        self.trial_id = trial_id
 
 
 class _Stop(tune.Stopper):
@@ -189,6 +136,31 @@ class Outcome:
         return 1 if self.storage_fault else exit_code(self.signal)
 
 
+@dataclass(frozen=True)
+class _Tasks:
+    """What the trial of a configuration is told."""
+
+    folder: Folder
+    trials: Trials
+    resources: dict[str, float]
+    mailbox: str
+    test: bool
+
+    def __call__(self, configuration: Configuration) -> TrialTask:
+        return TrialTask(
+            worker=WorkerTask(
+                configuration=configuration,
+                checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
+                quarantine=(self.folder / QUARANTINE / configuration.key).uri,
+                mailbox=self.mailbox,
+                test=self.test,
+            ),
+            workers=self.trials.workers_per_trial,
+            resources_per_worker=self.resources,
+            wait_minutes=self.trials.resources.wait_minutes,
+        )
+
+
 def run_trials(
     session: Session,
     proposals: Proposals,
@@ -204,32 +176,16 @@ def run_trials(
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trials.concurrency())
     tracker = Tracker(session.experiment)
-    mailbox = uuid.uuid4().hex
+    resources = trials.resources.resolved()
+    task_of = _Tasks(session.folder, trials, resources, mailbox=uuid.uuid4().hex, test=test)
     recorder = Recorder(
         session.store,
         tracker,
         proposals,
-        Mailbox(mailbox),
+        Mailbox(task_of.mailbox),
         records=session.records,
         num_trials=num_trials,
     )
-    scheduler = _Scheduler(halving, recorder) if halving else None
-    resources = trials.resources.resolved()
-
-    def task_of(configuration: Configuration) -> TrialTask:
-        return TrialTask(
-            worker=WorkerTask(
-                configuration=configuration,
-                checkpoints=(session.folder / CHECKPOINTS / configuration.key).uri,
-                quarantine=(session.folder / QUARANTINE / configuration.key).uri,
-                mailbox=mailbox,
-                test=test,
-            ),
-            workers=trials.workers_per_trial,
-            resources_per_worker=resources,
-            wait_minutes=trials.resources.wait_minutes,
-        )
-
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
@@ -240,7 +196,7 @@ def run_trials(
             tune.with_resources(train_trial, asked),
             tune_config=tune.TuneConfig(
                 search_alg=_ProposalSearcher(proposals, recorder, task_of),
-                scheduler=scheduler,
+                scheduler=Asha(halving, recorder) if halving else None,
                 num_samples=num_trials,
                 max_concurrent_trials=trials.concurrency(),
                 reuse_actors=True,

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from psvit_ray.runtime.mailbox import Mailbox
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.proposals import Proposal
-from psvit_ray.search.record import Record, RecordStore, Status, best
+from psvit_ray.search.record import Record, RecordStore, Status
 
 
 class Learner(Protocol):
@@ -160,9 +160,9 @@ class Recorder(tune.Callback):
         elapsed = time.monotonic() - self._start
         left = elapsed / self._ended_here * max(self._num_trials - ended, 0) / 60
         top1 = f"{record.top1:6.2f}" if record.top1 is not None else "     -"
-        leader = best(self.records)
+        best = max((r.top1 for r in self.records if r.ranks and r.top1 is not None), default=None)
         return (
             f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
             f"{record.gmacs * 1000:8.3f} MMACs  top-1 {top1}  {record.status:<9} "
-            f"| best {f'{leader.top1:.2f}' if leader else '-'} | {left:.0f} min left"
+            f"| best {'-' if best is None else f'{best:.2f}'} | {left:.0f} min left"
         )
