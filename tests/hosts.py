@@ -67,7 +67,8 @@ class Listener(NamedTuple):
 
 class Hosts:
     """`number` hosts, the first of which is the head. Use in a `with` block, which leaves nothing
-    behind. `private` are folders of which each host has its own, `variables` are of all of them.
+    behind. `private` are folders of which each host has its own, `variables` are of all of them,
+    `head` are further words of the head's `ray start`.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Hosts:
         cpus: int = 1,
         private: Sequence[Path] = (),
         variables: dict[str, str] | None = None,
+        head: Sequence[str] = (),
     ) -> None:
         self.numbers = range(HEAD, HEAD + number)
         self.token = secrets.token_hex(16)
         self._cpus, self._private, self._given = cpus, [*private], variables or {}
+        self._head = head
         self._prefix = f"psvit{os.getpid()}"
         self._switch = f"{self._prefix}sw"
         self._first: dict[int, subprocess.Popen[bytes]] = {}
@@ -296,7 +299,7 @@ class Hosts:
         start += [f"--num-cpus={self._cpus}", '--resources={"slot": 1}']
         start += ["--object-store-memory=200000000"]
         if host == HEAD:
-            start += ["--head", f"--port={PORT}"]
+            start += ["--head", f"--port={PORT}", *self._head]
         else:
             start = [*SUPERVISE, *start, f"--address={self.ray_address}"]
         with open(self._folder / f"{name}.log", "wb") as log:
