@@ -29,12 +29,12 @@ BIN = Path(sys.executable).parent
 HEAD = 1
 PORT = 6379
 PATIENCE_S = 240
-# Variables with which a host that is cut off is lost after 5 s, not after some 50.
+# Variables with which a host that is cut off is lost after some 15 s, not after 50.
 QUICK_TO_NOTICE = {
     f"RAY_health_check_{name}": value
     for name, value in {
         **{"initial_delay_ms": "1000", "period_ms": "1000"},
-        **{"timeout_ms": "1000", "failure_threshold": "3"},
+        **{"timeout_ms": "3000", "failure_threshold": "5"},
     }.items()
 }
 # The first process of a host: the name, the memory, the folders, then what follows.

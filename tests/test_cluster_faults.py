@@ -201,7 +201,8 @@ def test_a_host_taken_with_notice_costs_no_failure_and_nothing_before_the_notice
     hosts.kill(2)
     hosts.replace(2)
     training.ends()
-    assert failures_told(hosts) == {"preemption": 1}
+    told = failures_told(hosts)
+    assert (told["preemption"], told["worker group"]) == (1, 0)
     training.assert_undisturbed()
 
 
