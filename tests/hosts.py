@@ -92,10 +92,10 @@ class Hosts:
     def __enter__(self) -> Self:
         _sweep()
         with contextlib.ExitStack() as stack:
-            self._folder = Path(
+            self.folder = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="hosts", dir="/tmp"))
             )
-            self._own = self._folder / "own"  # where each host mounts what is its own
+            self._own = self.folder / "own"  # where each host mounts what is its own
             self._own.mkdir()
             stack.callback(_remove, self._prefix)
             stack.callback(lambda: [self.kill(host) for host in [*self._first]])
@@ -130,15 +130,15 @@ class Hosts:
 
     def private(self, host: int, folder: Path) -> Path:
         """Where a host's own `folder` can be reached from outside."""
-        return self._folder / self.name(host) / str(self._private.index(folder))
+        return self.folder / self.name(host) / str(self._private.index(folder))
 
     def ray_logs(self, host: int) -> Path:
         """Of the Ray that was started there last."""
-        return next((self._folder / self.name(host) / "tmp" / "ray").glob("session_2*")) / "logs"
+        return next((self.folder / self.name(host) / "tmp" / "ray").glob("session_2*")) / "logs"
 
     def log(self, host: int) -> str:
         """What `ray start` said there."""
-        return (self._folder / f"{self.name(host)}.log").read_text()
+        return (self.folder / f"{self.name(host)}.log").read_text()
 
     def variables(self) -> dict[str, str]:
         """The environment of every process: this one's, but for what it says of another Ray."""
@@ -195,10 +195,11 @@ class Hosts:
     def kill(self, host: int) -> None:
         """As a power cut does."""
         first = self._first.pop(host)
-        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        try:
             psutil.Process(self._inside(first)).kill()
-        first.kill()
-        first.wait()
+        except (psutil.NoSuchProcess, IndexError):  # it has not come so far, or is gone
+            first.kill()
+        first.wait(PATIENCE_S)  # the first process ends last
 
     def replace(self, host: int) -> None:
         """Another in the place of one that was killed; it has joined when this returns."""
@@ -289,7 +290,7 @@ class Hosts:
 
     def _begin(self, host: int) -> None:
         name = self.name(host)
-        own = self._folder / name
+        own = self.folder / name
         shutil.rmtree(own, ignore_errors=True)
         mounts: list[str] = []
         for number, folder in [("tmp", self._own), *enumerate(self._private)]:
@@ -302,7 +303,7 @@ class Hosts:
             start += ["--head", f"--port={PORT}", *self._head]
         else:
             start = [*SUPERVISE, *start, f"--address={self.ray_address}"]
-        with open(self._folder / f"{name}.log", "wb") as log:
+        with open(self.folder / f"{name}.log", "wb") as log:
             self._first[host] = subprocess.Popen(
                 ["ip", "netns", "exec", name, "unshare", "-u", "-p", "-m", "-i", "-f"]
                 + ["--kill-child", "--mount-proc", "bash", "-c", BEGIN, "_", name]
@@ -351,14 +352,14 @@ def tracking_server(hosts: Hosts, folder: Path) -> str:
 
 def _sweep() -> None:
     """What a run left that was itself killed."""
-    for prefix in {found[0] for name in _networks() if (found := re.match(r"psvit(\d+)", name))}:
+    for prefix in {found[0] for name in networks() if (found := re.match(r"psvit(\d+)", name))}:
         if not psutil.pid_exists(int(prefix.removeprefix("psvit"))):
             _remove(prefix)
 
 
 def _remove(prefix: str) -> None:
     """All networks of a run, and the processes that are left in them."""
-    for name in _networks():
+    for name in networks():
         if re.fullmatch(rf"{prefix}(sw|h\d+)", name):
             for pid in _ip("netns", "pids", name).split():
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -367,7 +368,7 @@ def _remove(prefix: str) -> None:
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
 
-def _networks() -> list[str]:
+def networks() -> list[str]:
     return [line.split()[0] for line in _ip("netns", "list").splitlines()]
 
 
