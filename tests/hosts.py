@@ -330,10 +330,11 @@ class Hosts:
         return psutil.Process(first.pid).children()[0].pid
 
 
-def tracking_server(hosts: Hosts, folder: Path) -> str:
-    """The address of an MLflow on the head, whose store is in `folder`."""
+def tracking_server(hosts: Hosts, folder: Path, database: str = "") -> str:
+    """The address of an MLflow on the head, whose store is in `folder` or, but for artifacts, a
+    database of its own."""
     address = f"http://{hosts.address(HEAD)}:5000"
-    database = f"sqlite:///{folder}/server.db"
+    database = database or f"sqlite:///{folder}/server.db"
     log = folder / "server.log"
     server = hosts.popen(
         HEAD,
