@@ -1,0 +1,80 @@
+"""Asking hosts of the cluster, one by one and with a time limit: one that does not answer keeps
+nobody waiting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A node of Ray's."""
+
+    name: str
+    node: str
+    resources: Mapping[str, float]
+
+    @property
+    def gpus(self) -> float:
+        return self.resources.get("GPU", 0)
+
+    @property
+    def is_head(self) -> bool:
+        return "node:__internal_head__" in self.resources
+
+    def holds(self, per_worker: Mapping[str, float]) -> bool:
+        return all(self.resources.get(name, 0) >= n for name, n in per_worker.items())
+
+
+def alive() -> tuple[Host, ...]:
+    """All hosts, that of this process first. Names that several have are told apart."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    times = Counter(node["NodeManagerHostname"] for node in nodes)
+    found = []
+    for node in nodes:
+        name, ident = node["NodeManagerHostname"], node["NodeID"]
+        found.append(
+            Host(name if times[name] == 1 else f"{name}-{ident[:6]}", ident, node["Resources"])
+        )
+    here = ray.get_runtime_context().get_node_id()
+    return tuple(sorted(found, key=lambda host: (host.node != here, host.name)))
+
+
+def ask(
+    hosts: Iterable[Host],
+    function: Callable[..., Any],
+    *args: Any,
+    limit_s: float,
+    num_gpus: float = 0,
+) -> dict[Host, Any]:
+    """What a function answers on each host, as a Ray task there, or the exception instead."""
+    task: Any = ray.remote(function)
+    asked = {
+        host: task.options(
+            num_cpus=0,
+            num_gpus=num_gpus,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(host.node, soft=False),
+        ).remote(*args)
+        for host in hosts
+    }
+    if not asked:
+        return {}
+    done, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=limit_s)
+    return {host: _answer(ref, ref in done, limit_s) for host, ref in asked.items()}
+
+
+def _answer(ref: Any, done: bool, limit_s: float) -> Any:
+    if not done:
+        ray.cancel(ref, force=True)
+        return TimeoutError(f"no answer within {limit_s:g} s")
+    try:
+        return ray.get(ref)
+    except Exception as error:  # the function's own, or that the host has died
+        return getattr(error, "cause", None) or error
