@@ -29,11 +29,11 @@ from psvit_ray.runtime.lease import EXPIRES_S, HEARTBEAT_S
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.engine import source_of
 
-FIRST_S = 45.0
+FIRST_S = 60.0
 """For the first answer of a host, which may have to fetch the job's files."""
-LIMIT_S = 15.0
+LIMIT_S = 20.0
 GPU_S = 30.0
-LISTING_S = 45.0
+LISTING_S = 60.0
 ROUNDS = 5
 PREFETCHED = 2
 """Batches that each process of torch's DataLoader holds ready."""
@@ -278,10 +278,12 @@ def step_share(measured: Measured, step: Step | None) -> Verdict:
         f"{step.gradient_bytes / 1e6:.3g} MB of gradients beside {measured.step_s:.3g} s for "
         f"{step.images} images a worker"
     )
-    batch = round(step.configuration.train.batch_size * sums / measured.step_s)
+    train = step.configuration.train
+    batch = round(train.batch_size * sums / measured.step_s)
+    half = "" if train.grad_compression == "bf16" else "--grad-compression bf16, "
     advice = (
-        f"fewer, larger batches (half of it from --batch-size {batch} on), trainings that "
-        "stay on one host, or a faster link"
+        f"fewer, larger batches (--batch-size {batch} makes it half), {half}trainings that stay on "
+        "one host, or a faster link"
     )
     return Verdict(False, said, advice)
 

@@ -89,9 +89,10 @@ def write(uri: str, mark: str) -> list[str]:
 
     folder = writable(uri, "storage")
     path = Path(folder.uri)
-    made = [str(one) for one in (path, *path.parents) if not one.exists()]
+    above = (path, *path.parents) if folder.is_local else ()
+    made = [str(one) for one in above if not one.exists()]
     folder.write(file_of(mark, ray.get_runtime_context().get_node_id()), b"")
-    return made if folder.is_local else []
+    return made
 
 
 def file_of(mark: str, node: str) -> str:
