@@ -119,6 +119,12 @@ def test_gpus_that_ray_counts_and_torch_does_not_see_are_named() -> None:
     assert host_checks.gpus(2)[:2] == (False, f"Ray counts 2, torch {torch.__version__} sees 0")
 
 
+def test_a_disk_on_which_ray_makes_no_objects_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host_checks.disk().ok
+    monkeypatch.setattr(host_checks, "FULL", 0.0)
+    assert "Ray makes no objects on such a disk" in host_checks.disk().said
+
+
 def test_memory_that_is_too_small_is_named() -> None:
     total = host_checks.shutil.disk_usage("/dev/shm").total
     assert host_checks.shm(store=total, batches=0).ok

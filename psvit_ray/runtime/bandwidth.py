@@ -27,12 +27,14 @@ PROBE_BYTES = 2**20
 BYTES = {"none": 4, "bf16": 2}
 """Of one number of a gradient on its way."""
 PROBE_IMAGES = 4
-START_S = 45.0
-"""To start a process that imports torch on every host, and for these to find each other."""
+START_S = 90.0
+"""To start a process that imports torch on every host; a busy one takes long."""
+PART_S = 30.0
+"""For any other part."""
 STEP_S = 5.0
 """A step, or an all-reduce, that would take longer is measured on a part, and scaled."""
 LIMIT_S = 20.0
-"""After which a part is given up; 1 MiB at 1 Mbit/s takes 9 s."""
+"""For an all-reduce; 1 MiB at 1 Mbit/s takes 9 s."""
 
 
 class TooSlow(RuntimeError):
@@ -86,11 +88,11 @@ def measure(nodes: Sequence[str], per_worker: Mapping[str, float], step: Step | 
         step_s = None
         if step:
             seconds = (worker.step.remote(step, STEP_S) for worker in workers)
-            step_s = max(_all(seconds, START_S, "a training step"))
+            step_s = max(_all(seconds, PART_S, "a training step"))
         group = (
             worker.connect.remote(address, rank, len(nodes)) for rank, worker in enumerate(workers)
         )
-        _all(group, START_S, "the connection of all hosts with each other")
+        _all(group, PART_S, "the connection of all hosts with each other")
 
         def all_reduce(num_bytes: int) -> float:
             times = (worker.all_reduce.remote(num_bytes) for worker in workers)
@@ -153,7 +155,7 @@ class Worker:
             init_method=f"tcp://{address}",
             rank=rank,
             world_size=num_workers,
-            timeout=timedelta(seconds=START_S),
+            timeout=timedelta(seconds=PART_S),
         )
         distributed.all_reduce(torch.zeros(1, device=_device()))  # connects
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import torch
 from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
@@ -135,24 +136,22 @@ def storage(subject: Subject) -> Iterator[Finding]:
     uri, mark = subject.storage.uri, f"doctor-{uuid.uuid4().hex[:8]}"
     files = {host: host_checks.file_of(mark, host.node) for host in subject.hosts}
     names = [*files.values()]
-    wrote = ask(subject.hosts, host_checks.write, uri, mark, limit_s=LIMIT_S)
+    # What says whether a path will do imports torch and MLflow there.
+    wrote = ask(subject.hosts, host_checks.write, uri, mark, limit_s=FIRST_S)
     able = [host for host, made in wrote.items() if not isinstance(made, Exception)]
     sees = ask(able, host_checks.present, uri, names, limit_s=LIMIT_S)
     made = {host.node: wrote[host] for host in able}
     ask(able, host_checks.clear, uri, names, made, limit_s=LIMIT_S)
 
-    seeing = [host for host in able if not isinstance(sees[host], Exception)]
-    first = next(iter(seeing), None)  # the driver's host, which comes first, if it is well
+    faults = {host: error for host, error in (wrote | sees).items() if isinstance(error, Exception)}
+    seeing = [host for host in subject.hosts if host not in faults]  # the driver's first
     for host in subject.hosts:
-        if host not in able:
+        if host in faults:
             advice = "let this host reach it and write there, or choose another --storage"
-            yield Finding(host.name, "storage", False, _reason(wrote[host]), advice)
-        elif host not in seeing:
-            yield _broken(host, "storage", sees[host])
-        elif first and not (files[first] in sees[host] and files[host] in sees[first]):
-            said = (
-                f"{subject.storage} is not that of {first.name}: what one writes, the other lacks"
-            )
+            yield Finding(host.name, "storage", False, _reason(faults[host]), advice)
+        elif not (files[seeing[0]] in sees[host] and files[host] in sees[seeing[0]]):
+            other = seeing[0].name
+            said = f"{subject.storage} is not that of {other}: what one writes, the other lacks"
             advice = "mount the same there on all hosts, or use a URI such as s3://bucket/prefix"
             yield Finding(host.name, "storage", False, said, advice)
         else:
@@ -223,8 +222,11 @@ def network(subject: Subject) -> Iterator[Finding]:
         measured = bandwidth.measure(nodes, subject.per_worker, subject.step)
         verdict = step_share(measured, subject.step)
     except (TooSlow, RayError) as error:
+        cause = getattr(error, "cause", None) or error  # without Ray's remote traceback
         advice = "let hosts reach each other on all ports; see the link, and what else runs"
-        verdict = Verdict(False, _reason(error), advice)
+        if isinstance(cause, torch.OutOfMemoryError):
+            advice = "--micro-batch-size, or a smaller --batch-size"
+        verdict = Verdict(False, _reason(cause), advice)
     for host in training:
         yield Finding(host.name, "network", *verdict)
 
@@ -266,7 +268,8 @@ def skew(sent: float, read: float, received: float) -> Verdict:
 def step_share(measured: Measured, step: Step | None) -> Verdict:
     """What the bandwidth means for a training: the part of a step that communication takes where
     it does not overlap with computing."""
-    rate = f"{measured.bytes_per_s * 8 / 1e6:.3g} Mbit/s"
+    mbit_per_s = measured.bytes_per_s * 8 / 1e6
+    rate = f"{mbit_per_s:,.{0 if mbit_per_s >= 10 else 1}f} Mbit/s"
     if step is None or measured.step_s is None:
         return Verdict(True, rate)
     sums = measured.seconds(step.gradient_bytes)

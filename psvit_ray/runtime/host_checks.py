@@ -137,7 +137,8 @@ def disk() -> Verdict:
     if 1 - free / total < FULL:
         return Verdict(True, f"{size(free)} free")
     said = f"{folder} has {size(free)} of {size(total)} free: Ray makes no objects on such a disk"
-    return Verdict(False, said, f"free {size(total * (1 - FULL))}, or `ray start --temp-dir`")
+    advice = f"keep {size(total * (1 - FULL))} free, or `ray start --temp-dir` on another disk"
+    return Verdict(False, said, advice)
 
 
 def shm(store: int, batches: int) -> Verdict:
