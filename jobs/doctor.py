@@ -80,7 +80,7 @@ def step_of(job: DoctorJob, source: Source, places: int) -> Step:
         spec=cli.resolve_arch(job.arch, job.base, source), train=job.train
     )
     check_source(configuration, source)
-    return Step(configuration, job.workers or max(places, 1))
+    return Step(configuration, job.workers or max(places, 1), len(source.train))
 
 
 def table(found: Sequence[Finding]) -> str:

@@ -155,13 +155,12 @@ def test_a_throttled_link_is_named(pair: Pair, tmp_path: Path) -> None:
     (failure,) = said.failures
     found = re.fullmatch(
         rf"{pair.hosts.name(1)}, {pair.hosts.name(2)}: network: (\S+) Mbit/s: (\d+)% of a step is"
-        r" communication, .*; fewer, larger batches \(--batch-size (\d+) makes it half\), .*",
+        r" communication, .*; fewer, larger batches.*, or a faster link",
         failure,
     )
     assert found, failure
     assert 1 < float(found[1]) < 5.5
     assert int(found[2]) > 50
-    assert int(found[3]) > 64
 
 
 def test_a_dashboard_that_asks_for_no_token_is_named() -> None:

@@ -149,15 +149,17 @@ def test_a_clock_is_wrong_by_what_the_way_there_and_back_does_not_explain(
 
 def test_a_link_on_which_sums_take_longer_than_computing_is_named() -> None:
     train = TrainConfig(batch_size=64)
-    step = Step(Configuration(spec=preset("deit_tiny"), train=train), workers=2)
+    step = Step(Configuration(spec=preset("deit_tiny"), train=train), workers=2, num_images=192)
     assert (step.images, step.gradient_bytes) == (32, 5_717_416 * 4)  # DeiT's own number
     slow = Measured(num_hosts=2, bytes_per_s=step.gradient_bytes / 3, step_s=1.0)
     verdict = doctor.step_share(slow, step)
     assert not verdict.ok
     assert "75% of a step is communication, 3 s for 22.9 MB" in verdict.said
-    assert "--batch-size 192 makes it half, --grad-compression bf16" in verdict.advice
+    assert "--batch-size 192 makes it half), --grad-compression bf16" in verdict.advice
     half = train.model_copy(update={"grad_compression": "bf16"})
-    halved = Step(Configuration(spec=preset("deit_tiny"), train=half), workers=2)
-    assert doctor.step_share(slow, halved).said.startswith("61 Mbit/s: 60% of a step")
+    halved = Step(Configuration(spec=preset("deit_tiny"), train=half), workers=2, num_images=95)
+    verdict = doctor.step_share(slow, halved)
+    assert verdict.said.startswith("61 Mbit/s: 60% of a step")
+    assert verdict.advice.startswith("fewer, larger batches, trainings")  # 96 are more than all
     fast = Measured(num_hosts=4, bytes_per_s=1.5 * step.gradient_bytes, step_s=1.0)
     assert doctor.step_share(fast, step)[:2] == (True, "274 Mbit/s, 50% of a step")

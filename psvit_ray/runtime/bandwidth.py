@@ -63,6 +63,8 @@ class Step:
 
     configuration: Configuration
     workers: int
+    num_images: int
+    """That there are to train on: no batch has more."""
 
     @property
     def images(self) -> int:

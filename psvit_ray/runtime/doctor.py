@@ -7,6 +7,7 @@ is a finding, and the rest goes on.
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -282,11 +283,11 @@ def step_share(measured: Measured, step: Step | None) -> Verdict:
         f"{step.images} images a worker"
     )
     train = step.configuration.train
-    batch = round(train.batch_size * sums / measured.step_s)
-    half = "" if train.grad_compression == "bf16" else "--grad-compression bf16, "
+    batch = math.ceil(train.batch_size * sums / measured.step_s)
+    enough = f" (--batch-size {batch} makes it half)" if batch <= step.num_images else ""
+    halved = "" if train.grad_compression == "bf16" else "--grad-compression bf16, "
     advice = (
-        f"fewer, larger batches (--batch-size {batch} makes it half), {half}trainings that stay on "
-        "one host, or a faster link"
+        f"fewer, larger batches{enough}, {halved}trainings that stay on one host, or a faster link"
     )
     return Verdict(False, said, advice)
 
