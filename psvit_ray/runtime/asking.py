@@ -11,6 +11,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+HEAD = "node:__internal_head__"
+"""What the head alone has, as Ray calls it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Host:
@@ -26,7 +29,7 @@ class Host:
 
     @property
     def is_head(self) -> bool:
-        return "node:__internal_head__" in self.resources
+        return HEAD in self.resources
 
     def holds(self, per_worker: Mapping[str, float]) -> bool:
         return all(self.resources.get(name, 0) >= n for name, n in per_worker.items())

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.runtime.asking import HEAD, alive, ask
 from psvit_ray.runtime.autoscaler import Resources, most_to_come
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
-HEAD = "node:__internal_head__"
-"""What the head alone has, as Ray calls it."""
+ANSWER_S = 180.0  # of a host that must fetch the job's files first
 # A short run on one machine would else wait for checks made for long runs on many.
 LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -131,13 +130,12 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
     marker = f".shared-{uuid.uuid4().hex[:8]}"
     storage.write(marker, b"")
     try:
-        answers = on_every_host(_why_not_shared, storage.uri, marker)
+        answers = ask(alive(), _why_not_shared, storage.uri, marker, limit_s=ANSWER_S)
     finally:
         storage.delete(marker)
-    blind = {host: reason for host, reason in answers if reason}
-    if not blind:
+    if not (blind := {host.name: reason for host, reason in answers.items() if reason}):
         return
-    said = "; ".join(f"{host}: {reason}" for host, reason in sorted(blind.items()))
+    said = "; ".join(f"{name}: {reason}" for name, reason in blind.items())
     path = "the local path " if storage.is_local else ""
     hint = "; use a shared path or a URI such as s3://bucket/prefix" if storage.is_local else ""
     raise ValueError(f"{field} must be seen by every host, got {path}{storage}; {said}{hint}")
@@ -149,10 +147,10 @@ def check_readable(table: ImageTable, data: str) -> None:
     one = table.take(np.arange(1))
     if num_hosts() == 1 or _why_not_read(one):
         return
-    for host, reason in on_every_host(ray.remote(_why_not_read), one):
+    for host, reason in ask(alive(), _why_not_read, one, limit_s=ANSWER_S).items():
         if reason:
             raise ValueError(
-                f"data must be seen by every host, got {data}, of which {host} cannot read "
+                f"data must be seen by every host, got {data}, of which {host.name} cannot read "
                 f"{' '.join(one.place(0))}: {reason}"
             )
 
@@ -169,21 +167,6 @@ def num_hosts() -> int:
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
 
 
-def on_every_host(task: Any, *args: Any) -> list[tuple[str, Any]]:
-    """The name of each host, and what a Ray task answers there."""
-    hosts = [node for node in ray.nodes() if node["Alive"]]
-    answers = [
-        task.options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(host["NodeID"], soft=False),
-        ).remote(*args)
-        for host in hosts
-    ]
-    names = [host["NodeManagerHostname"] for host in hosts]
-    return list(zip(names, ray.get(answers), strict=True))
-
-
-@ray.remote
 def _why_not_shared(uri: str, marker: str) -> str:
     storage = Folder(uri)
     try:

@@ -18,7 +18,8 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.asha import Asha, Halving
-from psvit_ray.runtime.cluster import HEAD, WorkerResources, workers_that_fit
+from psvit_ray.runtime.asking import HEAD
+from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.mailbox import Mailbox
