@@ -92,13 +92,18 @@ def test_a_wrong_flag_is_refused(
         examined(flags, capsys)
 
 
-def test_no_file_is_left_in_an_object_store(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_file_is_left_in_an_object_store_and_no_secret_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with object_store() as store:
         uri = store.uri("psvit", f"{ACCESS_KEY}:{SECRET_KEY}@") + "&region=us-east-1"
         said = examined(f"--storage '{uri}' --tracking-uri sqlite:////tmp/none.db", capsys)
         assert said == (0, ["host", *CHECKS], [])
         left = store.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])
         assert [one["Key"] for one in left if not one["Key"].endswith("/")] == []
+        said = examined(f"--storage '{uri}' --tracking-uri http://a:planted@127.0.0.1:1", capsys)
+        assert (said.code, len(said.failures)) == (1, 1)
+        assert "got http://127.0.0.1:1: " in said.failures[0]
 
 
 def test_a_host_that_does_not_answer_keeps_nobody_waiting() -> None:

@@ -22,7 +22,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
 from psvit_ray.data.sources import Source
-from psvit_ray.data.storage import Folder
+from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.runtime import bandwidth, host_checks, tracking_uri
 from psvit_ray.runtime.asking import Host, ask
 from psvit_ray.runtime.bandwidth import Measured, Step, TooSlow
@@ -317,6 +317,6 @@ def _broken(host: Host, check: str, error: Exception) -> Finding:
 
 
 def _reason(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "")
+    line = without_secrets(next(iter(str(error).strip().splitlines()), ""))
     ours = isinstance(error, ValueError | TimeoutError | TooSlow)
     return line if ours else f"{type(error).__name__}: {line}"
