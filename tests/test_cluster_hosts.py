@@ -63,7 +63,7 @@ def test_two_hosts_talk_until_they_are_cut_at_the_rate_they_may_and_leave_nothin
 
         hosts.cut(2)
         code, said = sends(hosts, 1)
-        assert (code, said.splitlines()[-1]) == (1, "TimeoutError: timed out")
+        assert (code, "timed out" in said or "No route to host" in said) == (1, True)
         hosts.heal(2)
         assert sends(hosts, 1)[0] == 0
         assert ours()
@@ -75,6 +75,6 @@ def test_two_hosts_talk_until_they_are_cut_at_the_rate_they_may_and_leave_nothin
 
 
 def test_hosts_that_cannot_start_say_why_and_leave_nothing() -> None:
-    with pytest.raises(RuntimeError, match=r"h1 did not start: .*num-cpus"), Hosts(2, cpus=-1):
+    with pytest.raises(RuntimeError, match=r"(?s)h1 did not start: .* nonnegative"), Hosts(cpus=-1):
         pass
     assert ours() == []

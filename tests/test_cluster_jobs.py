@@ -120,6 +120,7 @@ def test_a_search_of_four_is_submitted_on_the_head_with_the_token(
     assert answer(hosts, HEAD, f"{hosts.dashboard}/api/jobs/") == 401
 
 
+@pytest.mark.usefixtures("mlflow")
 def test_only_what_hosts_need_of_each_other_listens_to_others(hosts: Hosts) -> None:
     for host in hosts.numbers:
         wanted = {*ON_EVERY_HOST, *(ON_THE_HEAD if host == HEAD else ())}
