@@ -31,16 +31,17 @@ class Taken(NamedTuple):
 
 
 class NotesSteps(TalksWhereRayDoes):
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self, file: str, pause_s: float) -> None:
+        self._file, self._pause_s = file, pause_s
 
     def after_init_train_context(self) -> None:
         super().after_init_train_context()
         mailbox.LOST_S = LOST_S
-        take, file = Steps._take, self._file
+        take, file, pause_s = Steps._take, self._file, self._pause_s
 
         def noting(steps: Steps, *batch: Any) -> None:
             take(steps, *batch)
+            time.sleep(pause_s)
             taken = (socket.gethostname(), os.getpid(), steps._state.step, time.time())
             with open(file, "a") as notes:
                 notes.write(" ".join(map(str, taken)) + "\n")
@@ -57,7 +58,7 @@ def noted(file: Path) -> list[Taken]:
 
 def main() -> None:
     file = sys.argv.pop(1)
-    noting: Any = functools.partial(NotesSteps, file)
+    noting: Any = functools.partial(NotesSteps, file, float(os.environ.get("STEP_S", "0")))
     ray_train.TalksWhereRayDoes = noting  # type: ignore[misc]
     ray_train.RESIZE_EVERY_S = 3.0  # so is one for each host that comes
     cli.run(TrainJob, work)
