@@ -43,6 +43,8 @@ CLASSES = {
     "export": "ExportJob",
     "evaluate": "EvaluateJob",
     "predict": "PredictJob",
+    "doctor": "DoctorJob",
+    "scaling": "ScalingJob",
 }
 
 
