@@ -180,7 +180,7 @@ def search(job: ScalingJob) -> Rows:
         + ["reports/s", "% of MLflow's time", "s an epoch where MLflow is the limit"]
     ]
     for gpus in job.gpus:
-        for workers in sorted({1, job.gpus_per_host, *(n for n in job.gpus if n <= gpus)}):
+        for workers in sorted({n for n in (1, job.gpus_per_host, *job.gpus) if n <= gpus}):
             trials = gpus // workers
             mib = job.head_base_mib + (job.head_trial_mib * trials if workers > 1 else 0)
             epoch_s = IMAGES / (rate * workers)
