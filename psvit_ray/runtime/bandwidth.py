@@ -21,11 +21,10 @@ from torch import distributed, nn
 from psvit_ray.arch.cost import count_params
 from psvit_ray.runtime.network import TalksWhereRayDoes
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.scaling import BYTES, times_sent
 from psvit_ray.training.state import build_model
 
 PROBE_BYTES = 2**20
-BYTES = {"none": 4, "bf16": 2}
-"""Of one number of a gradient on its way."""
 PROBE_IMAGES = 4
 START_S = 90.0
 """To start a process that imports torch on every host; a busy one takes long."""
@@ -54,7 +53,7 @@ class Measured:
 
     def seconds(self, gradient_bytes: int) -> float:
         """Of the all-reduce of so many bytes."""
-        return gradient_bytes * _sent(self.num_hosts) / self.bytes_per_s
+        return gradient_bytes * times_sent(self.num_hosts) / self.bytes_per_s
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,7 @@ def measure(nodes: Sequence[str], per_worker: Mapping[str, float], step: Step | 
             wanted = step.gradient_bytes if step else 32 * PROBE_BYTES
             num_bytes = max(PROBE_BYTES, min(wanted, within))
             seconds_taken = all_reduce(num_bytes)
-    return Measured(len(nodes), num_bytes * _sent(len(nodes)) / seconds_taken, step_s)
-
-
-def _sent(num_hosts: int) -> float:
-    """How often a ring all-reduce sends each byte from each host."""
-    return 2 * (num_hosts - 1) / num_hosts
+    return Measured(len(nodes), num_bytes * times_sent(len(nodes)) / seconds_taken, step_s)
 
 
 @contextlib.contextmanager
