@@ -13,11 +13,11 @@ import numpy as np
 import ray
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.runtime.asking import HEAD, alive, ask
 from psvit_ray.runtime.autoscaler import Resources, most_to_come
+from psvit_ray.runtime.host_checks import why_not_read
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
 ANSWER_S = 180.0  # of a host that must fetch the job's files first
@@ -145,22 +145,14 @@ def check_readable(table: ImageTable, data: str) -> None:
     """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
     all that it would be given to read would be missing, and count as bad."""
     one = table.take(np.arange(1))
-    if num_hosts() == 1 or _why_not_read(one):
+    if num_hosts() == 1 or why_not_read(one):
         return
-    for host, reason in ask(alive(), _why_not_read, one, limit_s=ANSWER_S).items():
+    for host, reason in ask(alive(), why_not_read, one, limit_s=ANSWER_S).items():
         if reason:
             raise ValueError(
                 f"data must be seen by every host, got {data}, of which {host.name} cannot read "
                 f"{' '.join(one.place(0))}: {reason}"
             )
-
-
-def _why_not_read(table: ImageTable) -> str:
-    try:
-        table.read(0)
-    except (BadImage, OSError) as error:
-        return str(error)
-    return ""
 
 
 def num_hosts() -> int:

@@ -113,11 +113,18 @@ def clear(uri: str, names: Sequence[str], made: Mapping[str, Sequence[str]]) -> 
             Path(folder).rmdir()
 
 
-def read(table: ImageTable) -> Verdict:
+def why_not_read(table: ImageTable) -> str:
+    """Of the first image; empty where it can be."""
     try:
         table.read(0)
     except (OSError, ValueError) as error:
-        said = f"cannot read {' '.join(table.place(0))}: {error}"
+        return str(error)
+    return ""
+
+
+def read(table: ImageTable) -> Verdict:
+    if reason := why_not_read(table):
+        said = f"cannot read {' '.join(table.place(0))}: {reason}"
         return Verdict(False, said, "mount the data there on this host, or use a URI such as s3://")
     return Verdict(True, "read")
 

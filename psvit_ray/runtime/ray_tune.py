@@ -175,7 +175,8 @@ def run_trials(
     """Trains what is proposed until no more is. Everything that happens goes into the record."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(trials.concurrency())
+    concurrency = trials.concurrency()
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
     tracker = Tracker(session.experiment)
     resources = trials.resources.resolved()
     task_of = _Tasks(session.folder, trials, resources, mailbox=uuid.uuid4().hex, test=test)
@@ -199,7 +200,7 @@ def run_trials(
                 search_alg=_ProposalSearcher(proposals, recorder, task_of),
                 scheduler=Asha(halving, recorder) if halving else None,
                 num_samples=num_trials,
-                max_concurrent_trials=trials.concurrency(),
+                max_concurrent_trials=concurrency,
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
