@@ -42,6 +42,7 @@ def facts_of(arch: ArchSpec, class_names: tuple[str, ...] = NAMES, **train: Any)
 def exported(folder: Path, facts: RunFacts) -> PSViT:
     """Writes the folder of a network with random weights, and returns the network."""
     state = State.of(facts, torch.device("cpu"), None)
+    assert isinstance(state.model, PSViT)
     with_random_weights(state.model)  # in evaluation mode, too
     checkpoint = state.checkpoint()
     folder.mkdir()
@@ -203,6 +204,7 @@ def test_a_run_starts_from_the_folder(tmp_path: Path) -> None:
     theirs = exported(tmp_path / "model", facts_of(spec()))
     facts = facts_of(spec("1-1-2"), init=str(tmp_path / "model"))
     model = State.of(facts, torch.device("cpu"), None).model
+    assert isinstance(model, PSViT)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, theirs.blocks[0].mlp.fc1.weight)
     assert torch.equal(model.pos_embed, theirs.pos_embed)
 

@@ -100,6 +100,8 @@ class PSViT(nn.Module):
     def init_weights(self) -> None:
         """As timm's ViT: normal weights of deviation 0.02 cut at 2, zero biases; convolutions keep
         torch's default."""
+        if self.pos_embed.is_meta:
+            return  # to pretend takes torch longer than to do it
         trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)

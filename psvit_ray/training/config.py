@@ -10,6 +10,8 @@ from typing import Annotated, Literal, Self
 import tyro
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from psvit_ray.arch.cost import Limits
+from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.images import Decoder
 from psvit_ray.data.storage import Folder, without_secrets
@@ -194,15 +196,54 @@ class TrainConfig(Augmentation):
         return self.lr * scale
 
 
+class Paths(Value):
+    """Which specs of a supernet a step trains: drawn by seed and step, the same on every worker."""
+
+    paths: Literal["sandwich", "single"] = "sandwich"
+    """Of a supernet's step: the largest, the smallest and some drawn (Yu & Huang, arXiv
+    1903.05134), or one drawn."""
+    drawn_paths: Number = 2
+    """How many of a sandwich are drawn."""
+    inplace_distillation: bool = True
+    """In a sandwich, all but the largest learn from its answer instead of the labels."""
+    draw_evenly_over: Literal["specs", "macs"] = "specs"
+    """Each spec is as likely as any other, or each cost: most specs are of middling cost."""
+
+
+class SupernetConfig(Value):
+    """One set of weights that is trained for every spec of a space within limits."""
+
+    space: SearchSpace
+    limits: Limits = Limits()
+    paths: Paths = Paths()
+
+
+NOT_OF_A_SUPERNET = ("init", "img_size", "layer_decay", "compile", "grad_checkpointing")
+
+
 class Configuration(Value):
     """One thing to train: an architecture and everything else of its run."""
 
     spec: ArchSpec
     train: TrainConfig = TrainConfig()
+    supernet: SupernetConfig | None = None
+    """Where it is given, its weights are trained, and `spec` is the one of its specs that is
+    evaluated at the end of each epoch."""
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         self.trained_spec  # noqa: B018  # a size that the patches do not divide raises here
+        return self
+
+    @model_validator(mode="after")
+    def _check_supernet(self) -> Self:
+        if self.supernet is None:
+            return self
+        self.supernet.space.encode(self.spec)
+        for name in NOT_OF_A_SUPERNET:
+            usual, got = TrainConfig.model_fields[name].default, getattr(self.train, name)
+            if got != usual:
+                raise ValueError(f"{name} must be {usual!r} for a supernet, got {got!r}")
         return self
 
     @property
@@ -217,4 +258,7 @@ class Configuration(Value):
         """Names the record, the folder and the MLflow run. Fields at their defaults do not enter,
         as in `ArchSpec.spec_id`."""
         config = json.dumps(self.train.model_dump(exclude_defaults=True), sort_keys=True)
-        return hashlib.sha256(f"{self.spec.spec_id} {config}".encode()).hexdigest()[:12]
+        named = f"{self.spec.spec_id} {config}"
+        if self.supernet:
+            named += self.supernet.model_dump_json(exclude_defaults=True)
+        return hashlib.sha256(named.encode()).hexdigest()[:12]

@@ -17,8 +17,9 @@ from psvit_ray.data.sources import Source
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.model.pretrained import Loaded, load_pretrained
 from psvit_ray.model.psvit import PSViT
+from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint, RunFacts
-from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
 from psvit_ray.training.networks import load_network
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
@@ -26,14 +27,22 @@ GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken togethe
 
 def build_model(configuration: Configuration) -> PSViT:
     """The network with its first weights, which are a function of the seed."""
-    config = configuration.train
-    torch.manual_seed(mix_seed(config.seed))
-    return PSViT(
-        configuration.trained_spec,
-        drop_rate=config.drop,
-        attn_drop_rate=config.attn_drop,
-        drop_path_rate=config.drop_path,
-    )
+    torch.manual_seed(mix_seed(configuration.train.seed))
+    return PSViT(configuration.trained_spec, **_rates(configuration.train))
+
+
+def build_supernet(config: SupernetConfig, train: TrainConfig) -> Supernet:
+    """With its first weights, which are a function of the seed."""
+    torch.manual_seed(mix_seed(train.seed))
+    return Supernet(config.space, **_rates(train))
+
+
+def _rates(train: TrainConfig) -> dict[str, Any]:
+    return {
+        "drop_rate": train.drop,
+        "attn_drop_rate": train.attn_drop,
+        "drop_path_rate": train.drop_path,
+    }
 
 
 def load_init(model: PSViT, config: TrainConfig) -> Loaded | None:
@@ -89,7 +98,7 @@ class State:
     """Network, averaged weights, optimizer, and how far they have come."""
 
     facts: RunFacts
-    model: PSViT
+    model: PSViT | Supernet
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     epoch: int = 0
@@ -99,12 +108,16 @@ class State:
 
     @classmethod
     def of(cls, facts: RunFacts, device: torch.device, start: Checkpoint | None) -> State:
-        config = facts.configuration.train
-        model = build_model(facts.configuration)
-        if start is None:
-            load_init(model, config)
+        config, supernet = facts.configuration.train, facts.configuration.supernet
+        model: PSViT | Supernet
+        if supernet:
+            model = build_supernet(supernet, config)
+        else:
+            model = build_model(facts.configuration)
+            if start is None:
+                load_init(model, config)
+            model.set_grad_checkpointing(config.grad_checkpointing)
         model.to(device)
-        model.set_grad_checkpointing(config.grad_checkpointing)
         optimizer = create_optimizer_v2(
             model,
             opt=config.opt,
@@ -132,7 +145,11 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        return self.ema.module if self.ema else self.model
+        """The network that metrics speak of; of a supernet, that of the configuration's spec."""
+        model: nn.Module = self.ema.module if self.ema else self.model
+        return (
+            model.extract(self.facts.configuration.spec) if isinstance(model, Supernet) else model
+        )
 
     def checkpoint(self) -> Checkpoint:
         """As it is now: later steps do not change it."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loader import (
     Batch,
     GlobalBatchSampler,
@@ -26,11 +27,14 @@ from psvit_ray.data.loader import (
     train_loader,
 )
 from psvit_ray.data.sources import Source
+from psvit_ray.model.psvit import PSViT
 from psvit_ray.training.agreement import Agreement, Request, Verdict
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.distillation import Teacher
+from psvit_ray.training.distillation import Teacher, distillation_loss
+from psvit_ray.training.gradients import average_gradients
 from psvit_ray.training.loss import base_loss, mixing
 from psvit_ray.training.metrics import rank_and_world_size
+from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.place import Place
 from psvit_ray.training.state import State
 
@@ -57,11 +61,9 @@ class Steps:
         self._device = place.device
         self._amp = config.amp and place.accelerated
         self._teacher = Teacher.of(state.facts, place.device, amp=self._amp)
-        if config.compile and place.accelerated:
-            state.model.compile_blocks()
-        self._model = place.prepare_model(state.model)
-        if config.grad_compression == "bf16" and isinstance(self._model, DistributedDataParallel):
-            self._model.register_comm_hook(None, bf16_compress_hook)
+        supernet, model = state.facts.configuration.supernet, state.model
+        self._paths = PathSampler(supernet, config.seed) if supernet else None
+        self._model = self._prepared(model) if isinstance(model, PSViT) else model
         self._loss = base_loss(config)
         self._mixing = mixing(config, source.num_classes)
         self._agreement = Agreement(place.device, patience_s=place.patience_s)
@@ -139,6 +141,16 @@ class Steps:
         if (iterator := getattr(self._loader, "_iterator", None)) is not None:
             iterator._shutdown_workers()  # torch does it only when it is collected
 
+    def _prepared(self, model: PSViT) -> nn.Module:
+        if self._config.compile and self._place.accelerated:
+            model.compile_blocks()
+        prepared = self._place.prepare_model(model)
+        if self._config.grad_compression == "bf16" and isinstance(
+            prepared, DistributedDataParallel
+        ):
+            prepared.register_comm_hook(None, bf16_compress_hook)
+        return prepared
+
     def _due(self) -> Request:
         config, step = self._config, self._state.step
         if (asked := self._place.request()) != "none":
@@ -200,6 +212,9 @@ class Steps:
         torch.manual_seed(seed)
         self._schedule.step_update(state.step)
         loss_sum = self._backward(images, targets, scale=self._world_size / global_batch)
+        if self._paths:
+            compressed = torch.bfloat16 if config.grad_compression == "bf16" else None
+            average_gradients(state.model.parameters(), compressed)
         if config.clip_grad:
             nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_grad)
         state.optimizer.step()
@@ -222,15 +237,38 @@ class Steps:
         for number, (x, y) in enumerate(parts, start=1):
             no_sync = getattr(self._model, "no_sync", contextlib.nullcontext)
             with contextlib.nullcontext() if number == len(parts) else no_sync():
-                with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp):
-                    logits = self._model(x)
-                logits = logits.float()
-                loss = self._loss(logits, y)
-                if self._teacher:
-                    loss = self._teacher.mixed(loss, x, logits)
-                (loss * scale).backward()
-                total += loss.detach()
+                for loss in self._losses(x, y):
+                    (loss * scale).backward()
+                    total += loss.detach()
         return total
+
+    def _losses(self, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Of the network; of a supernet one for each path, whose sum is their mean. Each a sum over
+        the images."""
+        if self._paths is None:
+            yield self._supervised(images, targets, self._logits(images))
+            return
+        specs = self._paths.at(self._state.step)
+        first, *others = specs
+        logits = self._logits(images, first)
+        yield self._supervised(images, targets, logits) / len(specs)
+        taught = logits.detach()
+        for spec in others:
+            logits = self._logits(images, spec)
+            if self._paths.distils:
+                loss = distillation_loss("soft", logits, taught).sum()
+            else:
+                loss = self._supervised(images, targets, logits)
+            yield loss / len(specs)
+
+    def _logits(self, images: Tensor, *spec: ArchSpec) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._amp):
+            logits: Tensor = self._model(images, *spec)
+        return logits.float()
+
+    def _supervised(self, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
+        loss = self._loss(logits, targets)
+        return self._teacher.mixed(loss, images, logits) if self._teacher else loss
 
 
 def schedule_of(
