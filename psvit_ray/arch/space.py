@@ -142,9 +142,9 @@ class SearchSpace(Value):
                     f"spec {spec.pattern} is not in the space: {name} must be "
                     f"{getattr(other, name)}, got {getattr(spec, name)}"
                 )
-        return {name: decisions.get(name, 0) for name in self._parameters()}
+        return {name: decisions.get(name, 0) for name in self.parameters()}
 
-    def _parameters(self) -> dict[str, tuple[Parameter, ...]]:
+    def parameters(self) -> dict[str, tuple[Parameter, ...]]:
         """Every name of the space and its choices."""
         names: dict[str, tuple[Parameter, ...]] = {
             "pooling": self.pooling,
@@ -171,7 +171,7 @@ class SearchSpace(Value):
         """
         params = self.encode(spec)
         found = []
-        for name, choices in self._parameters().items():
+        for name, choices in self.parameters().items():
             if name == "num_stages":
                 found += [self.decode(other) for other in self._other_stages(params)]
                 continue

@@ -1,0 +1,80 @@
+"""What a supernet's weights make of each spec: the record of a one-shot search, a file for each
+generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pydantic import TypeAdapter, ValidationError
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.storage import Folder
+
+
+class Score(Value):
+    """Of a spec on the hold-out, with weights that it shares with all others. `number` counts
+    candidates in the order in which they were proposed."""
+
+    number: int
+    generation: int
+    spec: ArchSpec
+    loss: float
+    top1: float
+    """In percent."""
+    latency_ms: float | None = None
+    """As predicted, where the search has a table."""
+
+    @property
+    def macs(self) -> int:
+        return count_macs(self.spec)
+
+    @property
+    def gmacs(self) -> float:
+        return self.macs / 1e9
+
+    @property
+    def params_m(self) -> float:
+        return count_params(self.spec) / 1e6
+
+
+class ScoreStore:
+    """Under `candidates/` of a search's folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder / "candidates"
+
+    def put(self, generation: int, scores: Iterable[Score]) -> None:
+        """Replaces what is there of a generation whole. Raises OSError where that fails."""
+        content = _SCORES.dump_json(sorted(scores, key=lambda one: one.number), indent=1)
+        self._folder.write(f"generation-{generation:03d}.json", content)
+
+    def all(self) -> list[Score]:
+        """In the order of their numbers. Raises ValueError for a file that has no scores."""
+        return sorted(self._read(), key=lambda score: score.number)
+
+    def _read(self) -> Iterator[Score]:
+        for name in self._folder.names():
+            try:
+                yield from _SCORES.validate_json(self._folder.read(name) or b"")
+            except ValidationError as error:
+                raise ValueError(
+                    f"{self._folder / name} has no scores: {error.errors()[0]['msg']}"
+                ) from None
+
+
+_SCORES = TypeAdapter(list[Score])
+
+
+def ranked(scores: Iterable[Score]) -> list[Score]:
+    """The best first: by top-1, among equals by loss."""
+    return sorted(scores, key=lambda one: (-one.top1, one.loss, one.macs, one.number))
+
+
+def pareto(scores: Iterable[Score]) -> list[Score]:
+    """Those that no other beats in top-1 at no more MACs: by MACs up."""
+    front: list[Score] = []
+    for score in sorted(ranked(scores), key=lambda one: one.macs):
+        if not front or score.top1 > front[-1].top1:
+            front.append(score)
+    return front
