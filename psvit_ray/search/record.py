@@ -15,7 +15,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
 
-Kind = Literal["baseline", "first", "proposal", "fixed"]
+Kind = Literal["baseline", "first", "proposal", "fixed", "supernet", "finalist", "finetuned"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
 METRICS = ("train/", "holdout/", "perf/")
 ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
