@@ -11,23 +11,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.sources import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import off_without_gpus
-from psvit_ray.runtime.launch import Launch, opened
+from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
+from psvit_ray.runtime.oneshot import (
+    export_inherited,
+    export_winner,
+    score_candidates,
+    train_supernet,
+)
 from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
-from psvit_ray.search.proposals import Proposals
+from psvit_ray.search.oneshot import OneshotConfig, best_specs, finalists, warning
+from psvit_ray.search.proposals import FixedProposals, Proposals
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
 
 LIMITS = {"num_trials", "max_hours", "max_gpu_hours"}
+LIMITS_OF_ONESHOT = {"candidates", "supernet_workers", "finalists", "finalist_seeds"}
 
 
 class TuneJob(Value):
@@ -37,6 +47,9 @@ class TuneJob(Value):
     """Name in jobs/recipes, or path of a YAML file: the defaults of everything below."""
     train: TrainConfig = TrainConfig()
     search: SearchConfig
+    strategy: Literal["scratch", "oneshot"] = "scratch"
+    """Train each configuration, or one supernet whose weights all are scored with."""
+    oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
     launch: Launch = Launch()
     dry_run: bool = False
@@ -46,7 +59,13 @@ class TuneJob(Value):
     def identity(self) -> dict[str, object]:
         """What a resume must not change. How much is tried, and how fast, may."""
         search = self.search.model_dump(mode="json", exclude=LIMITS)
-        return {"train": self.train.model_dump(mode="json"), "search": search}
+        identity: dict[str, object] = {
+            "train": self.train.model_dump(mode="json"),
+            "search": search,
+        }
+        if self.strategy == "oneshot":
+            identity["oneshot"] = self.oneshot.model_dump(mode="json", exclude=LIMITS_OF_ONESHOT)
+        return identity
 
 
 def work(job: TuneJob) -> int:
@@ -75,6 +94,8 @@ def work(job: TuneJob) -> int:
     ) as session:
         if off := off_without_gpus(train, job.trials.resources.resolved()):
             print(off)
+        if job.strategy == "oneshot":
+            return oneshot(job, session, source)
         outcome = run_trials(
             session,
             Proposals(search, train, session.records),
@@ -91,6 +112,39 @@ def work(job: TuneJob) -> int:
             "--resume writes them",
             file=sys.stderr,
         )
+    return outcome.exit_code
+
+
+def oneshot(job: TuneJob, session: Session, source: Source) -> int:
+    """Supernet, candidates, finalists, test: each goes on from what is there of it."""
+    config, search, train = job.oneshot, job.search, job.train
+    if said := warning(len(source.holdout)):
+        print(said, file=sys.stderr)
+    evolution = config.evolution(search, None)
+    supernet = train_supernet(
+        session, config.supernet(search, train), job.trials, workers=config.supernet_workers
+    )
+    if supernet.record.status != "completed":
+        print(f"supernet: {supernet.record.reason}", file=sys.stderr)
+        return exit_code(supernet.signal) or 1
+    scored = score_candidates(session, evolution, source, job.trials, candidates=config.candidates)
+    if scored.signal:
+        return exit_code(scored.signal)
+    specs = best_specs(scored.scores, config.finalists)
+    configurations, kinds = finalists(
+        config, search, train, specs, export_inherited(session, specs)
+    )
+    outcome = run_trials(
+        session,
+        FixedProposals(configurations, session.records, kinds),
+        job.trials,
+        num_trials=len(configurations),
+        budget=Budget(search.max_hours, search.max_gpu_hours),
+    )
+    if outcome.signal or outcome.storage_fault:
+        return outcome.exit_code
+    records = export_winner(session, outcome.records, source, job.trials)
+    print(leaderboard.summary(records, session.folder, session.experiment.tracking_uri))
     return outcome.exit_code
 
 

@@ -102,8 +102,10 @@ def train(
     resources_per_worker: dict[str, float],
     patience_s: float = 300.0,
     wait_minutes: float = 30.0,
+    test: bool = True,
 ) -> Trained:
-    """Trains one configuration outside a search, and scores the test images once, at the end.
+    """Trains one configuration outside a search. With `test` it scores the test images once, at the
+    end.
 
     Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
     process, or a SIGTERM to a worker's, ends it with a checkpoint. The record says how it ended.
@@ -117,7 +119,7 @@ def train(
         checkpoints=(session.folder / CHECKPOINTS).uri,
         quarantine=session.folder.uri,
         mailbox=uuid.uuid4().hex,
-        test=True,
+        test=test,
         patience_s=patience_s,
     )
 

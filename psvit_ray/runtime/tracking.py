@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -26,9 +27,11 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import without_secrets
 from psvit_ray.runtime import tracking_uri
 from psvit_ray.search.record import Record
+from psvit_ray.search.scores import Score, by_generation, table_of
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
+CANDIDATES = "candidates"
 MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
 ENDED = {
     "completed": "FINISHED",
@@ -64,7 +67,7 @@ class Tracker:
         self._experiment_id = self._parent_id = ""
         self._run_ids: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
-        self._waiting: OrderedDict[str, Record] = OrderedDict()
+        self._waiting: OrderedDict[str, Record | tuple[Score, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._parent_status = ""
         self._closing = False
@@ -76,6 +79,14 @@ class Tracker:
         """Returns at once."""
         with self._changed:
             self._waiting[record.key] = record
+            self._changed.notify()
+
+    def put_scores(self, scores: Iterable[Score]) -> None:
+        """What a supernet's weights make of each candidate so far. Thousands of runs would drown
+        the others: they are points on the parent run, one for each generation, and a table there.
+        Returns at once."""
+        with self._changed:
+            self._waiting[CANDIDATES] = tuple(scores)
             self._changed.notify()
 
     def run_id(self, key: str) -> str:
@@ -98,16 +109,19 @@ class Tracker:
             with self._changed:
                 while not self._waiting and not self._closing:
                     self._changed.wait()
-                record = next(iter(self._waiting.values()), None)
+                key, waiting = next(iter(self._waiting.items()), ("", None))
             try:
                 client = self._connected()
-                if record is None:
+                if waiting is None:
                     client.set_terminated(self._parent_id, self._parent_status)
                     return
-                self._write(client, record)
+                if isinstance(waiting, Record):
+                    self._write(client, waiting)
+                else:
+                    self._write_scores(client, waiting)
                 with self._changed:
-                    if self._waiting[record.key] is record:
-                        del self._waiting[record.key]
+                    if self._waiting[key] is waiting:
+                        del self._waiting[key]
                 failed = False
             except Exception as error:  # whatever it is: no trial may be lost by it
                 if not failed:
@@ -117,18 +131,18 @@ class Tracker:
                     with contextlib.suppress(Exception):
                         self._connected().set_terminated(self._parent_id, self._parent_status)
                     return
-                self._distrust(record)
+                self._distrust(key)
                 time.sleep(1 if self._closing else RETRY_S)
 
-    def _distrust(self, record: Record | None) -> None:
+    def _distrust(self, key: str) -> None:
         """After a failure: what the store did take before it is asked for again, also whether the
         runs are still there. The other records go first, in case the fault is this one's."""
         self._parent_id = ""
-        if record:
-            self._run_ids.pop(record.key, None)
-            self._steps.pop(record.key, None)
+        if key:
+            self._run_ids.pop(key, None)
+            self._steps.pop(key, None)
             with self._changed:
-                self._waiting.move_to_end(record.key)
+                self._waiting.move_to_end(key)
 
     def _connected(self) -> MlflowClient:
         """Opens store, experiment and parent run at the first call: creating SQLite's tables takes
@@ -183,6 +197,18 @@ class Tracker:
             self._end(client, record, now)
         else:
             client.update_run(run_id, status="RUNNING")
+
+    def _write_scores(self, client: MlflowClient, scores: Sequence[Score]) -> None:
+        if CANDIDATES not in self._steps:
+            history = client.get_metric_history(self._parent_id, "candidates/scored")
+            self._steps[CANDIDATES] = {metric.step for metric in history}
+        now = int(time.time() * 1000)
+        for generation, metrics in by_generation(scores).items():
+            if generation not in self._steps[CANDIDATES]:
+                points = [Metric(name, v, now, generation) for name, v in metrics.items()]
+                client.log_batch(self._parent_id, points)
+                self._steps[CANDIDATES].add(generation)
+        client.log_text(self._parent_id, table_of(scores), f"{CANDIDATES}.csv")
 
     def _open(self, client: MlflowClient, record: Record) -> str:
         """The run of this configuration: a resume finds the one that is there, and adds what the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import optuna
 from optuna.trial import TrialState
@@ -170,11 +170,15 @@ class Proposals:
 
 
 class FixedProposals:
-    """These configurations, each once; none that ended in `records`."""
+    """These configurations, each once; none that ended in `records`. `kinds` by their keys."""
 
     def __init__(
-        self, configurations: Sequence[Configuration], records: Iterable[Record] = ()
+        self,
+        configurations: Sequence[Configuration],
+        records: Iterable[Record] = (),
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
+        self._kinds = kinds or {}
         ended = {record.key for record in records if record.status in ENDED}
         distinct = {one.key: one for one in configurations if one.key not in ended}
         self._waiting = deque(distinct.values())
@@ -190,6 +194,7 @@ class FixedProposals:
             "depth": spec.depth,
             "seed": train.seed,
         }
-        return Proposal(kind="fixed", params=params, configuration=configuration)
+        kind = self._kinds.get(configuration.key, "fixed")
+        return Proposal(kind=kind, params=params, configuration=configuration)
 
     def tell(self, key: str, top1: float | None) -> None: ...

@@ -3,7 +3,11 @@ generation."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator
+from itertools import groupby
+from statistics import median
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -69,6 +73,68 @@ _SCORES = TypeAdapter(list[Score])
 def ranked(scores: Iterable[Score]) -> list[Score]:
     """The best first: by top-1, among equals by loss."""
     return sorted(scores, key=lambda one: (-one.top1, one.loss, one.macs, one.number))
+
+
+def by_generation(scores: Iterable[Score]) -> dict[int, dict[str, float]]:
+    """What is said of each generation: how many are scored up to it, the best so far, its own best
+    and median."""
+    found: dict[int, dict[str, float]] = {}
+    scored, best = 0, 0.0
+    for generation, several in groupby(
+        sorted(scores, key=lambda one: one.number), key=lambda one: one.generation
+    ):
+        top1 = [score.top1 for score in several]
+        scored, best = scored + len(top1), max(best, *top1)
+        found[generation] = {
+            "candidates/scored": float(scored),
+            "candidates/best_top1": best,
+            "candidates/generation_best_top1": max(top1),
+            "candidates/generation_median_top1": median(top1),
+        }
+    return found
+
+
+def table_of(scores: Iterable[Score]) -> str:
+    """As CSV, the best first."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(
+        (
+            "rank",
+            "number",
+            "generation",
+            "top1",
+            "loss",
+            "gmacs",
+            "params_m",
+            "latency_ms",
+            "pattern",
+            "pooling",
+            "pool_op",
+            "patch_size",
+            "spec_id",
+        )
+    )
+    for rank, one in enumerate(ranked(scores), start=1):
+        spec = one.spec
+        writer.writerow(
+            (
+                rank,
+                one.number,
+                one.generation,
+                one.top1,
+                one.loss,
+                one.gmacs,
+                one.params_m,
+                one.latency_ms,
+                spec.pattern,
+                spec.pooling,
+                spec.pool_op,
+                spec.patch_size,
+                spec.spec_id,
+            )
+        )
+    return text.getvalue()
 
 
 def pareto(scores: Iterable[Score]) -> list[Score]:

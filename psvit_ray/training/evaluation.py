@@ -64,13 +64,23 @@ def evaluate(
             each.to(device, non_blocking=True)
             for each in (batch.images, batch.labels, batch.indices)
         )
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            logits = model(preprocessing.normalize(images))
-        loss += F.cross_entropy(logits.double(), labels, reduction="sum")
-        correct[indices] = (logits.argmax(dim=1) == labels).byte()
+        of_batch, right = judged(model, images, labels, preprocessing, amp=amp)
+        loss += of_batch
+        correct[indices] = right.byte()
     everyones = tuple(sorted(gathered(bad)))
     readable = len(table) - len(everyones)
     total_loss = all_reduce(loss).item() / readable if readable else float("nan")
     correct = all_reduce(correct).bool()
     top1 = 100 * correct.double().mean().item()
     return Evaluation(total_loss, top1, correct.cpu(), everyones)
+
+
+def judged(
+    model: nn.Module, images: Tensor, labels: Tensor, preprocessing: Preprocessing, *, amp: bool
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, S, S) as bytes and labels (B,): the sum of the losses in float64, and which are
+    classified rightly, (B,) bool."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        logits = model(preprocessing.normalize(images))
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+    return loss, logits.argmax(dim=1) == labels

@@ -1,0 +1,238 @@
+"""The phases of a one-shot search. What each leaves in the storage is where the next one, or a
+resume, begins."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.output import new_folder
+from psvit_ray.data.sources import Source
+from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.launch import Session
+from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.ray_tune import Trials
+from psvit_ray.runtime.signals import listening
+from psvit_ray.runtime.subnet_actors import SubnetActors
+from psvit_ray.runtime.tracking import Tracker
+from psvit_ray.search.evolution import Evolution
+from psvit_ray.search.oneshot import groups, winner
+from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.search.scores import Score, ScoreStore, ranked
+from psvit_ray.training import export
+from psvit_ray.training.checkpoint import Checkpoint, Kept
+from psvit_ray.training.config import Configuration
+from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.export_config import CONFIG, Facts
+from psvit_ray.training.place import Place
+from psvit_ray.training.subnets import load_supernet
+
+SUPERNET = "supernet"
+INHERITED = "inherited"
+MODEL = "model"
+PUT_EVERY_S = 0.5
+
+
+def train_supernet(
+    session: Session, configuration: Configuration, trials: Trials, *, workers: int
+) -> Trained:
+    """Goes on with what is there; has nothing to do where it is trained."""
+    folder = session.folder / SUPERNET
+    store = RecordStore(folder)
+    (record,) = store.all() or [
+        Record(number=0, kind="supernet", params={}, configuration=configuration)
+    ]
+    if record.status == "completed":
+        return Trained(record, None)
+    return train(
+        dataclasses.replace(session, folder=folder, store=store, records=[record]),
+        configuration,
+        workers=Workers(workers, workers),
+        resources_per_worker=trials.resources.resolved(),
+        wait_minutes=trials.resources.wait_minutes,
+        test=False,
+    )
+
+
+def last_checkpoint(folder: Folder) -> Checkpoint:
+    """Of a training that has ended."""
+    with contextlib.closing(Kept(folder)) as kept:
+        found = kept.newest()
+    assert found, f"a training that has ended has a checkpoint in {folder}"
+    return found
+
+
+@dataclass(frozen=True)
+class Scored:
+    scores: list[Score]
+    signal: int | None
+    """That ended it early, if one did."""
+
+
+def score_candidates(
+    session: Session,
+    evolution: Evolution,
+    source: Source,
+    trials: Trials,
+    *,
+    candidates: int,
+    latency_ms: Callable[[ArchSpec], float] | None = None,
+) -> Scored:
+    """Asks for generations from the first on, and scores what the record does not have yet."""
+    store = ScoreStore(session.folder)
+    known = {score.spec: score for score in store.all()}
+    scores: list[Score] = []
+    tracker = Tracker(session.experiment)
+    with contextlib.ExitStack() as stack:
+        heard = stack.enter_context(listening())
+        actors: SubnetActors | None = None
+        while len(scores) < candidates and not heard.number:
+            specs = evolution.ask(candidates - len(scores))
+            if not specs:
+                break
+            generation = scores[-1].generation + 1 if scores else 0
+            numbers = {spec: len(scores) + i for i, spec in enumerate(specs)}
+            found = {spec: known[spec] for spec in specs if spec in known}
+            if missing := [spec for spec in specs if spec not in known]:
+                if actors is None:
+                    actors = _actors(session, source, trials)
+                    stack.callback(actors.close)
+                put_at = time.monotonic() + PUT_EVERY_S
+                for spec, loss, top1 in actors.scores(missing):
+                    found[spec] = Score(
+                        number=numbers[spec],
+                        generation=generation,
+                        spec=spec,
+                        loss=loss,
+                        top1=top1,
+                        latency_ms=latency_ms(spec) if latency_ms else None,
+                    )
+                    if heard.number:
+                        break
+                    if time.monotonic() > put_at:
+                        store.put(generation, found.values())
+                        put_at = time.monotonic() + PUT_EVERY_S
+                store.put(generation, found.values())
+            scores += found.values()
+            if len(found) == len(specs):
+                evolution.tell([found[spec].top1 for spec in specs])
+                tracker.put_scores(scores)
+                best = ranked(scores)[0]
+                print(
+                    f"[{len(scores)}/{candidates}] generation {generation}: best so far "
+                    f"{best.top1:.2f} % with shared weights, {best.spec.pattern}, "
+                    f"{best.gmacs:.4g} GMACs",
+                    flush=True,
+                )
+    tracker.close("KILLED" if heard.number else "FINISHED")
+    return Scored(sorted(scores, key=lambda score: score.number), heard.number)
+
+
+def _actors(session: Session, source: Source, trials: Trials) -> SubnetActors:
+    return SubnetActors(
+        last_checkpoint(session.folder / SUPERNET / CHECKPOINTS),
+        source,
+        number=trials.concurrency(),
+        resources_per_worker=trials.resources.resolved(),
+        wait_minutes=trials.resources.wait_minutes,
+    )
+
+
+def export_inherited(session: Session, specs: Sequence[ArchSpec]) -> dict[ArchSpec, str]:
+    """Each spec with the weights that it has in the supernet, as an exported folder."""
+    folders = {spec: session.folder / INHERITED / spec.spec_id for spec in specs}
+    lacking = [spec for spec, folder in folders.items() if folder.read(CONFIG) is None]
+    if lacking:
+        checkpoint = last_checkpoint(session.folder / SUPERNET / CHECKPOINTS)
+        supernet = load_supernet(checkpoint)
+        configuration = checkpoint.facts.configuration
+        for spec in lacking:
+            alone = Configuration(spec=spec, train=configuration.train)
+            subnet = dataclasses.replace(
+                checkpoint,
+                facts=checkpoint.facts.model_copy(update={"configuration": alone}),
+                model=supernet.extract(spec).state_dict(),
+                ema=None,
+                curve=[],
+            )
+            export_to(folders[spec], subnet, name=session.name)
+    return {spec: folder.uri for spec, folder in folders.items()}
+
+
+def export_to(folder: Folder, checkpoint: Checkpoint, *, name: str, **facts: Any) -> None:
+    """Replaces what stands there. `facts`: what else is known, as in `Facts.of`."""
+    folder.delete_all()
+    with new_folder(folder) as path:
+        export.write(path, checkpoint, Facts.of(checkpoint, which="last", name=name, **facts))
+
+
+def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:
+    """The records with the score of their trained networks on the test images, which are touched
+    here alone, after the choice."""
+    resources = trials.resources.resolved()
+    task: Any = ray.remote(_test_values)
+    untested = [record for record in records if record.test_top1 is None]
+    asked = {
+        record.key: task.options(
+            num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=3
+        ).remote(
+            record.configuration.model_dump_json(),
+            (session.folder / CHECKPOINTS / record.key).uri,
+            int(resources["CPU"]),
+        )
+        for record in untested
+    }
+    tracker = Tracker(session.experiment)
+    tested = []
+    for record in records:
+        if record.key in asked:
+            record = record.reported(ray.get(asked[record.key]))
+            session.store.put(record)
+            tracker.put(record)
+        tested.append(record)
+    tracker.close("FINISHED")
+    return tested
+
+
+def _test_values(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
+    """What the last report of a training says, asked for again with the test images."""
+    torch.set_num_threads(threads)
+    one = Configuration.model_validate_json(configuration)
+    on_gpu = bool(ray.get_gpu_ids())
+    place = Place(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
+    start = last_checkpoint(Folder(checkpoints))
+    *_, last = run(one, load_source(one), place=place, start=start, test=True)
+    return last.values()
+
+
+def export_winner(
+    session: Session, records: Sequence[Record], source: Source, trials: Trials
+) -> list[Record]:
+    """The winner's network in `model/`. It and the best DeiT are scored on the test images, where
+    the data has any, all their seeds. Returns the records with these scores."""
+    chosen = winner(records)
+    if chosen is None:
+        return list(records)
+    if source.test:
+        named = [group for group in groups(records) if group.kind == "baseline"][:1]
+        named += [group for group in groups(records) if chosen in group.records]
+        tested = score_test(session, [one for group in named for one in group.records], trials)
+        now = {record.key: record for record in [*records, *tested]}
+        records, chosen = [now[record.key] for record in records], now[chosen.key]
+    export_to(
+        session.folder / MODEL,
+        last_checkpoint(session.folder / CHECKPOINTS / chosen.key),
+        name=session.name,
+        run_id=chosen.run_id,
+        test_top1=chosen.test_top1,
+    )
+    return list(records)

@@ -1,0 +1,199 @@
+"""A one-shot search: one set of weights is trained for the whole space, specs are scored with it,
+and the best are trained on their own."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.search.candidates import baselines, first_points
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.evolution import Budget, Evolution, Sampler
+from psvit_ray.search.record import Kind, Record
+from psvit_ray.search.scores import Score, ranked
+from psvit_ray.training.config import (
+    NOT_OF_A_SUPERNET,
+    Configuration,
+    Number,
+    NumberOrZero,
+    Paths,
+    Positive,
+    SupernetConfig,
+    TrainConfig,
+)
+from psvit_ray.training.paths import PathSampler
+
+EXPECTED_TOP1 = 90.0
+COARSE = 1.0  # points of standard error from which on a hold-out is said to be small
+
+
+class OneshotConfig(Value):
+    """A one-shot search, with `--strategy oneshot`."""
+
+    supernet_epochs: Number = 100
+    """Epochs of the supernet; what else its training is stands with the recipe's."""
+    supernet_workers: Number = 1
+    """Workers that train it."""
+    paths: Paths = Paths()
+    candidates: Number = 1000
+    """Specs that are scored with its weights."""
+    population: Annotated[int, Field(ge=2)] = 50
+    """Specs of a generation."""
+    sampler: Sampler = "nsga2"
+    """How candidates are chosen: evolution, or chance alone as its control."""
+    cost: Literal["macs", "params", "latency"] = "macs"
+    """What evolution keeps low beside top-1 up."""
+    max_latency_ms: Positive | None = None
+    """Most milliseconds of a forward pass of one image, predicted from a table that is measured on
+    a worker's device first."""
+    finalists: Number = 3
+    """Best candidates that are then trained from scratch, with the DeiT of equal cost."""
+    finalist_seeds: Number = 3
+    """Trainings of each."""
+    finetune_epochs: NumberOrZero | None = None
+    """Epochs of the finalists' trainings that start from the supernet's weights; by default as many
+    as from scratch, 0 leaves them out."""
+    finetune_lr: Positive | None = None
+    """Their peak learning rate; by default a quarter of that from scratch."""
+
+    def supernet(self, search: SearchConfig, train: TrainConfig) -> Configuration:
+        """How the supernet is trained. Its largest spec is the one that its curve shows.
+
+        Raises ValueError for settings that it cannot be trained with.
+        """
+        usual = {name: TrainConfig.model_fields[name].default for name in NOT_OF_A_SUPERNET[-2:]}
+        epochs = self.supernet_epochs
+        usual |= {"epochs": epochs, "warmup_epochs": min(train.warmup_epochs, epochs / 2)}
+        config = SupernetConfig(space=search.space, limits=search.limits, paths=self.paths)
+        return Configuration(
+            spec=PathSampler(config, train.seed).largest,
+            train=TrainConfig.model_validate({**dict(train), **usual}),
+            supernet=config,
+        )
+
+    def evolution(
+        self, search: SearchConfig, latency_ms: Callable[[ArchSpec], float] | None
+    ) -> Evolution:
+        """Raises ValueError for limits that nothing meets, and for a population of more than do."""
+        costs: dict[str, Callable[[ArchSpec], float] | None] = {
+            "macs": count_macs,
+            "params": count_params,
+            "latency": latency_ms,
+        }
+        cost_of = costs[self.cost]
+        assert cost_of, "a search by latency has a table"
+        rng = random.Random(search.search_seed)
+        return Evolution(
+            search.space,
+            Budget(search.limits, latency_ms, self.max_latency_ms),
+            cost_of=cost_of,
+            population=min(self.population, self.candidates),
+            seed=search.search_seed,
+            first=first_points(search.space, search.limits, rng),
+            sampler=self.sampler,
+        )
+
+    @property
+    def asks_for_latency(self) -> bool:
+        return self.cost == "latency" or self.max_latency_ms is not None
+
+
+def best_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:
+    return [score.spec for score in ranked(scores)[:number]]
+
+
+def finalists(
+    config: OneshotConfig,
+    search: SearchConfig,
+    train: TrainConfig,
+    specs: Sequence[ArchSpec],
+    inherited: Mapping[ArchSpec, str],
+) -> tuple[list[Configuration], dict[str, Kind]]:
+    """What is trained in the end, seed by seed, and its kinds by key: the specs from scratch and
+    from the weights that are `inherited` (folders), and DeiTs within the same limits."""
+    finetuned = {
+        "epochs": config.finetune_epochs or train.epochs,
+        "lr": config.finetune_lr or train.lr / 4,
+    }
+    if config.finetune_epochs:
+        finetuned["warmup_epochs"] = min(train.warmup_epochs, config.finetune_epochs / 2)
+    finetuned["min_lr"] = min(train.min_lr, finetuned["lr"])
+    deits = baselines(search.space, search.limits, search.baselines)
+    found: dict[str, tuple[Configuration, Kind]] = {}
+
+    def add(spec: ArchSpec, kind: Kind, **changes: object) -> None:
+        one = Configuration(spec=spec, train=TrainConfig.model_validate({**dict(train), **changes}))
+        found.setdefault(one.key, (one, kind))
+
+    for seed in range(train.seed, train.seed + config.finalist_seeds):
+        for spec in deits:
+            add(spec, "baseline", seed=seed)
+        for spec in specs:
+            add(spec, "finalist", seed=seed)
+            if config.finetune_epochs != 0:
+                add(spec, "finetuned", seed=seed, init=inherited[spec], **finetuned)
+    return [one for one, _ in found.values()], {key: kind for key, (_, kind) in found.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trainings that differ only in their seeds, of those that were trained in full."""
+
+    kind: Kind
+    records: tuple[Record, ...]
+
+    @property
+    def spec(self) -> ArchSpec:
+        return self.records[0].configuration.spec
+
+    @property
+    def top1(self) -> list[float]:
+        """On the hold-out, in percent."""
+        return [record.top1 or 0.0 for record in self.records]
+
+
+def groups(records: Iterable[Record]) -> list[Group]:
+    """The best mean first; among equals fewer MACs."""
+    found: dict[tuple[Kind, ArchSpec], list[Record]] = {}
+    for record in records:
+        if record.ranks:
+            found.setdefault((record.kind, record.configuration.spec), []).append(record)
+    return sorted(
+        (Group(kind, tuple(several)) for (kind, _), several in found.items()),
+        key=lambda group: (-mean(group.top1), count_macs(group.spec), group.kind),
+    )
+
+
+def winner(records: Iterable[Record]) -> Record | None:
+    """Of the PSViT whose seeds have the best mean on the hold-out, the median one, the lower of
+    two: the best of its seeds would be a choice made on noise. None if none was trained in full."""
+    best = next((group for group in groups(records) if group.kind != "baseline"), None)
+    if best is None:
+        return None
+    ordered = sorted(best.records, key=lambda record: (record.top1 or 0.0, record.key))
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def standard_error(holdout: int, top1: float = EXPECTED_TOP1) -> float:
+    """Of a top-1 on so many images, in points."""
+    return math.sqrt(top1 * (100 - top1) / holdout)
+
+
+def warning(holdout: int) -> str:
+    """What a user should know of a hold-out of so many images; empty where it is large enough."""
+    error = standard_error(holdout)
+    if error < COARSE:
+        return ""
+    return (
+        f"the hold-out has {holdout:,} images: a top-1 near {EXPECTED_TOP1:g} % has a standard "
+        f"error of {error:.2g} points, and candidates closer than that are not told apart; a "
+        "larger --holdout tells more"
+    )
