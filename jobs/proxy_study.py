@@ -11,7 +11,6 @@ that of the second seed is the most that any proxy can have.
 from __future__ import annotations
 
 import json
-import random
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,19 +20,18 @@ from pydantic import Field
 
 from psvit_ray import cli
 from psvit_ray.arch.cost import count_macs, count_params
-from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.ranks import rank_correlation
 from psvit_ray.report.table import aligned
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Trials, run_trials
+from psvit_ray.search.candidates import spread
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number, PositiveFraction, TrainConfig
 from psvit_ray.training.engine import load_source
-
-DRAWS_OF_EACH = 20
 
 
 class ProxyStudy(Value):
@@ -80,7 +78,7 @@ def work(job: ProxyStudy) -> int:
     fidelities = job.fidelities()
     for train in fidelities.values():
         job.search.check(train)
-    specs = spread(job.search, job.specs)
+    specs = spread(job.search.space, job.search.limits, job.specs, job.search.search_seed)
     configurations = {
         name: [Configuration(spec=spec, train=train) for spec in specs]
         for name, train in fidelities.items()
@@ -103,16 +101,6 @@ def work(job: ProxyStudy) -> int:
         )
         print(write(configurations, outcome.records, session.folder))
     return outcome.exit_code
-
-
-def spread(search: SearchConfig, number: int) -> list[ArchSpec]:
-    """Distinct specs within the limits, evenly over the ranks of their MACs."""
-    rng = random.Random(search.search_seed)
-    draws = {search.space.sample(rng, search.limits) for _ in range(DRAWS_OF_EACH * number)}
-    if len(draws) < number:
-        raise ValueError(f"specs must be at most {len(draws)}, as the space has no more")
-    ordered = sorted(draws, key=lambda spec: (count_macs(spec), spec.spec_id))
-    return [ordered[round(i * (len(ordered) - 1) / (number - 1))] for i in range(number)]
 
 
 def write(

@@ -57,7 +57,7 @@ def generations(
 ) -> list[list[ArchSpec]]:
     found = []
     for _ in range(number):
-        found.append(search.ask())
+        found.append(search.ask(1_000))
         search.tell([score(spec) for spec in found[-1]])
     return found
 

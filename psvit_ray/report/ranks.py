@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 
 from psvit_ray.arch.spec import Value
 
@@ -24,12 +26,65 @@ class RankCorrelation(Value):
         return f"{self.tau:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-def rank_correlation(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankCorrelation:
-    """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
-    ranked."""
+class Estimate(Value):
+    """With its 95 % bootstrap interval over the things ranked."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class Agreement(Value):
+    """How far one score ranks as another does."""
+
+    tau: Estimate
+    """Kendall's tau-b."""
+    rho: Estimate
+    """Spearman's."""
+    top: Estimate
+    """Part of the best quarter of one that is in the best quarter of the other."""
+    n: int
+
+
+def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreement:
+    """Raises ValueError as `rank_correlation`."""
+    ours, theirs = _checked(scores, truth)
+    drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
+
+    def estimate(of: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
+        values = [of(ours[rows], theirs[rows]) for rows in drawn]
+        low, high = np.nanpercentile(values, [2.5, 97.5])
+        return Estimate(value=of(ours, theirs), low=float(low), high=float(high))
+
+    return Agreement(
+        tau=estimate(lambda a, b: float(kendalltau(a, b).statistic)),
+        rho=estimate(lambda a, b: float(spearmanr(a, b).statistic)),
+        top=estimate(_overlap),
+        n=len(ours),
+    )
+
+
+def _overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
+    best = max(1, round(len(ours) / 4))
+    # What was drawn more than once counts as often: places, not values, are compared.
+    first, second = (set(np.argsort(-each, kind="stable")[:best]) for each in (ours, theirs))
+    return len(first & second) / best
+
+
+def _checked(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         raise ValueError(f"scores must be three or more that differ, got {len(ours)}")
+    return ours, theirs
+
+
+def rank_correlation(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankCorrelation:
+    """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
+    ranked."""
+    ours, theirs = _checked(scores, truth)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(ours), size=(RESAMPLES, len(ours)))
     taus = [kendalltau(ours[rows], theirs[rows]).statistic for rows in drawn]

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -24,7 +24,6 @@ from psvit_ray.runtime.ray_tune import Trials
 from psvit_ray.runtime.signals import listening
 from psvit_ray.runtime.subnet_actors import SubnetActors
 from psvit_ray.runtime.tracking import Tracker
-from psvit_ray.search.evolution import Evolution
 from psvit_ray.search.oneshot import groups, winner
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.search.scores import Score, ScoreStore, ranked
@@ -78,9 +77,17 @@ class Scored:
     """That ended it early, if one did."""
 
 
+class Candidates(Protocol):
+    def ask(self, most: int) -> list[ArchSpec]:
+        """A generation, of `most` at most; none where there is nothing left to score."""
+
+    def tell(self, top1: Sequence[float]) -> None:
+        """In percent, of the generation that was asked for."""
+
+
 def score_candidates(
     session: Session,
-    evolution: Evolution,
+    proposed: Candidates,
     source: Source,
     trials: Trials,
     *,
@@ -96,7 +103,7 @@ def score_candidates(
         heard = stack.enter_context(listening())
         actors: SubnetActors | None = None
         while len(scores) < candidates and not heard.number:
-            specs = evolution.ask(candidates - len(scores))
+            specs = proposed.ask(candidates - len(scores))
             if not specs:
                 break
             generation = scores[-1].generation + 1 if scores else 0
@@ -124,7 +131,7 @@ def score_candidates(
                 store.put(generation, found.values())
             scores += found.values()
             if len(found) == len(specs):
-                evolution.tell([found[spec].top1 for spec in specs])
+                proposed.tell([found[spec].top1 for spec in specs])
                 tracker.put_scores(scores)
                 best = ranked(scores)[0]
                 print(

@@ -175,6 +175,8 @@ class _Driver:
         self._gauges = Gauges(session.name)
         self._seen: Record | None = None
         self._first: tuple[int, float] | None = None
+        self._began = time.monotonic()
+        self._seconds_before = sum(record.seconds for record in session.records)
 
     def drive(self, fit: _Fit) -> Trained:
         status: Status = "interrupted"
@@ -249,7 +251,8 @@ class _Driver:
     def _put(self, status: Status, reason: str) -> Record:
         (record,) = self._store.all()
         run_id = self._tracker.run_id(record.key) or record.run_id
-        changes = {"status": status, "reason": reason, "run_id": run_id}
+        seconds = self._seconds_before + time.monotonic() - self._began
+        changes = {"status": status, "reason": reason, "run_id": run_id, "seconds": seconds}
         record = record.model_copy(update=changes)
         self._store.put(record)
         self._tracker.put(record)

@@ -81,10 +81,10 @@ class SubnetActors:
         options = kind.options(
             num_cpus=cpus, num_gpus=resources_per_worker.get("GPU", 0), max_restarts=-1
         )
-        self._members = [_Member(options.remote(max(1, int(cpus)))) for _ in range(number)]
+        self.members = [_Member(options.remote(max(1, int(cpus)))) for _ in range(number)]
         self._owed: dict[ray.ObjectRef, tuple[_Member, ArchSpec | None]] = {}
         """What was asked: the score of a spec, or to load what it needs."""
-        for member in self._members:
+        for member in self.members:
             self._ask(member, None)
 
     def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float]]:
@@ -96,14 +96,14 @@ class SubnetActors:
         waiting, left = deque(specs), len(specs)
         heard = time.monotonic()
         while left:
-            for member in self._members:
+            for member in self.members:
                 while waiting and member.awake and member.asked < WAITING:
                     self._ask(member, waiting.popleft())
             done, _ = ray.wait(list(self._owed), timeout=LOOK_S)
             if done:
                 heard = time.monotonic()
             elif time.monotonic() - heard > self._wait_s and not any(
-                member.awake for member in self._members
+                member.awake for member in self.members
             ):
                 raise NoHosts(f"no place for a scoring actor for {self._wait_s / 60:g} minutes")
             for reference in done:
@@ -128,7 +128,7 @@ class SubnetActors:
 
     def close(self) -> None:
         """Gives their places back."""
-        for member in self._members:
+        for member in self.members:
             ray.kill(member.actor)
 
     def _ask(self, member: _Member, spec: ArchSpec | None) -> None:

@@ -17,6 +17,7 @@ from psvit_ray.search.config import Range, SearchConfig, Setting, with_settings
 from psvit_ray.training.config import Configuration, TrainConfig
 
 DRAWS = 256
+DRAWS_OF_EACH = 20
 DEIT_HEAD_DIM = 64
 
 
@@ -179,6 +180,17 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
         ):
             found[family] = other
     return list(dict.fromkeys(found[family] for family in sorted(found)))
+
+
+def spread(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[ArchSpec]:
+    """Distinct specs within the limits, evenly over the ranks of their MACs. Raises ValueError if
+    the space has fewer."""
+    rng = random.Random(seed)
+    drawn = {space.sample(rng, limits) for _ in range(DRAWS_OF_EACH * number)}
+    if len(drawn) < number:
+        raise ValueError(f"specs must be at most {len(drawn)}, as the space has no more")
+    ordered = sorted(drawn, key=lambda spec: (count_macs(spec), spec.spec_id))
+    return [ordered[round(i * (len(ordered) - 1) / (number - 1))] for i in range(number)]
 
 
 def _shared(space: SearchSpace, spec: ArchSpec, group: int) -> ArchSpec:

@@ -42,6 +42,19 @@ class Budget:
         return max(0.0, max(parts) - 1)
 
 
+class FixedSpecs:
+    """One generation of these, each once."""
+
+    def __init__(self, specs: Sequence[ArchSpec]) -> None:
+        self._specs = list(dict.fromkeys(specs))
+
+    def ask(self, most: int) -> list[ArchSpec]:
+        return self._specs[:most]
+
+    def tell(self, top1: Sequence[float]) -> None:
+        self._specs = []
+
+
 class Evolution:
     """Generations of specs that are within the budget and all new: each is proposed once.
 
@@ -80,10 +93,10 @@ class Evolution:
         self._study = optuna.create_study(directions=["maximize", "minimize"])
         self._check()
 
-    def ask(self, most: int | None = None) -> list[ArchSpec]:
+    def ask(self, most: int) -> list[ArchSpec]:
         """A generation: a population, or `most`; fewer, in the end none, where no more are left."""
         assert not self._asked, "the last generation has not been told"
-        number = min(self._population, most or self._population)
+        number = min(self._population, most)
         rng = random.Random(f"{self._seed} {self._generation}")
         seed = rng.randrange(2**32)
         self._study.sampler = NSGAIISampler(population_size=self._population, seed=seed)
