@@ -47,6 +47,9 @@ from psvit_ray.model.psvit import PSViT
 from psvit_ray.runtime import cluster, tracking
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Trials, run_trials
+from psvit_ray.runtime.subnet_actors import SubnetActors
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.oneshot import OneshotConfig
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.agreement import Request
@@ -54,12 +57,15 @@ from psvit_ray.training.checkpoint import Kept
 from psvit_ray.training.config import Configuration, Number, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.place import Place
-from psvit_ray.training.state import build_model, facts_of
+from psvit_ray.training.state import State, build_model, facts_of
 
 PLAIN = Augmentation(train_crop_mode="rrc", train_interpolation="bicubic", hflip=0.5)
+SCORED = 60  # candidates at a time
 DEIT = PLAIN.model_copy(update={"aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25})
 
-Section = Literal["models", "sharing", "loader", "engine", "checkpoints", "trials", "tracking"]
+Section = Literal[
+    "models", "sharing", "loader", "engine", "checkpoints", "trials", "tracking", "scoring"
+]
 
 
 class BenchmarkJob(Value):
@@ -69,6 +75,7 @@ class BenchmarkJob(Value):
     """Its base spec is what the engine is measured with."""
     base: Annotated[ArchSpec, tyro.conf.Suppress]
     train: TrainConfig
+    search: Annotated[SearchConfig, tyro.conf.Suppress]
     only: tuple[Section, ...] = get_args(Section)
     """What to measure."""
     batch_size_of_models: Number = 32
@@ -96,6 +103,7 @@ def work(job: BenchmarkJob) -> int:
         "checkpoints": checkpoints,
         "trials": trials,
         "tracking": tracked,
+        "scoring": scoring,
     }
     found: dict[str, Any] = {"torch": torch.__version__, "threads": job.threads}
     for section in job.only:
@@ -331,6 +339,46 @@ def tracked(job: BenchmarkJob) -> dict[str, Any]:
         found = _ratio(works, job.rounds, inverse=True)
         tracker.close("FINISHED")
     return found
+
+
+def scoring(job: BenchmarkJob) -> dict[str, Any]:
+    """Candidates/s of two actors over those of one, a thread each; and seconds of the driver's
+    processor for a candidate, which are where many actors end."""
+    cluster.join()
+    config = OneshotConfig(population=SCORED)
+    configuration = config.supernet(job.search, job.train)
+    source = load_source(configuration)
+    facts = facts_of(configuration, source)
+    checkpoint = State.of(facts, torch.device("cpu"), None).checkpoint()
+    evolution = config.evolution(job.search, None)
+    per_s: dict[int, list[float]] = {1: [], 2: []}
+    driver: dict[str, list[float]] = {"proposing": [], "asking": []}
+    for number in [1, 2] * job.rounds:
+        began = time.process_time()
+        specs = evolution.ask(SCORED)
+        driver["proposing"].append((time.process_time() - began) / len(specs))
+        actors = SubnetActors(
+            checkpoint,
+            source,
+            number=number,
+            resources_per_worker={"CPU": 1.0},
+            wait_minutes=5.0,
+        )
+        list(actors.scores(specs[: 4 * number]))  # warms up
+        began, used = time.perf_counter(), time.process_time()
+        scored = {spec: top1 for spec, _, top1 in actors.scores(specs)}
+        per_s[number].append(len(specs) / (time.perf_counter() - began))
+        driver["asking"].append((time.process_time() - used) / len(specs))
+        actors.close()
+        evolution.tell([scored[spec] for spec in specs])
+    each = [b / a for a, b in zip(per_s[1], per_s[2], strict=True)]
+    return {
+        "holdout": len(source.holdout),
+        "1 actor per s": statistics.median(per_s[1]),
+        "2 actors per s": statistics.median(per_s[2]),
+        "ratio": statistics.median(each),
+        **{f"{name} s": statistics.median(times) for name, times in driver.items()},
+    }
 
 
 def _session(folder: str, source: Source, num_workers: int) -> Any:

@@ -10,6 +10,7 @@ in `--storage/--name`. Ctrl-C ends it in order; `--resume` goes on.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -21,18 +22,14 @@ from psvit_ray.data.sources import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import off_without_gpus
-from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
-from psvit_ray.runtime.oneshot import (
-    export_inherited,
-    export_winner,
-    score_candidates,
-    train_supernet,
-)
-from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
+from psvit_ray.runtime.launch import Launch, Session, opened
+from psvit_ray.runtime.oneshot import Found
+from psvit_ray.runtime.oneshot import search as search_oneshot
+from psvit_ray.runtime.ray_tune import Budget, Outcome, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
-from psvit_ray.search.oneshot import OneshotConfig, best_specs, finalists, warning
-from psvit_ray.search.proposals import FixedProposals, Proposals
+from psvit_ray.search.oneshot import OneshotConfig, warning
+from psvit_ray.search.proposals import Proposals
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
 
@@ -72,18 +69,14 @@ def work(job: TuneJob) -> int:
     search, train = job.search, job.train
     search.check(train)
     source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
+    if job.strategy == "oneshot":
+        job.oneshot.check(search, train)
     if job.dry_run:
         print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-        print(describe(search, train, concurrency=job.trials.max_concurrent))
+        shown = job.oneshot if job.strategy == "oneshot" else None
+        print(describe(search, train, shown, concurrency=job.trials.max_concurrent))
         return 0
 
-    halving = None
-    if search.reduction_factor:
-        halving = Halving(
-            epochs=train.epochs,
-            grace_epochs=search.grace_epochs,
-            reduction_factor=search.reduction_factor,
-        )
     with opened(
         job.launch,
         default_name=Path(job.recipe).stem,
@@ -94,18 +87,9 @@ def work(job: TuneJob) -> int:
     ) as session:
         if off := off_without_gpus(train, job.trials.resources.resolved()):
             print(off)
-        if job.strategy == "oneshot":
-            return oneshot(job, session, source)
-        outcome = run_trials(
-            session,
-            Proposals(search, train, session.records),
-            job.trials,
-            num_trials=search.num_trials,
-            budget=Budget(search.max_hours, search.max_gpu_hours),
-            halving=halving,
-        )
-        leaderboard.write(outcome.records, session.folder, title=session.name)
-        print(leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri))
+        strategies: dict[str, Callable[..., Outcome | Found]]
+        strategies = {"scratch": scratch, "oneshot": oneshot}
+        outcome = strategies[job.strategy](job, session, source)
     if outcome.untracked:
         print(
             f"MLflow did not take {outcome.untracked} configurations; they are in the record, and "
@@ -115,37 +99,39 @@ def work(job: TuneJob) -> int:
     return outcome.exit_code
 
 
-def oneshot(job: TuneJob, session: Session, source: Source) -> int:
-    """Supernet, candidates, finalists, test: each goes on from what is there of it."""
-    config, search, train = job.oneshot, job.search, job.train
-    if said := warning(len(source.holdout)):
-        print(said, file=sys.stderr)
-    evolution = config.evolution(search, None)
-    supernet = train_supernet(
-        session, config.supernet(search, train), job.trials, workers=config.supernet_workers
-    )
-    if supernet.record.status != "completed":
-        print(f"supernet: {supernet.record.reason}", file=sys.stderr)
-        return exit_code(supernet.signal) or 1
-    scored = score_candidates(session, evolution, source, job.trials, candidates=config.candidates)
-    if scored.signal:
-        return exit_code(scored.signal)
-    specs = best_specs(scored.scores, config.finalists)
-    configurations, kinds = finalists(
-        config, search, train, specs, export_inherited(session, specs)
-    )
+def scratch(job: TuneJob, session: Session, source: Source) -> Outcome:
+    """Every configuration is trained, the weak not to their end."""
+    search, train = job.search, job.train
+    halving = None
+    if search.reduction_factor:
+        halving = Halving(
+            epochs=train.epochs,
+            grace_epochs=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
     outcome = run_trials(
         session,
-        FixedProposals(configurations, session.records, kinds),
+        Proposals(search, train, session.records),
         job.trials,
-        num_trials=len(configurations),
+        num_trials=search.num_trials,
         budget=Budget(search.max_hours, search.max_gpu_hours),
+        halving=halving,
     )
-    if outcome.signal or outcome.storage_fault:
-        return outcome.exit_code
-    records = export_winner(session, outcome.records, source, job.trials)
-    print(leaderboard.summary(records, session.folder, session.experiment.tracking_uri))
-    return outcome.exit_code
+    leaderboard.write(outcome.records, session.folder, title=session.name)
+    print(leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri))
+    return outcome
+
+
+def oneshot(job: TuneJob, session: Session, source: Source) -> Found:
+    """One supernet is trained, candidates are scored with its weights, the best trained."""
+    if said := warning(len(source.holdout)):
+        print(said, file=sys.stderr)
+    found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
+    if found.fault:
+        print(found.fault, file=sys.stderr)
+    leaderboard.write(found.records, session.folder, title=session.name)
+    print(leaderboard.summary(found.records, session.folder, session.experiment.tracking_uri))
+    return found
 
 
 if __name__ == "__main__":

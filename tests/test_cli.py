@@ -39,6 +39,7 @@ CLASSES = {
     "compare_psvit": "CompareJob",
     "report": "ReportJob",
     "proxy_study": "ProxyStudy",
+    "rank_study": "RankStudy",
     "prepare_data": "PrepareJob",
     "export": "ExportJob",
     "evaluate": "EvaluateJob",
@@ -136,6 +137,28 @@ Refused = Callable[[str], str]
         ("report --name a --recipe digits", "unknown option --recipe; see --help"),
         ("compare_psvit", "--search must be given"),
         ("proxy_study --specs 7", "specs must be at least 8, got 7"),
+        ("rank_study --specs 7", "specs must be at least 8, got 7"),
+        ("rank_study --seeds 1", "seeds must be at least 2, got 1"),
+        (
+            "tune_psvit --strategy onshot",
+            "invalid choice 'onshot' for argument '--strategy'. "
+            "Expected one of ('scratch', 'oneshot').",
+        ),
+        ("tune_psvit --strategy oneshot --population 1", "population must be at least 2, got 1"),
+        ("tune_psvit --strategy oneshot --candidates 0", "candidates must be at least 1, got 0"),
+        (
+            "tune_psvit --strategy oneshot --layer-decay 0.9",
+            "layer_decay must be 1.0 for a supernet, got 0.9",
+        ),
+        (
+            "tune_psvit --strategy oneshot --init timm:deit_tiny_patch16_224",
+            "init must be '' for a supernet, got 'timm:deit_tiny_patch16_224'",
+        ),
+        (
+            "tune_psvit --strategy oneshot --population 900000 --candidates 900000",
+            "population must be at most 5,491, the configurations of the space that meet the "
+            "limits, got 900,000",
+        ),
         # values
         ("tune_psvit --num-trials x", "--num-trials must be a whole number, got 'x'"),
         ("tune_psvit --lr x", "--lr must be a number, got 'x'"),

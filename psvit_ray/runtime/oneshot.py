@@ -18,18 +18,20 @@ from psvit_ray.data.output import new_folder
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import Workers
-from psvit_ray.runtime.launch import Session
+from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
-from psvit_ray.runtime.ray_tune import Trials
+from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
 from psvit_ray.runtime.signals import listening
 from psvit_ray.runtime.subnet_actors import SubnetActors
 from psvit_ray.runtime.tracking import Tracker
-from psvit_ray.search.oneshot import groups, winner
-from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.oneshot import OneshotConfig, best_specs, finalists, groups, winner
+from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.search.record import ENDED, Record, RecordStore
 from psvit_ray.search.scores import Score, ScoreStore, ranked
 from psvit_ray.training import export
 from psvit_ray.training.checkpoint import Checkpoint, Kept
-from psvit_ray.training.config import Configuration
+from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.export_config import CONFIG, Facts
 from psvit_ray.training.place import Place
@@ -39,6 +41,69 @@ SUPERNET = "supernet"
 INHERITED = "inherited"
 MODEL = "model"
 PUT_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Found:
+    scores: list[Score]
+    records: list[Record]
+    """Of the finalists' trainings."""
+    supernet: Record
+    signal: int | None = None
+    """That ended it early, if one did."""
+    fault: str = ""
+    """That ended it early, if one did."""
+    untracked: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.fault else exit_code(self.signal)
+
+
+def search(
+    session: Session,
+    source: Source,
+    config: OneshotConfig,
+    search: SearchConfig,
+    train: TrainConfig,
+    trials: Trials,
+) -> Found:
+    """Supernet, candidates, finalists, test: each goes on from what is there of it."""
+    proposed = config.evolution(search, None)
+    supernet = train_supernet(
+        session, config.supernet(search, train), trials, workers=config.supernet_workers
+    )
+    found = Found([], session.records, supernet.record, supernet.signal)
+    if supernet.record.status != "completed":
+        return dataclasses.replace(found, fault=supernet.record.reason)
+    scored = score_candidates(session, proposed, source, trials, candidates=config.candidates)
+    found = dataclasses.replace(found, scores=scored.scores, signal=scored.signal)
+    if scored.signal:
+        return found
+    specs = best_specs(scored.scores, config.finalists)
+    configurations, kinds = finalists(
+        config, search, train, specs, export_inherited(session, specs)
+    )
+    outcome = run_trials(
+        session,
+        FixedProposals(configurations, session.records, kinds),
+        trials,
+        num_trials=len(configurations),
+        budget=Budget(search.max_hours, search.max_gpu_hours),
+    )
+    found = dataclasses.replace(
+        found,
+        records=outcome.records,
+        signal=outcome.signal,
+        fault=outcome.storage_fault,
+        untracked=outcome.untracked,
+    )
+    whole = all(record.status in ENDED for record in outcome.records)
+    if outcome.signal or outcome.storage_fault or not whole:
+        return found
+    return dataclasses.replace(
+        found, records=export_winner(session, outcome.records, source, trials)
+    )
 
 
 def train_supernet(

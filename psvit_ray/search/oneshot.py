@@ -64,6 +64,11 @@ class OneshotConfig(Value):
     finetune_lr: Positive | None = None
     """Their peak learning rate; by default a quarter of that from scratch."""
 
+    def check(self, search: SearchConfig, train: TrainConfig) -> None:
+        """Raises ValueError for what cannot work, as far as no latency has to be measured."""
+        self.supernet(search, train)
+        self.model_copy(update={"cost": "macs"}).evolution(search, None)
+
     def supernet(self, search: SearchConfig, train: TrainConfig) -> Configuration:
         """How the supernet is trained. Its largest spec is the one that its curve shows.
 
