@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,9 +17,13 @@ from pydantic import ValidationError
 
 from psvit_ray.arch.cost import Limits, count_macs
 from psvit_ray.arch.space import SearchSpace
+from psvit_ray.data.sources import Source
 from psvit_ray.training.config import Configuration, Paths, SupernetConfig, TrainConfig
 from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
+from psvit_ray.training.state import facts_of
+from psvit_ray.training.subnets import HeldOut, Subnets, load_supernet, read
 
 SPACE = SearchSpace.model_validate(
     {
@@ -172,3 +179,65 @@ def test_a_supernet_has_a_key_of_its_own() -> None:
         configuration(supernet_config(Limits(max_macs=10**9))).key,
     }
     assert len(keys) == 4
+
+
+def hashes(images: np.ndarray) -> set[str]:
+    return {hashlib.sha256(image.tobytes()).hexdigest() for image in images}
+
+
+def overlaps(source: Source, held_out: HeldOut) -> dict[str, int]:
+    """Images that are where they must not be, by what they show. What candidates are scored on is
+    what the actors hold."""
+    sees = {
+        name: hashes(read(table, facts_of(configuration(), source).preprocessing).images)
+        for name, table in (("train", source.train), ("test", source.test))
+        if table
+    }
+    scored = hashes(held_out.images)
+    return {
+        "train and hold-out": len(sees["train"] & scored),
+        "train and test": len(sees["train"] & sees["test"]),
+        "hold-out and test": len(scored & sees["test"]),
+    }
+
+
+def test_no_image_is_trained_on_and_scored() -> None:
+    """And the check finds one that is."""
+    source = load_source(configuration())
+    preprocessing = facts_of(configuration(), source).preprocessing
+    held_out = read(source.holdout, preprocessing)
+    assert len(held_out.labels) == len(source.holdout)
+    assert set(overlaps(source, held_out).values()) == {0}
+    broken = replace(source, holdout=source.train.take(np.arange(5)))
+    assert overlaps(source, read(broken.holdout, preprocessing))["train and hold-out"] == 5
+    leaked = replace(source, test=source.holdout)
+    assert overlaps(leaked, held_out)["hold-out and test"] == len(source.holdout)
+
+
+def test_scores_in_memory_are_those_of_an_evaluation() -> None:
+    one = configuration(epochs=1, warmup_epochs=0, data_fraction=0.1)
+    source = load_source(one)
+    *_, last = run(one, source)
+    checkpoint = last.checkpoint()
+    preprocessing = checkpoint.facts.preprocessing
+    held_out = read(source.holdout, preprocessing)
+    subnets = Subnets(checkpoint, held_out, device=torch.device("cpu"), batch_size=100)
+    supernet = load_supernet(checkpoint)
+    for spec in PathSampler(supernet_config(), 0).at(3):
+        expected = evaluate(supernet.extract(spec), source.holdout, preprocessing)
+        loss, top1 = subnets.score(spec)
+        assert (loss, top1) == (pytest.approx(expected.loss, abs=1e-9), expected.top1)
+    assert last.metrics["holdout/top1"] == subnets.score(one.spec)[1]
+    unreadable = Subnets(checkpoint, held_out._replace(unreadable=12), device=torch.device("cpu"))
+    right = round(subnets.score(one.spec)[1] * 288 / 100)
+    assert unreadable.score(one.spec)[1] == pytest.approx(100 * right / 300)
+
+
+def test_a_supernet_is_not_made_of_a_run_of_one_network() -> None:
+    one = Configuration(
+        spec=configuration().spec,
+        train=TrainConfig(epochs=1, warmup_epochs=0, data_fraction=0.1),
+    )
+    *_, last = run(one, load_source(one))
+    with pytest.raises(ValueError, match="checkpoint must be of a supernet, got one of"):
+        load_supernet(last.checkpoint())

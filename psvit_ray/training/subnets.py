@@ -72,7 +72,7 @@ class Subnets:
             of_batch, correct = judged(model, x, y, self._preprocessing, amp=self._amp)
             loss += of_batch.item()
             right += int(correct.sum())
-        return loss / len(labels), 100 * right / (len(labels) + unreadable)
+        return loss / len(labels), 100 * (right / (len(labels) + unreadable))
 
 
 def load_supernet(checkpoint: Checkpoint) -> Supernet:
