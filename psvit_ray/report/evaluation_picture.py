@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from psvit_ray.report.evaluation import (
     Answers,
@@ -19,6 +15,7 @@ from psvit_ray.report.evaluation import (
     metrics,
     reliability,
 )
+from psvit_ray.report.picture import png
 
 MOST_NAMED = 40
 """Classes whose names fit beside the cells."""
@@ -59,7 +56,7 @@ def confusion_png(answers: Answers, title: str) -> bytes:
     figure.colorbar(image, ax=axes, label="% of the label's images", fraction=0.03, pad=0.01)
     beside.axis("off")
     beside.text(0, 1, _mistakes(answers), va="top", fontsize=8, transform=beside.transAxes)
-    return _png(figure)
+    return png(figure)
 
 
 def reliability_png(answers: Answers, title: str) -> bytes:
@@ -98,7 +95,7 @@ def reliability_png(answers: Answers, title: str) -> bytes:
     below.set_ylabel("images")
     for one in (axes, below):
         one.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def _name_classes(axes: Axes, answers: Answers, unreadable: bool) -> None:
@@ -132,13 +129,3 @@ def _mistakes(answers: Answers) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-
-
-def _png(figure: Figure) -> bytes:
-    image = io.BytesIO()
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a dollar in the name of a class
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in other scripts
-        figure.savefig(image, format="png")
-    return image.getvalue()

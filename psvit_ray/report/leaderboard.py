@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import yaml
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.picture import pareto_png
+from psvit_ray.report.rows import Row, as_csv, put, spec_columns
 from psvit_ray.report.table import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
 
 __all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
-
-Row = dict[str, Any]
 
 
 def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]:
@@ -32,14 +28,14 @@ def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]
         files["best.yaml"] = best_yaml(winner, title).encode()
     else:
         folder.delete("best.yaml")
-    return _put(folder, files)
+    return put(folder, files)
 
 
 def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
     """One table and one picture of several searches. A rank is one within its search."""
     found = {name: list(records) for name, records in searches.items()}
     table = [{"search": name, **row} for name, records in found.items() for row in rows(records)]
-    return _put(folder, _tables(table) | {"pareto.png": pareto_png(found)})
+    return put(folder, _tables(table) | {"pareto.png": pareto_png(found)})
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -60,13 +56,7 @@ def _row(rank: int | None, record: Record) -> Row:
         "params_m": record.params_m,
         "kind": record.kind,
         "is_deit": record.is_deit,
-        "pattern": spec.pattern,
-        "pooling": spec.pooling,
-        "pool_op": spec.pool_op if len(spec.stages) > 1 else "",
-        "patch_size": spec.patch_size,
-        "embed_dims": _parted(stage.embed_dim for stage in spec.stages),
-        "num_heads": _parted(stage.num_heads for stage in spec.stages),
-        "hidden_dims": _parted(stage.hidden_dim for stage in spec.stages),
+        **spec_columns(spec),
         "overrides": " ".join(f"{name}={value}" for name, value in record.overrides.items()),
         "epochs": record.epochs_done,
         "seconds": round(record.seconds, 1),
@@ -96,23 +86,8 @@ def best_yaml(winner: Record, title: str) -> str:
     return comments + yaml.safe_dump(content, sort_keys=False)
 
 
-def _parted(numbers: Iterable[int]) -> str:
-    """One number for each stage, parted as in a pattern."""
-    return "|".join(str(number) for number in numbers)
-
-
 def _tables(table: list[Row]) -> dict[str, bytes]:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else ["rank"])
-    writer.writeheader()
-    writer.writerows(table)
     return {
-        "leaderboard.csv": text.getvalue().encode(),
+        "leaderboard.csv": as_csv(table),
         "leaderboard.json": json.dumps(table, indent=1, allow_nan=False).encode(),
     }
-
-
-def _put(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
-    for name, content in files.items():
-        folder.write(name, content)
-    return [str(folder / name) for name in files]

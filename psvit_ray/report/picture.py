@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from psvit_ray.report.unit import MacsUnit
+from psvit_ray.report.unit import Costed, MacsUnit
 from psvit_ray.search.record import Record, best, best_deit, pareto
 
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # told apart by the colour-blind
@@ -24,18 +26,18 @@ WIDE = 4  # from this ratio of costs on, the axis is logarithmic
 def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
     """Everything that was trained in full in one search, or in several: PSViTs, DeiTs, and the
     front of those that no other beats in accuracy at its cost. The best are ringed."""
-    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5.5)
     axes = figure.add_subplot()
     ranked = {name: [r for r in records if r.ranks] for name, records in searches.items()}
     shown = [record for records in ranked.values() for record in records]
     unit = MacsUnit.of(shown)
-    floor = _floor(shown)
+    must = [record.top1 or 0.0 for record in [best(shown), best_deit(shown)] if record]
+    floor = floor_of([record.top1 or 0.0 for record in shown], must)
     for number, (name, records) in enumerate(ranked.items()):
         search = name if len(ranked) > 1 else ""
         _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
     if shown:
-        _scale(axes, shown, unit)
+        scale(axes, shown, unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     else:
         axes.text(
@@ -46,19 +48,32 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
     axes.set_ylabel("hold-out top-1, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """In inches."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in the name of a class
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in other scripts
+        figure.savefig(image, format="png")
     return image.getvalue()
 
 
-def _floor(shown: Sequence[Record]) -> float:
+def floor_of(top1: Sequence[float], must: Iterable[float] = ()) -> float:
     """The least accuracy that gets a place of its own: a few that learned nothing would press
-    all others against the top."""
-    top1 = [record.top1 or 0.0 for record in shown]
+    all others against the top. It is at most what `must` have."""
     if not top1:
         return 0.0
     floor = max(top1) - 3 * (max(top1) - median(top1))
-    must = [record.top1 or 0.0 for record in [best(shown), best_deit(shown)] if record]
     return min([floor if max(top1) > median(top1) else min(top1), *must])
 
 
@@ -134,8 +149,8 @@ def _mark(
     )
 
 
-def _scale(axes: Axes, shown: Sequence[Record], unit: MacsUnit) -> None:
-    costs = [unit.value(record) for record in shown]
+def scale(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
+    costs = [unit.value(one) for one in shown]
     if max(costs) > WIDE * min(costs):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

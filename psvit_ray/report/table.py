@@ -23,7 +23,7 @@ NOT_RANKED: dict[Status, str] = {
 def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str:
     """The best, DeiT beside them, and the commands for what comes next."""
     records = list(records)
-    parts = [_counts(records)]
+    parts = [f"{len(records)} configurations: {counted(records)}"]
     ranked = [record for record in ranking(records) if record.ranks]
     if ranked:
         shown = list(enumerate(ranked, start=1))[:MOST_ROWS]
@@ -51,11 +51,12 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
     return aligned(lines)
 
 
-def _counts(records: Sequence[Record]) -> str:
+def counted(records: Sequence[Record]) -> str:
+    """How many were trained in full, and what became of the others."""
     counts = Counter(record.status for record in records)
     said = [f"{sum(record.ranks for record in records)} trained in full"]
     said += [f"{counts[status]} {text}" for status, text in NOT_RANKED.items() if counts[status]]
-    return f"{len(records)} configurations: {', '.join(said)}"
+    return ", ".join(said)
 
 
 def _heading(unit: MacsUnit) -> list[str]:
@@ -131,8 +132,12 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
             ("Train the winner", f"python jobs/train_psvit.py --arch {arch} {where}"),
             ("Against DeiT", f"python jobs/compare_psvit.py --search {shlex.quote(name)} {where}"),
         ]
+    steps.append(("MLflow", mlflow(tracking_uri)))
+    return aligned([(f"{step}:", command) for step, command in steps])
+
+
+def mlflow(tracking_uri: str) -> str:
+    """Where the runs are seen: a server's address, or the command that starts one."""
     shown = str(Folder(tracking_uri))
     is_server = shown.startswith(("http://", "https://"))
-    mlflow = shown if is_server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
-    steps.append(("MLflow", mlflow))
-    return aligned([(f"{step}:", command) for step, command in steps])
+    return shown if is_server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from psvit_ray.search.record import Record
+
+class Costed(Protocol):
+    """A record, a score: what has a spec."""
+
+    @property
+    def macs(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -15,10 +21,10 @@ class MacsUnit:
     """MACs of one unit."""
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> MacsUnit:
+    def of(cls, costed: Iterable[Costed]) -> MacsUnit:
         """GMACs, as papers say, but for networks of tiny images."""
-        most = max((record.macs for record in records), default=0)
+        most = max((one.macs for one in costed), default=0)
         return cls("GMACs", 1e9) if most >= 1e8 else cls("MMACs", 1e6)
 
-    def value(self, record: Record) -> float:
-        return record.macs / self.macs
+    def value(self, one: Costed) -> float:
+        return one.macs / self.macs

@@ -1,0 +1,49 @@
+"""Tables as rows, and what they have in common: the columns of a spec, CSV, files in a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.storage import Folder
+
+Row = dict[str, Any]
+
+
+def spec_columns(spec: ArchSpec) -> Row:
+    return {
+        "pattern": spec.pattern,
+        "pooling": spec.pooling,
+        "pool_op": spec.pool_op if len(spec.stages) > 1 else "",
+        "patch_size": spec.patch_size,
+        "embed_dims": _parted(stage.embed_dim for stage in spec.stages),
+        "num_heads": _parted(stage.num_heads for stage in spec.stages),
+        "hidden_dims": _parted(stage.hidden_dim for stage in spec.stages),
+    }
+
+
+def _parted(numbers: Iterable[int]) -> str:
+    """One number for each stage, parted as in a pattern."""
+    return "|".join(str(number) for number in numbers)
+
+
+def as_csv(table: Sequence[Row], *, first: str = "rank") -> bytes:
+    """`first` is the one column of a table without rows."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else [first])
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue().encode()
+
+
+def put(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
+    """Each replaces an older one whole. Returns where they are.
+
+    Raises OSError where they cannot be written.
+    """
+    for name, content in files.items():
+        folder.write(name, content)
+    return [str(folder / name) for name in files]
