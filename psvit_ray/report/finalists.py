@@ -1,0 +1,166 @@
+"""What became of a one-shot search's finalists in trainings of their own, over several seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.report.rows import Row, spec_columns
+from psvit_ray.report.table import aligned
+from psvit_ray.report.unit import MacsUnit
+from psvit_ray.search.record import Kind, Record
+from psvit_ray.search.scores import Score, ranked
+
+HOW: dict[Kind, str] = {"finalist": "from scratch", "finetuned": "fine-tuned", "baseline": "DeiT"}
+
+
+@dataclass(frozen=True)
+class Mean:
+    n: int
+    mean: float
+    sd: float | None
+    """Of a sample (n - 1); None of a single value."""
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Mean | None:
+        """Of those that are not None; None where there are none."""
+        found = [value for value in values if value is not None]
+        if not found:
+            return None
+        sd = statistics.stdev(found) if len(found) > 1 else None
+        return cls(len(found), statistics.mean(found), sd)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.sd is None else f" ± {self.sd:.2f}")
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A spec, trained in one way with several seeds. Top-1 is in percent, after the last epoch."""
+
+    spec: ArchSpec
+    kind: Kind
+    runs: tuple[Record, ...]
+    """Those trained in full, by their hold-out top-1 up."""
+    missing: int
+    """Runs that are not."""
+
+    @property
+    def how(self) -> str:
+        return HOW[self.kind]
+
+    @property
+    def macs(self) -> int:
+        return count_macs(self.spec)
+
+    @property
+    def top1(self) -> Mean | None:
+        """On the hold-out."""
+        return Mean.of(run.top1 for run in self.runs)
+
+    @property
+    def test_top1(self) -> Mean | None:
+        return Mean.of(run.test_top1 for run in self.runs)
+
+    @property
+    def seconds(self) -> Mean | None:
+        """Of one training."""
+        return Mean.of(run.seconds for run in self.runs)
+
+    @property
+    def epochs(self) -> int | None:
+        return max((run.epochs_done for run in self.runs), default=None)
+
+
+def trainings(records: Iterable[Record]) -> list[Record]:
+    """The finalists' and DeiT's, of all that a search trains."""
+    return [record for record in records if record.kind in HOW]
+
+
+def finalists(records: Iterable[Record]) -> list[Finalist]:
+    """The best first: by mean hold-out top-1, among equals those of fewer MACs."""
+    groups: dict[tuple[ArchSpec, Kind], list[Record]] = {}
+    for record in trainings(records):
+        groups.setdefault((record.configuration.spec, record.kind), []).append(record)
+    found = []
+    for (spec, kind), runs in groups.items():
+        full = [run for run in runs if run.ranks]
+        full.sort(key=lambda run: (run.top1, run.configuration.train.seed))
+        found.append(Finalist(spec, kind, tuple(full), len(runs) - len(full)))
+    return sorted(found, key=_place)
+
+
+def _place(one: Finalist) -> tuple[float, int, int, str]:
+    top1 = one.top1.mean if one.top1 else -1.0
+    return -top1, one.macs, list(HOW).index(one.kind), one.spec.spec_id
+
+
+def winner(records: Iterable[Record]) -> Record | None:
+    """Of the best PSViT, the run that is the median of its seeds (the lower of two): the best seed
+    would be a choice made on noise. Looks at the hold-out alone. None if no PSViT was trained in
+    full yet."""
+    for one in finalists(records):
+        if one.runs and not one.spec.is_deit:
+            return one.runs[(len(one.runs) - 1) // 2]
+    return None
+
+
+def rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
+    """`shared_top1` is with the supernet's weights, `rank` and `number` are the candidate's; None
+    of what was not scored, as DeiT."""
+    places = {score.spec: (rank, score) for rank, score in enumerate(ranked(scores), start=1)}
+    table = []
+    for one in found:
+        rank, score = places.get(one.spec, (None, None))
+        table.append(
+            {
+                "how": one.how,
+                "seeds": len(one.runs),
+                "missing": one.missing,
+                **_columns("holdout_top1", one.top1),
+                **_columns("test_top1", one.test_top1),
+                "test_seeds": one.test_top1.n if one.test_top1 else 0,
+                "gmacs": one.macs / 1e9,
+                "params_m": count_params(one.spec) / 1e6,
+                "rank": rank,
+                "number": score.number if score else None,
+                "shared_top1": score.top1 if score else None,
+                **spec_columns(one.spec),
+                "epochs": one.epochs,
+                "seconds_per_run": round(one.seconds.mean, 1) if one.seconds else None,
+                "spec_id": one.spec.spec_id,
+            }
+        )
+    return table
+
+
+def _columns(name: str, mean: Mean | None) -> Row:
+    return {name: mean.mean if mean else None, f"{name}_sd": mean.sd if mean else None}
+
+
+def table(found: Sequence[Finalist], scores: Iterable[Score]) -> str:
+    """For a terminal: the columns of `rows` that fit."""
+    unit = MacsUnit.of(found)
+    heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
+    heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]
+    lines = [heading]
+    for one, row in zip(found, rows(found, scores), strict=True):
+        lines.append(
+            [
+                one.how,
+                str(row["seeds"]),
+                str(one.top1 or "-"),
+                str(one.test_top1 or "-"),
+                f"{unit.value(one):#.3g}",
+                f"{row['params_m']:#.3g}",
+                "-" if row["rank"] is None else f"{row['shared_top1']:.2f} (#{row['rank']})",
+                str(row["patch_size"]),
+                row["pattern"],
+                str(row["epochs"] or "-"),
+                "-" if one.seconds is None else f"{one.seconds.mean:.0f}",
+            ]
+        )
+    return aligned(lines)
