@@ -16,7 +16,7 @@ from matplotlib.transforms import offset_copy
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.report.finalists import Finalist
-from psvit_ray.report.picture import COLOURS, DEIT_COLOUR, floor_of, new_figure, scale
+from psvit_ray.report.picture import COLOURS, DEIT_COLOUR, finish, floor_of, new_figure, scale
 from psvit_ray.report.unit import MacsUnit
 from psvit_ray.search.record import Kind
 from psvit_ray.search.scores import Score, pareto, ranked
@@ -45,18 +45,19 @@ def picture(
     trained = [one for one in finalists if one.runs]
     unit = MacsUnit.of([*scores, *trained])
     ranks = {score.spec: rank for rank, score in enumerate(ranked(scores), start=1)}
-    chosen = [score for score in scores if _is_among(score.spec, finalists)]
+    psvits = {one.spec for one in finalists if one.kind != "baseline"}
+    chosen = [score for score in scores if score.spec in psvits]
     figure = new_figure(8, 9 if trained else 5.5)
     if trained:
         above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         _draw_trained(above, trained, unit)
         above.set_title("trained on their own, mean ± sd over seeds", loc="left", fontsize=9)
-        _finish(above)
+        finish(above)
     else:
         axes = figure.add_subplot()
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     if scores:
-        must = [s.top1 for s in scores if s in chosen or s.spec in marked.values()]
+        must = [s.top1 for s in scores if s.spec in {*psvits, *marked.values()}]
         _draw_scores(figure, axes, scores, unit, must)
         _draw_marks(axes, scores, marked, unit)
         _ring(axes, chosen, unit)
@@ -68,7 +69,7 @@ def picture(
         scale(axes, [*scores, *trained], unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     axes.set_xlabel(f"{unit.name} of one image")
-    _finish(axes)
+    finish(axes)
     figure.draw_without_rendering()  # lays it out: numbers are placed where there is room
     _number(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
     if trained:
@@ -81,10 +82,6 @@ def picture(
 def _top(one: Finalist) -> float:
     """Of the error bar."""
     return one.top1.mean + (one.top1.sd or 0.0) if one.top1 else 0.0
-
-
-def _is_among(spec: ArchSpec, finalists: Iterable[Finalist]) -> bool:
-    return any(one.spec == spec and one.kind != "baseline" for one in finalists)
 
 
 def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> None:
@@ -223,9 +220,3 @@ def _number(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
             path_effects=[withStroke(linewidth=3, foreground="white")],
             zorder=6,
         )
-
-
-def _finish(axes: Axes) -> None:
-    axes.set_ylabel("hold-out top-1, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)

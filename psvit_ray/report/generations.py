@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from psvit_ray.report.picture import COLOURS, new_figure
+from psvit_ray.report.picture import COLOURS, finish, new_figure
 from psvit_ray.search.scores import Score
 
 
@@ -68,7 +68,5 @@ def picture(found: Sequence[Generation], *, title: str) -> Figure:
         axes.text(0.5, 0.5, "no candidate is scored yet", ha="center", transform=axes.transAxes)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("generation")
-    axes.set_ylabel("hold-out top-1, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish(axes)
     return figure

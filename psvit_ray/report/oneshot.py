@@ -16,7 +16,7 @@ from psvit_ray.report.unit import MacsUnit
 from psvit_ray.search.record import Record
 from psvit_ray.search.scores import Score, ranked
 
-__all__ = ["rows", "standard_error", "summary", "winner", "write"]
+__all__ = ["rows", "standard_error", "summary", "tables", "winner", "write"]
 
 
 def write(
@@ -33,6 +33,7 @@ def write(
 
     Raises OSError where they cannot be written.
     """
+    records = list(records)
     found, chosen = finalists.finalists(records), traits.choices(scores)
     best = f"{title}: the best {len(traits.best(scores))} of {len(scores):,} candidates"
     pictures = {
@@ -40,12 +41,18 @@ def write(
         "generations.png": generations.picture(generations.generations(scores), title=title),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
     }
-    tables = {
+    drawn = {name: png(figure) for name, figure in pictures.items()}
+    return put(folder, tables(scores, records) | drawn)
+
+
+def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
+    """`candidates.csv`, `traits.csv` and `finalists.csv`."""
+    found = finalists.finalists(records)
+    return {
         "candidates.csv": as_csv(rows(scores)),
-        "traits.csv": as_csv(traits.rows(chosen), first="trait"),
+        "traits.csv": as_csv(traits.rows(traits.choices(scores)), first="trait"),
         "finalists.csv": as_csv(finalists.rows(found, scores), first="how"),
     }
-    return put(folder, tables | {name: png(figure) for name, figure in pictures.items()})
 
 
 def rows(scores: Iterable[Score]) -> list[Row]:

@@ -45,9 +45,7 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
         )
     axes.set_title(_title(searches, len(shown)), loc="left", fontsize=11)
     axes.set_xlabel(f"{unit.name} of one image")
-    axes.set_ylabel("hold-out top-1, %")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish(axes)
     return png(figure)
 
 
@@ -56,6 +54,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def finish(axes: Axes) -> None:
+    axes.set_ylabel("hold-out top-1, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:
