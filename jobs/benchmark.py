@@ -366,7 +366,7 @@ def scoring(job: BenchmarkJob) -> dict[str, Any]:
         )
         list(actors.scores(specs[: 4 * number]))  # warms up
         began, used = time.perf_counter(), time.process_time()
-        scored = {spec: top1 for spec, _, top1 in actors.scores(specs)}
+        scored = {spec: top1 for spec, _, top1, _ in actors.scores(specs)}
         per_s[number].append(len(specs) / (time.perf_counter() - began))
         driver["asking"].append((time.process_time() - used) / len(specs))
         actors.close()

@@ -20,6 +20,7 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.sources import Source
 from psvit_ray.report import leaderboard
+from psvit_ray.report import oneshot as oneshot_report
 from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import off_without_gpus
 from psvit_ray.runtime.launch import Launch, Session, opened
@@ -28,6 +29,7 @@ from psvit_ray.runtime.oneshot import search as search_oneshot
 from psvit_ray.runtime.ray_tune import Budget, Outcome, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
+from psvit_ray.search.finalists import winner
 from psvit_ray.search.oneshot import OneshotConfig, warning
 from psvit_ray.search.proposals import Proposals
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -129,8 +131,20 @@ def oneshot(job: TuneJob, session: Session, source: Source) -> Found:
     found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
     if found.fault:
         print(found.fault, file=sys.stderr)
-    leaderboard.write(found.records, session.folder, title=session.name)
-    print(leaderboard.summary(found.records, session.folder, session.experiment.tracking_uri))
+    oneshot_report.write(found.scores, found.records, session.folder, title=session.name)
+    if best := winner(found.records):
+        session.folder.write("best.yaml", leaderboard.best_yaml(best, session.name).encode())
+    print(
+        oneshot_report.summary(
+            found.scores,
+            found.records,
+            session.folder,
+            session.experiment.tracking_uri,
+            supernet_seconds=found.supernet.seconds,
+            scoring_seconds=sum(score.seconds for score in found.scores),
+            holdout_size=len(source.holdout),
+        )
+    )
     return found
 
 

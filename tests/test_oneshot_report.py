@@ -20,13 +20,14 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import (
     candidates_picture,
-    finalists,
     generations,
     leaderboard,
     oneshot,
     traits,
     traits_picture,
 )
+from psvit_ray.search.finalists import finalists, winner
+from psvit_ray.search.oneshot import standard_error
 from psvit_ray.search.record import Kind, Record, Status
 from psvit_ray.search.scores import Score
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -129,8 +130,8 @@ def test_finalists_are_compared_by_means_over_seeds() -> None:
 )
 def test_the_winner_is_the_median_seed_the_lower_of_two(top1: Sequence[float], median: int) -> None:
     runs = seeds("finalist", LARGE, *top1)
-    assert oneshot.winner(runs) == runs[median]
-    assert oneshot.winner(runs[::-1]) == runs[median]
+    assert winner(runs) == runs[median]
+    assert winner(runs[::-1]) == runs[median]
 
 
 def test_the_winner_is_of_the_best_mean_and_of_a_psvit() -> None:
@@ -141,32 +142,32 @@ def test_the_winner_is_of_the_best_mean_and_of_a_psvit() -> None:
     deit = seeds("baseline", DEIT, 99.0)
     supernet = [record(9, (99.0,), kind="supernet", spec=LARGE)]
     others = [*lucky, *failed, *deit, *supernet]
-    assert oneshot.winner([*scratch, *tuned, *others]) == tuned[1]
-    assert oneshot.winner([*scratch, *others]) == scratch[1]
-    assert oneshot.winner([*failed, *deit, *supernet]) is None
-    assert oneshot.winner([]) is None
+    assert winner([*scratch, *tuned, *others]) == tuned[1]
+    assert winner([*scratch, *others]) == scratch[1]
+    assert winner([*failed, *deit, *supernet]) is None
+    assert winner([]) is None
 
 
 def test_among_equal_means_the_winner_has_fewer_macs() -> None:
     costly, light = seeds("finalist", LARGE, 91.0), seeds("finetuned", MIDDLE, 90.0, 92.0)
     assert costly[0].macs > light[0].macs
-    assert oneshot.winner([*costly, *light]) == light[0]
-    assert oneshot.winner([*light, *costly]) == light[0]
+    assert winner([*costly, *light]) == light[0]
+    assert winner([*light, *costly]) == light[0]
 
 
 def test_test_scores_choose_nothing() -> None:
-    chosen = oneshot.winner(RECORDS)
+    chosen = winner(RECORDS)
     assert chosen == RECORDS[2]
     for turn in (1, -1):
         tested = [
             one.model_copy(update={"test_top1": 50.0 + turn * number})
             for number, one in enumerate(RECORDS)
         ]
-        again = oneshot.winner(tested)
+        again = winner(tested)
         assert again
         assert again.key == chosen.key
-        order = [(one.spec, one.kind) for one in finalists.finalists(tested)]
-        assert order == [(one.spec, one.kind) for one in finalists.finalists(RECORDS)]
+        order = [(one.spec, one.kind) for one in finalists(tested)]
+        assert order == [(one.spec, one.kind) for one in finalists(RECORDS)]
 
 
 def forty() -> list[Score]:
@@ -258,7 +259,7 @@ def summary(scores: Sequence[Score], records: Sequence[Record], **changes: Any) 
 
 
 def test_the_summary_says_how_sure_the_best_is() -> None:
-    assert oneshot.standard_error(90.0, 900) == pytest.approx(1.0)
+    assert standard_error(900, 90.0) == pytest.approx(1.0)
     near = [score(n, top1) for n, top1 in enumerate([90.0, 89.5, 89.0, 88.9, 20.0])]
     said = summary(near, [])
     assert "5 candidates" in said
@@ -294,7 +295,7 @@ LARGE_COSTS, DEIT_COSTS = costs(LARGE), costs(DEIT)
 
 
 def test_the_picture_tells_what_was_trained_from_what_was_scored() -> None:
-    found = finalists.finalists(RECORDS)
+    found = finalists(RECORDS)
     marked = {"hand-made": SCORES[3].spec, "unknown": spec_of((4,))}
     drawn = candidates_picture.picture(SCORES, found, marked, title="mine")
     above, below, _ = drawn.axes
@@ -339,7 +340,7 @@ def test_a_number_stands_nearer_to_its_own_point_than_to_any_other() -> None:
     scores = [score(n, 70.0 + 0.1 * n, spec=spec) for n, spec in enumerate(specs)]
     scores += [score(9, 40.0, spec=spec_of((1,), dim=64)), score(10, 45.0, spec=SMALL)]
     records = [one for spec in specs for one in seeds("finalist", spec, math.nan)]
-    drawn = candidates_picture.picture(scores, finalists.finalists(records), {}, title="a")
+    drawn = candidates_picture.picture(scores, finalists(records), {}, title="a")
     drawn.draw_without_rendering()
     (axes,) = drawn.axes
     places = axes.transData.transform([(one.macs / 1e6, one.top1) for one in scores[3::-1]])

@@ -15,9 +15,9 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.report.finalists import Finalist
 from psvit_ray.report.picture import COLOURS, DEIT_COLOUR, finish, floor_of, new_figure, scale
 from psvit_ray.report.unit import MacsUnit
+from psvit_ray.search.finalists import Finalist
 from psvit_ray.search.record import Kind
 from psvit_ray.search.scores import Score, pareto, ranked
 

@@ -9,9 +9,9 @@ import yaml
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.picture import pareto_png
-from psvit_ray.report.rows import Row, as_csv, put, spec_columns
 from psvit_ray.report.table import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
+from psvit_ray.search.rows import Row, as_csv, put, spec_columns
 
 __all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
 

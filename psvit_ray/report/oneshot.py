@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
-from psvit_ray.report import candidates_picture, finalists, generations, traits, traits_picture
-from psvit_ray.report.finalists import winner
+from psvit_ray.report import candidates_picture, finalist_table, generations, traits, traits_picture
 from psvit_ray.report.picture import png
-from psvit_ray.report.rows import Row, as_csv, put, spec_columns
 from psvit_ray.report.table import aligned, counted, mlflow
 from psvit_ray.report.unit import MacsUnit
+from psvit_ray.search.finalists import HOW, finalists, trainings, winner
+from psvit_ray.search.oneshot import standard_error
 from psvit_ray.search.record import Record
-from psvit_ray.search.scores import Score, ranked
-
-__all__ = ["rows", "standard_error", "summary", "tables", "winner", "write"]
+from psvit_ray.search.rows import as_csv, put
+from psvit_ray.search.scores import Score, ranked, rows
 
 
 def write(
@@ -34,7 +32,7 @@ def write(
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    found, chosen = finalists.finalists(records), traits.choices(scores)
+    found, chosen = finalists(records), traits.choices(scores)
     best = f"{title}: the best {len(traits.best(scores))} of {len(scores):,} candidates"
     pictures = {
         "candidates.png": candidates_picture.picture(scores, found, marked or {}, title=title),
@@ -47,36 +45,12 @@ def write(
 
 def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
     """`candidates.csv`, `traits.csv` and `finalists.csv`."""
-    found = finalists.finalists(records)
+    found = finalists(records)
     return {
         "candidates.csv": as_csv(rows(scores)),
         "traits.csv": as_csv(traits.rows(traits.choices(scores)), first="trait"),
-        "finalists.csv": as_csv(finalists.rows(found, scores), first="how"),
+        "finalists.csv": as_csv(finalist_table.rows(found, scores), first="how"),
     }
-
-
-def rows(scores: Iterable[Score]) -> list[Row]:
-    """Every candidate, the best first. Top-1 is in percent, with the supernet's weights."""
-    return [
-        {
-            "rank": rank,
-            "number": score.number,
-            "generation": score.generation,
-            "top1": score.top1,
-            "loss": score.loss,
-            "gmacs": score.gmacs,
-            "params_m": score.params_m,
-            "latency_ms": score.latency_ms,
-            **spec_columns(score.spec),
-            "spec_id": score.spec.spec_id,
-        }
-        for rank, score in enumerate(ranked(scores), start=1)
-    ]
-
-
-def standard_error(top1: float, images: int) -> float:
-    """Of a top-1 in percent that was measured on so many images, in points."""
-    return math.sqrt(top1 * (100 - top1) / images)
 
 
 def summary(
@@ -90,13 +64,13 @@ def summary(
     holdout_size: int,
 ) -> str:
     """What was scored and how surely, the finalists beside DeiT, what it took, and the files."""
-    trained = finalists.trainings(records)
+    trained = trainings(records)
     parts = [_scored(scores, holdout_size)]
     if trained:
         missing = sum(not record.ranks for record in trained)
         lacking = f"; missing below: {missing}" if missing else ""
         parts.append(f"{len(trained)} trainings of finalists: {counted(trained)}{lacking}")
-        parts.append(finalists.table(finalists.finalists(trained), scores))
+        parts.append(finalist_table.table(finalists(trained), scores))
     parts.append(_winner(trained))
     seconds = {
         "supernet": supernet_seconds,
@@ -120,7 +94,7 @@ def _scored(scores: Sequence[Score], holdout_size: int) -> str:
     if not scores:
         return "No candidate is scored yet."
     best = ranked(scores)[0]
-    error = standard_error(best.top1, holdout_size)
+    error = standard_error(holdout_size, best.top1)
     near = sum(score.top1 >= best.top1 - error for score in scores)
     last = max(score.generation for score in scores)
     unit = MacsUnit.of(scores)
@@ -137,7 +111,7 @@ def _winner(trained: Sequence[Record]) -> str:
     record = winner(trained)
     if record is None:
         return "No winner yet: no PSViT was trained in full."
-    how = finalists.HOW[record.kind]
+    how = HOW[record.kind]
     return (
         f"The winner: {record.pattern} {how}, seed {record.configuration.train.seed}, "
         f"{record.top1:.2f} % hold-out top-1: the median of its seeds"

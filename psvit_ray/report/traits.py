@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from psvit_ray.arch.census import interval
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.report.rows import Row
+from psvit_ray.search.rows import Row
 from psvit_ray.search.scores import Score, ranked
 
 TOP = 0.1

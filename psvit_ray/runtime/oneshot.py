@@ -25,7 +25,8 @@ from psvit_ray.runtime.signals import listening
 from psvit_ray.runtime.subnet_actors import SubnetActors
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot import OneshotConfig, best_specs, finalists, groups, winner
+from psvit_ray.search.finalists import finalists, winner
+from psvit_ray.search.oneshot import OneshotConfig, best_specs, trainings_of
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import ENDED, Record, RecordStore
 from psvit_ray.search.scores import Score, ScoreStore, ranked
@@ -81,7 +82,7 @@ def search(
     if scored.signal:
         return found
     specs = best_specs(scored.scores, config.finalists)
-    configurations, kinds = finalists(
+    configurations, kinds = trainings_of(
         config, search, train, specs, export_inherited(session, specs)
     )
     outcome = run_trials(
@@ -179,13 +180,14 @@ def score_candidates(
                     actors = _actors(session, source, trials)
                     stack.callback(actors.close)
                 put_at = time.monotonic() + PUT_EVERY_S
-                for spec, loss, top1 in actors.scores(missing):
+                for spec, loss, top1, seconds in actors.scores(missing):
                     found[spec] = Score(
                         number=numbers[spec],
                         generation=generation,
                         spec=spec,
                         loss=loss,
                         top1=top1,
+                        seconds=seconds,
                         latency_ms=latency_ms(spec) if latency_ms else None,
                     )
                     if heard.number:
@@ -295,9 +297,9 @@ def export_winner(
     if chosen is None:
         return list(records)
     if source.test:
-        named = [group for group in groups(records) if group.kind == "baseline"][:1]
-        named += [group for group in groups(records) if chosen in group.records]
-        tested = score_test(session, [one for group in named for one in group.records], trials)
+        deit = [one for one in finalists(records) if one.kind == "baseline"][:1]
+        best = [one for one in finalists(records) if chosen in one.runs]
+        tested = score_test(session, [run for one in deit + best for run in one.runs], trials)
         now = {record.key: record for record in [*records, *tested]}
         records, chosen = [now[record.key] for record in records], now[chosen.key]
     export_to(

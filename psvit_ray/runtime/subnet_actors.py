@@ -39,8 +39,10 @@ class SubnetActor:
             amp=on_gpu and checkpoint.facts.configuration.train.amp,
         )
 
-    def score(self, spec: str) -> tuple[float, float]:
-        return self._subnets.score(ArchSpec.from_json(spec))
+    def score(self, spec: str) -> tuple[float, float, float]:
+        began = time.perf_counter()
+        loss, top1 = self._subnets.score(ArchSpec.from_json(spec))
+        return loss, top1, time.perf_counter() - began
 
 
 @dataclass
@@ -87,8 +89,9 @@ class SubnetActors:
         for member in self.members:
             self._ask(member, None)
 
-    def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float]]:
-        """Each spec with its loss and its top-1 in percent, in the order in which they come.
+    def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float, float]]:
+        """Each spec with its loss, its top-1 in percent and the seconds that it took, in the order
+        in which they come.
 
         Raises NoHosts where no actor has a place for `wait_minutes`, and RayActorError where one
         dies over and over.

@@ -27,7 +27,8 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import without_secrets
 from psvit_ray.runtime import tracking_uri
 from psvit_ray.search.record import Record
-from psvit_ray.search.scores import Score, by_generation, table_of
+from psvit_ray.search.rows import as_csv
+from psvit_ray.search.scores import Score, by_generation, rows
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
@@ -208,7 +209,7 @@ class Tracker:
                 points = [Metric(name, v, now, generation) for name, v in metrics.items()]
                 client.log_batch(self._parent_id, points)
                 self._steps[CANDIDATES].add(generation)
-        client.log_text(self._parent_id, table_of(scores), f"{CANDIDATES}.csv")
+        client.log_text(self._parent_id, as_csv(rows(scores)).decode(), f"{CANDIDATES}.csv")
 
     def _open(self, client: MlflowClient, record: Record) -> str:
         """The run of this configuration: a resume finds the one that is there, and adds what the

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +15,7 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.search.candidates import baselines, first_points
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.evolution import Budget, Evolution, Sampler
-from psvit_ray.search.record import Kind, Record
+from psvit_ray.search.record import Kind
 from psvit_ray.search.scores import Score, ranked
 from psvit_ray.training.config import (
     NOT_OF_A_SUPERNET,
@@ -115,7 +113,7 @@ def best_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:
     return [score.spec for score in ranked(scores)[:number]]
 
 
-def finalists(
+def trainings_of(
     config: OneshotConfig,
     search: SearchConfig,
     train: TrainConfig,
@@ -146,45 +144,6 @@ def finalists(
             if config.finetune_epochs != 0:
                 add(spec, "finetuned", seed=seed, init=inherited[spec], **finetuned)
     return [one for one, _ in found.values()], {key: kind for key, (_, kind) in found.items()}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Trainings that differ only in their seeds, of those that were trained in full."""
-
-    kind: Kind
-    records: tuple[Record, ...]
-
-    @property
-    def spec(self) -> ArchSpec:
-        return self.records[0].configuration.spec
-
-    @property
-    def top1(self) -> list[float]:
-        """On the hold-out, in percent."""
-        return [record.top1 or 0.0 for record in self.records]
-
-
-def groups(records: Iterable[Record]) -> list[Group]:
-    """The best mean first; among equals fewer MACs."""
-    found: dict[tuple[Kind, ArchSpec], list[Record]] = {}
-    for record in records:
-        if record.ranks:
-            found.setdefault((record.kind, record.configuration.spec), []).append(record)
-    return sorted(
-        (Group(kind, tuple(several)) for (kind, _), several in found.items()),
-        key=lambda group: (-mean(group.top1), count_macs(group.spec), group.kind),
-    )
-
-
-def winner(records: Iterable[Record]) -> Record | None:
-    """Of the PSViT whose seeds have the best mean on the hold-out, the median one, the lower of
-    two: the best of its seeds would be a choice made on noise. None if none was trained in full."""
-    best = next((group for group in groups(records) if group.kind != "baseline"), None)
-    if best is None:
-        return None
-    ordered = sorted(best.records, key=lambda record: (record.top1 or 0.0, record.key))
-    return ordered[(len(ordered) - 1) // 2]
 
 
 def standard_error(holdout: int, top1: float = EXPECTED_TOP1) -> float:

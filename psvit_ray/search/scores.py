@@ -3,8 +3,6 @@ generation."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from statistics import median
@@ -14,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.storage import Folder
+from psvit_ray.search.rows import Row, spec_columns
 
 
 class Score(Value):
@@ -26,6 +25,8 @@ class Score(Value):
     loss: float
     top1: float
     """In percent."""
+    seconds: float = 0.0
+    """That an actor took for it."""
     latency_ms: float | None = None
     """As predicted, where the search has a table."""
 
@@ -94,47 +95,23 @@ def by_generation(scores: Iterable[Score]) -> dict[int, dict[str, float]]:
     return found
 
 
-def table_of(scores: Iterable[Score]) -> str:
-    """As CSV, the best first."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(
-        (
-            "rank",
-            "number",
-            "generation",
-            "top1",
-            "loss",
-            "gmacs",
-            "params_m",
-            "latency_ms",
-            "pattern",
-            "pooling",
-            "pool_op",
-            "patch_size",
-            "spec_id",
-        )
-    )
-    for rank, one in enumerate(ranked(scores), start=1):
-        spec = one.spec
-        writer.writerow(
-            (
-                rank,
-                one.number,
-                one.generation,
-                one.top1,
-                one.loss,
-                one.gmacs,
-                one.params_m,
-                one.latency_ms,
-                spec.pattern,
-                spec.pooling,
-                spec.pool_op,
-                spec.patch_size,
-                spec.spec_id,
-            )
-        )
-    return text.getvalue()
+def rows(scores: Iterable[Score]) -> list[Row]:
+    """Every candidate, the best first. Top-1 is in percent, with the supernet's weights."""
+    return [
+        {
+            "rank": rank,
+            "number": score.number,
+            "generation": score.generation,
+            "top1": score.top1,
+            "loss": score.loss,
+            "gmacs": score.gmacs,
+            "params_m": score.params_m,
+            "latency_ms": score.latency_ms,
+            **spec_columns(score.spec),
+            "spec_id": score.spec.spec_id,
+        }
+        for rank, score in enumerate(ranked(scores), start=1)
+    ]
 
 
 def pareto(scores: Iterable[Score]) -> list[Score]:
