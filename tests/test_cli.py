@@ -46,6 +46,7 @@ CLASSES = {
     "predict": "PredictJob",
     "doctor": "DoctorJob",
     "scaling": "ScalingJob",
+    "latency": "LatencyJob",
 }
 
 

@@ -226,7 +226,7 @@ class SearchSpace(Value):
 
     def smallest(self) -> tuple[ArchSpec, ArchSpec]:
         """The spec of least MACs and the spec of least parameters."""
-        frames = list(self._frames())
+        frames = list(self.frames())
         return min(frames, key=count_macs), min(frames, key=count_params)
 
     def _nothing_within(self, limits: Limits) -> str:
@@ -238,7 +238,7 @@ class SearchSpace(Value):
             f"{count_params(params):,} parameters ({params.pattern}, {count_macs(params):,} MACs)"
         )
 
-    def _frames(self) -> Iterator[ArchSpec]:
+    def frames(self) -> Iterator[ArchSpec]:
         """For each grid, pool operator and number of stages, its cheapest spec: less width, depth
         or maps always cost less."""
         for pooling, patch, num in product(self.pooling, self.patch_size, self.num_stages):
@@ -289,4 +289,4 @@ def _most_stages(grid: int, pooling: Pooling) -> int:
 @lru_cache(maxsize=16)
 def _census(space: SearchSpace) -> Census:
     classes = [stage.classes() for stage in space.stages]
-    return Census([Frame(base, classes[: len(base.stages)]) for base in space._frames()])
+    return Census([Frame(base, classes[: len(base.stages)]) for base in space.frames()])

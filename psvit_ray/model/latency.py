@@ -1,13 +1,28 @@
-"""How fast networks are here, measured beside each other."""
+"""How fast networks are here: measured beside each other, and predicted from their parts."""
 
 from __future__ import annotations
 
+import platform
+import random
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from psvit_ray.arch.parts import cover, parts
+from psvit_ray.arch.space import SearchSpace
+from psvit_ray.arch.spec import ArchSpec, Count, Value
+from psvit_ray.model.psvit import PSViT
+
+Dtype = Literal["float32", "bfloat16"]
+WARM_UP = 2  # passes
 
 
 def interleaved(
@@ -43,3 +58,177 @@ def images_per_second(
     works = {name: forward(model.eval()) for name, model in models.items()}
     times = interleaved(works, rounds=rounds)
     return {name: shape[0] / statistics.median(seconds) for name, seconds in times.items()}
+
+
+class Conditions(Value):
+    """Under which the time of a forward pass without gradients is taken."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1 ..."""
+    dtype: Dtype = "float32"
+    """bfloat16 is autocast's, as in training."""
+    batch_size: Count = 32
+    """Images whose time is taken together."""
+    rounds: Count = 9
+    """Passes one after the other, of which the fastest counts: what disturbs only slows."""
+    times: Count = 3
+    """Moments, apart from each other, at which each part and each network is timed; the median
+    counts."""
+
+    @property
+    def place(self) -> torch.device:
+        """Raises ValueError if this host has no such device, or one whose clock is not known."""
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        here = ["cpu", *(["cuda"] if gpus else []), *gpus]
+        if self.device not in here:
+            raise ValueError(
+                f"device must be one that this host has ({', '.join(here)}), got {self.device!r}"
+            )
+        return torch.device(self.device)
+
+
+class Measured(Value):
+    """A network that was not used to make a table: milliseconds a batch."""
+
+    spec: ArchSpec
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """In percent of what was measured."""
+        return 100 * (self.predicted / self.measured - 1)
+
+
+class LatencyTable(Value):
+    """Milliseconds that a batch spends in each part of a network, on one device."""
+
+    conditions: Conditions
+    device_name: str
+    threads: Count
+    """Of torch, where the device is a CPU."""
+    torch_version: str
+    img_size: Count
+    in_chans: Count
+    num_classes: Count
+    layer_scale: bool
+    ms: dict[str, float]
+    """By the names of `arch.parts.parts`."""
+    unseen: tuple[Measured, ...] = ()
+    """What the predictions are worth."""
+
+    def predict(self, spec: ArchSpec) -> float:
+        """Milliseconds of a batch of `conditions.batch_size` images.
+
+        Raises ValueError that names what the table does not have.
+        """
+        for name in ("img_size", "in_chans", "num_classes", "layer_scale"):
+            if getattr(spec, name) != getattr(self, name):
+                raise ValueError(
+                    f"the latency table has {name}={getattr(self, name)}, got a spec with "
+                    f"{getattr(spec, name)}; measure one for its space"
+                )
+        try:
+            return sum(self.ms[part] for part in parts(spec))
+        except KeyError as error:
+            raise ValueError(
+                f"the latency table has no part {error.args[0]!r}, which spec {spec.pattern} has; "
+                "measure one for its space"
+            ) from None
+
+    @property
+    def median_error(self) -> float:
+        """Of what it predicts for networks that it was not made from, in percent."""
+        return statistics.median(abs(one.error) for one in self.unseen)
+
+    def tried_on(self, specs: Sequence[ArchSpec]) -> LatencyTable:
+        """This table with its error on these networks, measured now."""
+        times = whole_networks(specs, self.conditions)
+        unseen = [
+            Measured(spec=spec, predicted=self.predict(spec), measured=ms)
+            for spec, ms in zip(specs, times, strict=True)
+        ]
+        return self.model_copy(update={"unseen": tuple(unseen)})
+
+
+def measure(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> LatencyTable:
+    """A table that has every part of every spec of the space.
+
+    A part is timed where it stands, between others, in the passes of networks of the space that
+    together have all parts (`cover`): caches, the layout of tensors in memory and a GPU's queue
+    are then as in any network.
+    """
+    samples: dict[str, list[float]] = defaultdict(list)
+    specs = cover(space, conditions.times, seed=seed)
+    random.Random(seed).shuffle(specs)  # a part's turns come at moments apart from each other
+    for spec in specs:
+        pieces = PSViT(spec).eval().to(conditions.place).pieces()
+        for part, ms in zip(parts(spec), _fastest(pieces, spec, conditions), strict=True):
+            samples[part].append(ms)
+    return LatencyTable(
+        conditions=conditions,
+        device_name=device_name(conditions.place),
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+        img_size=space.img_size,
+        in_chans=space.in_chans,
+        num_classes=space.num_classes,
+        layer_scale=space.layer_scale,
+        ms={part: statistics.median(each) for part, each in sorted(samples.items())},
+    )
+
+
+def whole_networks(specs: Sequence[ArchSpec], conditions: Conditions) -> list[float]:
+    """Milliseconds of a batch of each, timed as the parts of a table are."""
+    models = [PSViT(spec).eval().to(conditions.place) for spec in specs]
+    turns = [
+        [_fastest([model], model.spec, conditions)[0] for model in models]
+        for _ in range(conditions.times)
+    ]
+    return [statistics.median(each) for each in zip(*turns, strict=True)]
+
+
+def _fastest(
+    pieces: Sequence[Callable[[Tensor], Tensor]], spec: ArchSpec, conditions: Conditions
+) -> list[float]:
+    """Milliseconds of each piece in the fastest of its passes."""
+    shape = (conditions.batch_size, spec.in_chans, spec.img_size, spec.img_size)
+    images = torch.randn(shape, device=conditions.place)
+    half = conditions.dtype == "bfloat16"
+    passes = []
+    for _ in range(WARM_UP + conditions.rounds):
+        with (
+            torch.inference_mode(),
+            torch.autocast(images.device.type, torch.bfloat16, enabled=half),
+        ):
+            passes.append(_pass(pieces, images))
+    return [min(each) for each in zip(*passes[WARM_UP:], strict=True)]
+
+
+def _pass(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
+    """Milliseconds of each piece on what the one before it gave."""
+    if x.device.type == "cpu":
+        seconds = [time.perf_counter()]
+        for piece in pieces:
+            x = piece(x)
+            seconds.append(time.perf_counter())
+        return [1000 * (after - before) for before, after in pairwise(seconds)]
+    stream = torch.cuda.current_stream(x.device)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(len(pieces) + 1)]
+    events[0].record(stream)
+    for piece, event in zip(pieces, events[1:], strict=True):
+        x = piece(x)
+        event.record(stream)
+    stream.synchronize()
+    return [before.elapsed_time(after) for before, after in pairwise(events)]
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

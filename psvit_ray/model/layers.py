@@ -5,6 +5,7 @@ Shapes: B images, N tokens (a G x G grid in 2-D), C channels, H heads, D = C // 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -189,7 +190,7 @@ class Stage(nn.Module):
         return x
 
 
-def run_group(group: list[nn.Module], x: Tensor) -> Tensor:
+def run_group(group: Sequence[nn.Module], x: Tensor) -> Tensor:
     attention = None
     for block in group:
         x, attention = block(x, attention)

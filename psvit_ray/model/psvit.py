@@ -6,7 +6,9 @@ counted), C channels of a stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
 from math import isqrt
 from typing import Any, cast
 
@@ -16,7 +18,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
-from psvit_ray.model.layers import Block, Stage, Strategy, TokenPool1d, TokenPool2d
+from psvit_ray.model.layers import Block, Stage, Strategy, TokenPool1d, TokenPool2d, run_group
 
 
 class PSViT(nn.Module):
@@ -79,7 +81,7 @@ class PSViT(nn.Module):
                     drop_path=next(rates),
                     strategy=attention,
                 )
-                for group_size in _group_sizes(stage)
+                for group_size in group_sizes(stage)
             ]
             self.stages.append(Stage(_token_pool(spec, i), blocks, stage.share_groups))
         # Pixels along one side of the area that a token stands for.
@@ -229,6 +231,17 @@ class PSViT(nn.Module):
         stages = cast(Iterable[Stage], self.stages)
         return [cast(Block, block) for stage in stages for block in stage.blocks]
 
+    def pieces(self) -> list[Callable[[Tensor], Tensor]]:
+        """What `forward` runs, one after the other, by the names of `arch.parts.parts`."""
+        pieces: list[Callable[[Tensor], Tensor]] = [self._embed]
+        for i, stage in enumerate(cast(Iterable[Stage], self.stages)):
+            pieces += [stage.pool] if i > 0 else []
+            blocks = iter(stage.blocks)
+            pieces += [
+                partial(run_group, list(islice(blocks, size))) for size in stage.share_groups
+            ]
+        return [*pieces, lambda x: self.forward_head(self.norm(x))]
+
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` each block (with `options`), in place. Needs torch 2.13.
 
@@ -265,7 +278,7 @@ class PSViT(nn.Module):
         self.spec = ArchSpec.model_validate({**dict(self.spec), **changes})
 
 
-def _group_sizes(stage: StageSpec) -> Iterator[int | None]:
+def group_sizes(stage: StageSpec) -> Iterator[int | None]:
     """What each layer leads: its share group's size, or None for a follower."""
     for size in stage.share_groups:
         yield size

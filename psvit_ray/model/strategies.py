@@ -1,0 +1,110 @@
+"""Whether the fixed rule for attention maps (`layers.choose_strategy`) is right on this device."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+
+from psvit_ray.arch.spec import ArchSpec, Count, StageSpec, Value
+from psvit_ray.model.latency import Conditions, interleaved
+from psvit_ray.model.layers import Block, Strategy, choose_strategy, run_group
+from psvit_ray.model.psvit import group_sizes
+
+
+class Judged(Value):
+    """A share group timed with both strategies."""
+
+    num_tokens: Count
+    stage: StageSpec
+    """With this one group."""
+    gradients: bool
+    """A backward pass was timed too."""
+    chosen: Literal["explicit", "fused"]
+    """By the rule."""
+    ratio: float
+    """The time that it takes over that of the other."""
+
+
+def check_strategies(specs: Sequence[ArchSpec], conditions: Conditions) -> list[Judged]:
+    """The rule at every number of tokens and group size of these specs, in the narrowest and the
+    widest layers that they have there, without and with gradients."""
+    return [
+        _judged(num_tokens, stage, gradients, conditions)
+        for num_tokens, stage in _groups(specs)
+        for gradients in (False, True)
+    ]
+
+
+def _groups(specs: Sequence[ArchSpec]) -> list[tuple[int, StageSpec]]:
+    found: dict[tuple[int, int], set[StageSpec]] = defaultdict(set)
+    for spec in specs:
+        for patches, stage in zip(spec.num_tokens, spec.stages, strict=True):
+            for size in stage.share_groups:
+                alone = stage.model_copy(update={"share_groups": (size,)})
+                found[patches + (spec.pooling == "1d"), size].add(alone)
+
+    def width(stage: StageSpec) -> tuple[int, int, int]:
+        return stage.embed_dim, stage.hidden_dim, stage.num_heads
+
+    return [
+        (num_tokens, stage)
+        for (num_tokens, _), stages in sorted(found.items())
+        for stage in dict.fromkeys((min(stages, key=width), max(stages, key=width)))
+    ]
+
+
+def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Conditions) -> Judged:
+    device, half = conditions.place, conditions.dtype == "bfloat16"
+    shape = (conditions.batch_size, num_tokens, stage.embed_dim)
+    x, y = (torch.randn(shape, device=device) for _ in range(2))
+
+    def work(strategy: Strategy) -> Callable[[], object]:
+        group = [
+            Block(
+                stage.embed_dim,
+                stage.num_heads,
+                stage.hidden_dim,
+                group_size=size,
+                strategy=strategy,
+            ).to(device)
+            for size in group_sizes(stage)
+        ]
+        weights = [weight for block in group for weight in block.parameters()]
+
+        def forward() -> torch.Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                return run_group(group, x)
+
+        def work() -> object:
+            if gradients:
+                out = forward()
+                return torch.autograd.grad(out, weights, y.to(out.dtype))
+            with torch.inference_mode():
+                return forward()
+
+        return work
+
+    seconds = interleaved(
+        {"explicit": work("explicit"), "fused": work("fused")},
+        rounds=conditions.rounds * conditions.times,
+    )
+    chosen = choose_strategy(
+        device.type,
+        torch.bfloat16 if half else torch.float32,
+        num_tokens,
+        stage.depth,
+        gradients=gradients,
+    )
+    other = "fused" if chosen == "explicit" else "explicit"
+    ratios = [a / b for a, b in zip(seconds[chosen], seconds[other], strict=True)]
+    return Judged(
+        num_tokens=num_tokens,
+        stage=stage,
+        gradients=gradients,
+        chosen=chosen,
+        ratio=statistics.median(ratios),
+    )
