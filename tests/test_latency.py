@@ -21,7 +21,7 @@ from psvit_ray.model.layers import choose_strategy
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.strategies import Judged, check_strategies
 from tests.test_cli import Refused, job, parse, refused, run
-from tests.test_space import SPACES, built
+from tests.test_space import SPACES, built, choices, space
 
 __all__ = ["refused", "run"]  # fixtures
 
@@ -155,13 +155,22 @@ def test_a_cover_has_every_part_that_a_spec_of_the_space_has_and_no_other(
     assert len(covering) <= times * len(known)  # each was drawn for a part
 
 
-@pytest.mark.parametrize("space", [DIGITS, LARGER])
-def test_every_spec_drawn_from_a_space_can_be_predicted(space: SearchSpace) -> None:
-    ms = dict.fromkeys((part for one in cover(space) for part in parts(one)), 1.0)
-    frame = {name: getattr(space, name) for name in ("img_size", "in_chans", "num_classes")}
+def test_a_part_that_no_other_leads_to_is_covered_whatever_the_chance() -> None:
+    """Of the coarse grid's first stage only the embedding is not in the fine grid's second too."""
+    alike = choices(depth=(1,), embed_dim=(8, 16))
+    given = space(alike, alike, alike, patch_size=(1, 2))
+    known = {part for one in built(given) for part in parts(one)}
+    for seed in range(40):
+        assert {part for one in cover(given, seed=seed) for part in parts(one)} == known
+
+
+@pytest.mark.parametrize("given", [DIGITS, LARGER])
+def test_every_spec_drawn_from_a_space_can_be_predicted(given: SearchSpace) -> None:
+    ms = dict.fromkeys((part for one in cover(given) for part in parts(one)), 1.0)
+    frame = {name: getattr(given, name) for name in ("img_size", "in_chans", "num_classes")}
     rng, kinds = random.Random(0), set()
     for _ in range(200):
-        drawn = space.sample(rng)
+        drawn = given.sample(rng)
         kinds.add(drawn.pooling)
         assert table(ms, **frame).predict(drawn) == len(parts(drawn))
     assert kinds == {"1d", "2d"}
@@ -200,12 +209,12 @@ def test_parts_are_named_as_the_pieces_that_run() -> None:
 def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(ticks)))
-    space = SPACES["all kinds"]
-    one = measure(space, QUICK)
-    assert set(one.ms) == {part for spec in built(space) for part in parts(spec)}
+    given = SPACES["all kinds"]
+    one = measure(given, QUICK)
+    assert set(one.ms) == {part for spec in built(given) for part in parts(spec)}
     assert set(one.ms.values()) == {1000.0}
     assert one.threads == torch.get_num_threads()
-    drawn = space.sample(random.Random(0))
+    drawn = given.sample(random.Random(0))
     tried = one.tried_on([drawn])
     # A whole network is timed by two looks at the clock.
     assert tried.unseen == (
@@ -217,7 +226,7 @@ def test_the_fastest_pass_of_a_moment_counts_and_of_moments_the_median(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # One piece: two warm-up passes, then two; at three moments.
-    seconds = iter([9, 9, 5, 2, 9, 9, 3, 8, 9, 9, 7, 7])
+    seconds = iter([1, 1, 5, 2, 1, 1, 3, 8, 1, 1, 7, 7])
     monkeypatch.setattr(latency, "_pass", lambda pieces, x: [float(next(seconds))])
     conditions = Conditions(batch_size=1, rounds=2, times=3)
     assert latency.whole_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
