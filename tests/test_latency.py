@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from psvit_ray.arch.parts import cover, parts
 from psvit_ray.arch.space import SearchSpace
@@ -208,7 +210,8 @@ def test_parts_are_named_as_the_pieces_that_run() -> None:
 
 def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: float(next(ticks)))
+    clock = "thread_time" if torch.get_num_threads() == 1 else "perf_counter"
+    monkeypatch.setattr(latency.time, clock, lambda: float(next(ticks)))
     given = SPACES["all kinds"]
     one = measure(given, QUICK)
     assert set(one.ms) == {part for spec in built(given) for part in parts(spec)}
@@ -227,7 +230,7 @@ def test_the_fastest_pass_of_a_moment_counts_and_of_moments_the_median(
 ) -> None:
     # One piece: two warm-up passes, then two; at three moments.
     seconds = iter([1, 1, 5, 2, 1, 1, 3, 8, 1, 1, 7, 7])
-    monkeypatch.setattr(latency, "_pass", lambda pieces, x: [float(next(seconds))])
+    monkeypatch.setattr(latency, "timed", lambda pieces, x: [float(next(seconds))])
     conditions = Conditions(batch_size=1, rounds=2, times=3)
     assert latency.whole_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
 
@@ -245,21 +248,22 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_rule_is_judged_where_layers_of_the_specs_stand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[tuple[Any, ...]] = []
+    # Explicit, then fused: two rounds that warm up, then three.
+    ms = itertools.cycle([99, 1, 99, 1, 3, 1, 1, 1, 2, 1])
 
-    def interleaved(works: dict[str, Any], *, rounds: int) -> dict[str, list[float]]:
-        for work in works.values():
-            seen.append(work())
-        return {"explicit": [3.0, 1.0, 2.0], "fused": [1.0, 1.0, 1.0]}
+    def timed(works: list[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
+        (work,) = works
+        assert work(x).shape == x.shape
+        return [float(next(ms))]
 
-    monkeypatch.setattr(strategies, "interleaved", interleaved)
+    monkeypatch.setattr(strategies, "timed", timed)
     specs = [
         spec("2d", (8, (1, 2)), (16, (1,))),
         spec("2d", (24, (1, 3))),
         spec("2d", (16, (2,))),
         spec("1d", (8, (2,))),
     ]
-    judged = check_strategies(specs, QUICK)
+    judged = check_strategies(specs, Conditions(batch_size=1, rounds=3, times=1))
     cases = [(one.num_tokens, one.stage.depth, one.stage.embed_dim) for one in judged[::2]]
     assert cases == [
         (4, 1, 16),
@@ -294,6 +298,15 @@ def test_the_job_lists_where_the_rule_is_slower_by_more_than_a_tenth() -> None:
     assert job("latency").report_of_rule(judged[:2]).endswith("in 2 of 2 cases")
 
 
+def write_recipe(path: Path, **stage: list[int]) -> SearchSpace:
+    """A space of two stages on digits."""
+    stages = [{"head_dim": [16], "mlp_ratio": [2], **stage}] * 2
+    fields = {"img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": [2], "pooling": ["2d"]}
+    recipe = {"search": {"space": {**fields, "stages": stages}}}
+    path.write_text(yaml.safe_dump(recipe))
+    return SearchSpace.model_validate(recipe["search"]["space"])
+
+
 def test_what_cannot_be_measured_is_one_line(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,10 +317,7 @@ def test_what_cannot_be_measured_is_one_line(
     assert refused("latency") == "--out must be given"
     (tmp_path / "a.json").write_text("{}")
     assert refused("latency --out a.json").endswith("a.json, which exists")
-    small = DIGITS.model_dump(mode="json") | {"patch_size": [2], "pooling": ["2d"]}
-    stages = [{"depth": [1, 2], "embed_dim": [16], "head_dim": [16], "mlp_ratio": [2]}] * 2
-    recipe = {"search": {"space": small | {"stages": stages, "num_stages": [2]}}}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    write_recipe(tmp_path / "small.yaml", depth=[1, 2], embed_dim=[16])
     told = refused("latency --recipe small.yaml --out b.json")
     assert told.startswith("unseen must be at most ")
     assert told.endswith("got 24")
@@ -317,15 +327,16 @@ def test_the_job_writes_a_table_tried_on_networks_that_it_was_not_made_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "table.json"
-    line = f"latency --out {out} --rounds 1 --times 1 --batch-size 1 --no-rule"
+    given = write_recipe(tmp_path / "small.yaml", depth=[1, 2, 3], embed_dim=[16, 32])
+    line = f"latency --recipe {tmp_path}/small.yaml --out {out} --rounds 1 --times 1 --no-rule"
     assert job("latency").work(parse(line)) == 0
     said = capsys.readouterr().out
     one = LatencyTable.model_validate_json(out.read_text())
-    covering = set(cover(DIGITS))
+    covering = set(cover(given))
     assert len({tried.spec for tried in one.unseen}) == 24
     for tried in one.unseen:
-        assert DIGITS.contains(tried.spec)
+        assert given.contains(tried.spec)
         assert tried.spec not in covering
         assert tried.predicted == one.predict(tried.spec)
-    assert f"{len(one.ms)} parts, measured in {len(covering)} networks: batches of 1" in said
+    assert f"{len(one.ms)} parts, measured in {len(covering)} networks: batches of 32" in said
     assert f"median error {one.median_error:.1f} %" in said

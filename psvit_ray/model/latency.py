@@ -106,7 +106,8 @@ class LatencyTable(Value):
     conditions: Conditions
     device_name: str
     threads: Count
-    """Of torch, where the device is a CPU."""
+    """Of torch, where the device is a CPU. The time of one is the processor's that it had, which on
+    an idle machine is the time that passes; of more it is the latter."""
     torch_version: str
     img_size: Count
     in_chans: Count
@@ -201,17 +202,19 @@ def _fastest(
             torch.inference_mode(),
             torch.autocast(images.device.type, torch.bfloat16, enabled=half),
         ):
-            passes.append(_pass(pieces, images))
+            passes.append(timed(pieces, images))
     return [min(each) for each in zip(*passes[WARM_UP:], strict=True)]
 
 
-def _pass(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
-    """Milliseconds of each piece on what the one before it gave."""
+def timed(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
+    """Milliseconds of each piece on what the one before it gave, `x` first."""
     if x.device.type == "cpu":
-        seconds = [time.perf_counter()]
+        # A single thread's own time leaves out what others on the machine take from it.
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        seconds = [clock()]
         for piece in pieces:
             x = piece(x)
-            seconds.append(time.perf_counter())
+            seconds.append(clock())
         return [1000 * (after - before) for before, after in pairwise(seconds)]
     stream = torch.cuda.current_stream(x.device)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(len(pieces) + 1)]

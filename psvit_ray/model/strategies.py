@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec, Count, StageSpec, Value
-from psvit_ray.model.latency import Conditions, interleaved
+from psvit_ray.model.latency import WARM_UP, Conditions, timed
 from psvit_ray.model.layers import Block, Strategy, choose_strategy, run_group
 from psvit_ray.model.psvit import group_sizes
+
+STRATEGIES: tuple[Strategy, ...] = ("explicit", "fused")
 
 
 class Judged(Value):
@@ -62,7 +65,7 @@ def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Cond
     shape = (conditions.batch_size, num_tokens, stage.embed_dim)
     x, y = (torch.randn(shape, device=device) for _ in range(2))
 
-    def work(strategy: Strategy) -> Callable[[], object]:
+    def work(strategy: Strategy) -> Callable[[Tensor], Tensor]:
         group = [
             Block(
                 stage.embed_dim,
@@ -75,23 +78,23 @@ def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Cond
         ]
         weights = [weight for block in group for weight in block.parameters()]
 
-        def forward() -> torch.Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                return run_group(group, x)
-
-        def work() -> object:
+        def work(x: Tensor) -> Tensor:
+            with (
+                torch.inference_mode(not gradients),
+                torch.autocast(device.type, torch.bfloat16, enabled=half),
+            ):
+                out = run_group(group, x)
             if gradients:
-                out = forward()
-                return torch.autograd.grad(out, weights, y.to(out.dtype))
-            with torch.inference_mode():
-                return forward()
+                torch.autograd.grad(out, weights, y.to(out.dtype))
+            return out
 
         return work
 
-    seconds = interleaved(
-        {"explicit": work("explicit"), "fused": work("fused")},
-        rounds=conditions.rounds * conditions.times,
-    )
+    works = {strategy: work(strategy) for strategy in STRATEGIES}
+    rounds = [
+        {strategy: timed([work], x)[0] for strategy, work in works.items()}
+        for _ in range(WARM_UP + conditions.rounds * conditions.times)
+    ]
     chosen = choose_strategy(
         device.type,
         torch.bfloat16 if half else torch.float32,
@@ -99,8 +102,8 @@ def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Cond
         stage.depth,
         gradients=gradients,
     )
-    other = "fused" if chosen == "explicit" else "explicit"
-    ratios = [a / b for a, b in zip(seconds[chosen], seconds[other], strict=True)]
+    other: Strategy = "fused" if chosen == "explicit" else "explicit"
+    ratios = [one[chosen] / one[other] for one in rounds[WARM_UP:]]
     return Judged(
         num_tokens=num_tokens,
         stage=stage,
