@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import ray
 import torch
 
+from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.output import new_folder
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
+from psvit_ray.model.latency import Conditions, LatencyTable, measure
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
@@ -38,6 +40,7 @@ from psvit_ray.training.export_config import CONFIG, Facts
 from psvit_ray.training.place import Place
 from psvit_ray.training.subnets import load_supernet
 
+LATENCY = "latency.json"
 SUPERNET = "supernet"
 INHERITED = "inherited"
 MODEL = "model"
@@ -69,15 +72,28 @@ def search(
     train: TrainConfig,
     trials: Trials,
 ) -> Found:
-    """Supernet, candidates, finalists, test: each goes on from what is there of it."""
-    proposed = config.evolution(search, None)
+    """Supernet, candidates, finalists, test: each goes on from what is there of it.
+
+    Raises ValueError where a latency is asked for that no spec has.
+    """
+    latency_ms = None
+    if config.asks_for_latency:
+        latency_ms = latency_table(session, config, search, trials).predict
+    proposed = config.evolution(search, latency_ms)
     supernet = train_supernet(
         session, config.supernet(search, train), trials, workers=config.supernet_workers
     )
     found = Found([], session.records, supernet.record, supernet.signal)
     if supernet.record.status != "completed":
         return dataclasses.replace(found, fault=supernet.record.reason)
-    scored = score_candidates(session, proposed, source, trials, candidates=config.candidates)
+    scored = score_candidates(
+        session,
+        proposed,
+        source,
+        trials,
+        candidates=config.candidates,
+        latency_ms=latency_ms,
+    )
     found = dataclasses.replace(found, scores=scored.scores, signal=scored.signal)
     if scored.signal:
         return found
@@ -105,6 +121,37 @@ def search(
     return dataclasses.replace(
         found, records=export_winner(session, outcome.records, source, trials)
     )
+
+
+def latency_table(
+    session: Session, config: OneshotConfig, search: SearchConfig, trials: Trials
+) -> LatencyTable:
+    """The one of the search, which is kept: measured again it would not be the same."""
+    if content := session.folder.read(LATENCY):
+        return LatencyTable.model_validate_json(content)
+    if config.latency_table:
+        table = config.given_table(search)
+    else:
+        resources = trials.resources.resolved()
+        conditions = Conditions(
+            device="cuda" if resources.get("GPU") else "cpu",
+            dtype="bfloat16" if resources.get("GPU") else "float32",
+            batch_size=config.latency_batch_size,
+        )
+        task: Any = ray.remote(_measured)
+        threads = int(resources["CPU"])
+        table = ray.get(
+            task.options(num_cpus=threads, num_gpus=resources.get("GPU", 0)).remote(
+                search.space, conditions, threads
+            )
+        )
+    session.folder.write(LATENCY, table.model_dump_json(indent=1).encode())
+    return table
+
+
+def _measured(space: SearchSpace, conditions: Conditions, threads: int) -> LatencyTable:
+    torch.set_num_threads(threads)
+    return measure(space, conditions)
 
 
 def train_supernet(

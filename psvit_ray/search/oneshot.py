@@ -8,10 +8,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.parts import cover
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data import files
+from psvit_ray.data.storage import Folder
+from psvit_ray.model.latency import LatencyTable
 from psvit_ray.search.candidates import baselines, first_points
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.evolution import Budget, Evolution, Sampler
@@ -50,8 +54,12 @@ class OneshotConfig(Value):
     cost: Literal["macs", "params", "latency"] = "macs"
     """What evolution keeps low beside top-1 up."""
     max_latency_ms: Positive | None = None
-    """Most milliseconds of a forward pass of one image, predicted from a table that is measured on
-    a worker's device first."""
+    """Most milliseconds of a forward pass of `latency_batch_size` images, as a table predicts."""
+    latency_batch_size: Number = 1
+    """Images whose time is taken together."""
+    latency_table: str = ""
+    """Table that jobs/latency.py wrote for the space; by default one is measured first, on a
+    worker's device."""
     finalists: Number = 3
     """Best candidates that are then trained from scratch, with the DeiT of equal cost."""
     finalist_seeds: Number = 3
@@ -65,7 +73,33 @@ class OneshotConfig(Value):
     def check(self, search: SearchConfig, train: TrainConfig) -> None:
         """Raises ValueError for what cannot work, as far as no latency has to be measured."""
         self.supernet(search, train)
-        self.model_copy(update={"cost": "macs"}).evolution(search, None)
+        if self.asks_for_latency and self.latency_table:
+            self.evolution(search, self.given_table(search).predict)
+        else:
+            self.model_copy(update={"cost": "macs"}).evolution(search, None)
+
+    def given_table(self, search: SearchConfig) -> LatencyTable:
+        """That of `latency_table`. Raises ValueError where it is none, or of another space."""
+        where = Folder.at(self.latency_table)
+        above, name = files.parent(where)
+        content = above.read(name)
+        if content is None:
+            raise ValueError(f"latency_table must be a file of jobs/latency.py, got {where}")
+        try:
+            table = LatencyTable.model_validate_json(content)
+        except ValidationError as error:
+            raise ValueError(
+                f"latency_table must be a file of jobs/latency.py, got {where}: "
+                f"{error.errors()[0]['msg']}"
+            ) from None
+        for spec in cover(search.space, 1, seed=0):
+            table.predict(spec)
+        size = table.conditions.batch_size
+        if size != self.latency_batch_size:
+            raise ValueError(
+                f"latency_batch_size must be {size}, as in {where}, got {self.latency_batch_size}"
+            )
+        return table
 
     def supernet(self, search: SearchConfig, train: TrainConfig) -> Configuration:
         """How the supernet is trained. Its largest spec is the one that its curve shows.
