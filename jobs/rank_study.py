@@ -11,6 +11,7 @@ MACs and parameters, which cost nothing, the least. `--resume` goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +21,9 @@ from pydantic import Field
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.report import rank_study
+from psvit_ray.runtime.candidates import score_candidates
 from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
-from psvit_ray.runtime.oneshot import score_candidates, train_supernet
+from psvit_ray.runtime.oneshot import supernet_checkpoint, train_supernet
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.candidates import spread
 from psvit_ray.search.config import SearchConfig
@@ -90,7 +92,12 @@ def work(job: RankStudy) -> int:
                 print(f"supernet: {trained.record.reason}", file=sys.stderr)
                 return exit_code(trained.signal) or 1
             scored = score_candidates(
-                here, FixedSpecs(specs), source, job.trials, candidates=len(specs)
+                here,
+                FixedSpecs(specs),
+                functools.partial(supernet_checkpoint, here),
+                source,
+                job.trials,
+                candidates=len(specs),
             )
             if scored.signal:
                 return exit_code(scored.signal)

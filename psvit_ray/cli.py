@@ -29,7 +29,7 @@ from psvit_ray.training import export
 from psvit_ray.training.config import Configuration
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
-SECTIONS = ("base", "train", "search", "trials")
+SECTIONS = ("base", "train", "search", "oneshot", "trials")
 Job = TypeVar("Job", bound=BaseModel)
 
 

@@ -245,3 +245,11 @@ class Kept:
         for name in self._folder.names():
             if name not in kept:
                 (self._folder / name).delete_all()
+
+
+def last_checkpoint(folder: Folder) -> Checkpoint:
+    """Of a training that has ended."""
+    with contextlib.closing(Kept(folder)) as kept:
+        found = kept.newest()
+    assert found, f"a training that has ended has a checkpoint in {folder}"
+    return found
