@@ -311,7 +311,7 @@ BAD_WIDTH = [{"depth": [1], "embed_dim": [20, 32], "head_dim": [16], "mlp_ratio"
         ),
         ({"trian": {}}, ": unknown section 'trian'; nearest is 'train'"),
         ({"train": 3}, ": train must be a mapping, got 3"),
-        ([1], " must be a mapping of base, train, search, trials"),
+        ([1], " must be a mapping of base, train, search, oneshot, trials"),
         ({"train": {"epochs": 3}}, " must have a section 'search'"),
         (changed(train={"batch_size": 0}), ": train: batch_size must be at least 1, got 0"),
         (

@@ -8,7 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psvit_ray.report.ranks import rank_correlation
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.storage import Folder
+from psvit_ray.report.rank_study import between_halves
+from psvit_ray.report.ranks import agreement, rank_correlation
+from psvit_ray.search.record import RecordStore
+from psvit_ray.search.scores import ScoreStore
 from tests.test_cli import job, parse
 
 
@@ -40,6 +45,54 @@ def test_the_interval_holds_the_tau_of_the_whole_population() -> None:
 def test_what_does_not_differ_is_not_ranked() -> None:
     with pytest.raises(ValueError, match="scores must be three or more that differ, got 4"):
         rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])
+
+
+def test_agreement_by_hand() -> None:
+    truth = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    swapped = [1.0, 2.0, 3.0, 4.0, 5.0, 8.0, 7.0, 6.0]
+    found = agreement(swapped, truth)
+    assert found.tau.value == pytest.approx((28 - 2 * 3) / 28)  # of 28 pairs 3 are turned round
+    assert found.rho.value == pytest.approx(1 - 6 * 8 / (8 * 63))  # two are two places off
+    assert found.top.value == 0.5  # the best two are 8 and 7 there, 8 and 7's places here
+    same = agreement(truth, truth)
+    for one in (same.tau, same.rho, same.top):
+        assert (one.value, one.low, one.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert found.tau == agreement(swapped, truth).tau
+
+
+def test_the_ceiling_is_what_one_half_of_the_seeds_says_of_the_other() -> None:
+    truth = np.arange(6.0)
+    same = np.stack([truth] * 4, axis=1)
+    assert between_halves(same) == pytest.approx(1.0)
+    # One of two seeds is the reverse of the other.
+    assert between_halves(np.stack([truth, -truth], axis=1)) == pytest.approx(-1.0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_rank_study_trains_scores_and_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (
+        f"rank_study --storage {tmp_path} --name a --specs 8 --seeds 2 --supernet-seeds 2 "
+        "--epochs 1 --warmup-epochs 0 --data-fraction 0.2 --supernet-epochs 1 --max-gmacs 0.0002"
+    )
+    assert job("rank_study").work(parse(line)) == 0
+    found = json.loads((tmp_path / "a" / "ranks.json").read_text())
+    assert (found["n"], found["seeds"]) == (8, 2)
+    scratch = np.array([one["scratch"] for one in found["architectures"]])
+    records = RecordStore(Folder(str(tmp_path / "a"))).all()
+    assert sorted(record.top1 or 0.0 for record in records) == sorted(scratch.flatten())
+    for seed in range(2):
+        scores = ScoreStore(Folder(str(tmp_path / "a" / f"supernet-{seed}"))).all()
+        assert {score.spec: score.top1 for score in scores} == {
+            ArchSpec.model_validate(one["spec"]): one["supernet_top1"][seed]
+            for one in found["architectures"]
+        }
+    assert found["agreement"]["MACs"]["n"] == 8
+    assert "8 architectures, 2 seeds each" in capsys.readouterr().out
+    before = {record.key: record for record in records}
+    assert job("rank_study").work(parse(line + " --resume")) == 0
+    assert {r.key: r for r in RecordStore(Folder(str(tmp_path / "a"))).all()} == before
 
 
 @pytest.mark.usefixtures("ray_cluster")

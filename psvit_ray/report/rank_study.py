@@ -52,7 +52,7 @@ def write(
         "MACs": np.array([count_macs(spec) for spec in whole]),
         "parameters": np.array([count_params(spec) for spec in whole]),
     }
-    ceiling = _between_halves(scratch)
+    ceiling = between_halves(scratch)
     lines = [["ranked by", "tau", "rho", "best quarter"]]
     written: dict[str, object] = {}
     for name, scores in columns.items():
@@ -93,7 +93,7 @@ def write(
     )
 
 
-def _between_halves(scratch: np.ndarray) -> float:
+def between_halves(scratch: np.ndarray) -> float:
     """Mean tau between the means of one half of the seeds and of the other, over the ways to halve
     them."""
     seeds = range(scratch.shape[1])
