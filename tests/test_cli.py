@@ -40,6 +40,8 @@ CLASSES = {
     "report": "ReportJob",
     "proxy_study": "ProxyStudy",
     "rank_study": "RankStudy",
+    "redundancy": "RedundancyJob",
+    "sharing_study": "SharingStudy",
     "prepare_data": "PrepareJob",
     "export": "ExportJob",
     "evaluate": "EvaluateJob",

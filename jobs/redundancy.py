@@ -1,0 +1,226 @@
+"""How alike the attention maps of a network's layers are, and the sharing that this suggests.
+
+    python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
+    python jobs/redundancy.py --model timm:deit_tiny_patch16_224 --data shards/ --out redundancy/
+    python jobs/redundancy.py --model model/ --data photos/ --out r/ --followers 4
+
+Over images of the hold-out, or of the validation split where the data has one: never the test
+images. What the similarity is and how it suggests a sharing, psvit_ray/model/redundancy.py says;
+jobs/sharing_study.py measures what the suggestion is worth. The pattern is one for --arch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import timm
+import torch
+from pydantic import Field
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from psvit_ray import cli
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data import files, sources
+from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.loader import eval_loader
+from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.sources import Source
+from psvit_ray.data.storage import without_secrets
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.model.psvit import PSViT
+from psvit_ray.model.redundancy import (
+    Redundancy,
+    attention_blocks,
+    measure,
+    propose,
+    propose_followers,
+)
+from psvit_ray.model.timm_vit import from_timm
+from psvit_ray.report import redundancy
+from psvit_ray.report.progress import told
+from psvit_ray.report.redundancy import Suggestion
+from psvit_ray.runtime.launch import writable
+from psvit_ray.training import export
+from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
+from psvit_ray.training.networks import TIMM, load_network
+
+
+class RedundancyJob(Value):
+    """Measure how alike a network's attention maps are, and suggest a sharing."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote, or a vision transformer of timm's: timm:NAME."""
+    model_checkpoint: str = ""
+    """File with the weights of timm:NAME, instead of those that timm fetches."""
+    data: str
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Similarity to its leader's map from which on a layer borrows it."""
+    followers: NumberOrZero | None = None
+    """Layers that borrow a map, in place of a threshold: those most like their leaders."""
+    max_group: Number | None = None
+    """Most layers under one map."""
+    num_images: Number = 256
+    """Drawn from the hold-out; all where there are fewer."""
+    seed: NumberOrZero = 0
+    """Of which images are drawn."""
+    batch_size: Number = 16
+    """Images computed at once."""
+    num_loaders: NumberOrZero = 0
+    """DataLoader processes."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+
+
+def work(job: RedundancyJob) -> int:
+    check_decoder(job.decoder)
+    out = writable(job.out, "out")
+    check_new_folder(out)
+    model, preprocessing, settings = network(job)
+    check_maps(model)
+    source = source_for(job.data, preprocessing, settings)
+    spec, reason = described(model)
+    try:
+        measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
+        found = Suggestion(
+            model=without_secrets(job.model),
+            data=source.name,
+            seed=job.seed,
+            num_unreadable=num_unreadable,
+            threshold=job.threshold if job.followers is None else None,
+            max_group=job.max_group,
+            pattern=(
+                propose(measured.similarity, job.threshold, job.max_group)
+                if job.followers is None
+                else propose_followers(measured.similarity, job.followers, job.max_group)
+            ),
+            spec=spec,
+            redundancy=measured,
+        )
+        with new_folder(out) as folder:
+            redundancy.write(found, folder)
+    except OSError as error:  # of storage; that of a single image is none
+        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        return 1
+    print(redundancy.summary(found))
+    if reason:
+        print(f"MACs are not known: {reason}")
+    if num_unreadable:
+        print(f"{num_unreadable:,} images cannot be read and are left out")
+    print(f"written: {out}")
+    return 0
+
+
+def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
+    """In evaluation mode, what it takes, and the settings of its training, by which its hold-out is
+    known. Raises ValueError where there is no such network."""
+    name = named(job.model)
+    if not name.startswith(TIMM):
+        if job.model_checkpoint:
+            raise ValueError(f"model must be timm:NAME with model_checkpoint, got {job.model!r}")
+        exported = export.load(name)
+        return exported.model, exported.preprocessing, exported.config.training.settings
+    model = load_network(name, job.model_checkpoint, field="model").model
+    takes = resolve_model_data_config(model)
+    in_chans, height, width = takes["input_size"]
+    if height != width:
+        raise ValueError(f"model must take square images, got {name}, of {height} x {width}")
+    preprocessing = Preprocessing(
+        img_size=height,
+        in_chans=in_chans,
+        **{field: takes[field] for field in ("mean", "std", "interpolation", "crop_pct")},
+    )
+    return model, preprocessing, dict(TrainConfig())
+
+
+def named(model: str) -> str:
+    """A folder, or timm:NAME. Raises ValueError, with the nearest, for what is neither."""
+    if model.startswith(TIMM) or "/" in model or Path(model).exists():
+        return model
+    if timm.is_model(model):
+        return TIMM + model
+    near = difflib.get_close_matches(model, timm.list_models(), n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"model must be an exported folder or a network of timm's, got {model!r}; timm's nearest "
+        f"is {TIMM}{near}"
+    )
+
+
+def check_maps(model: nn.Module) -> None:
+    """Raises ValueError, with the nearest of timm's that has them, for a network without maps."""
+    try:
+        attention_blocks(model)
+    except ValueError as error:
+        usable = timm.list_models(module=["vision_transformer", "deit"])
+        theirs = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+        near = difflib.get_close_matches(theirs, usable, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{error}; nearest is {TIMM}{near}") from None
+
+
+def source_for(data: str, preprocessing: Preprocessing, settings: dict[str, Any]) -> Source:
+    """Divided as in the network's training. Raises ValueError for images of one size, which are not
+    made to fit, where the network takes another."""
+    stored = sources.read(data)
+    for field in ("img_size", "in_chans"):
+        ours, theirs = getattr(preprocessing, field), getattr(stored, field)
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+            )
+    return sources.divided(
+        stored,
+        holdout=settings["holdout"],
+        split_seed=settings["split_seed"],
+        val_as_test=settings["val_as_test"] and stored.val is not None,
+    )
+
+
+def described(model: nn.Module) -> tuple[ArchSpec | None, str]:
+    """The spec of a network, or why there is none."""
+    if isinstance(model, PSViT):
+        return model.spec, ""
+    try:
+        return from_timm(model).spec, ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def measured_on(
+    job: RedundancyJob, model: nn.Module, preprocessing: Preprocessing, table: ImageTable
+) -> tuple[Redundancy, int]:
+    """And how many images cannot be read."""
+    drawn = np.random.default_rng(job.seed).permutation(len(table))[: job.num_images]
+    table = table.take(np.sort(drawn))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = eval_loader(
+        table,
+        preprocessing,
+        job.batch_size,
+        processes=min(job.num_loaders, -(-len(table) // job.batch_size)),
+        decoder=job.decoder,
+        pin_memory=device.type == "cuda",
+    )
+    num_bad = 0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal num_bad
+        for batch in told(loader, len(table), size=lambda one: len(one.indices) + len(one.bad)):
+            num_bad += len(batch.bad)
+            if len(batch.images):
+                yield preprocessing.normalize(batch.images.to(device, non_blocking=True))
+
+    measured = measure(model.to(device), images())
+    return measured, num_bad
+
+
+if __name__ == "__main__":
+    cli.run(RedundancyJob, work)

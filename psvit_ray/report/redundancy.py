@@ -1,0 +1,101 @@
+"""The redundancy of a network as files, and the sharing that it suggests."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+from psvit_ray.arch.cost import count_macs
+from psvit_ray.arch.spec import ArchSpec, Value, parse_pattern
+from psvit_ray.model.redundancy import Redundancy, mean_to_leader
+from psvit_ray.report.redundancy_picture import redundancy_png
+from psvit_ray.report.table import aligned
+
+JSON = "redundancy.json"
+
+
+class Suggestion(Value):
+    """`redundancy.json`: what was measured of which network, and the sharing suggested for it."""
+
+    model: str
+    data: str
+    seed: int
+    """Of which images."""
+    num_unreadable: int
+    threshold: float | None
+    """None where the number of followers was given."""
+    max_group: int | None
+    pattern: str
+    """The suggestion."""
+    spec: ArchSpec | None
+    """Of the network as it was measured; None where no ArchSpec describes it."""
+    redundancy: Redundancy
+
+    @property
+    def suggested(self) -> ArchSpec | None:
+        return self.spec and self.spec.with_pattern(self.pattern)
+
+
+def followers(pattern: str) -> int:
+    """Layers that borrow a map."""
+    return sum(size - 1 for groups in parse_pattern(pattern) for size in groups)
+
+
+def write(found: Suggestion, folder: Path) -> None:
+    """`redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row for each
+    layer; empty where there is none) and `redundancy.png`."""
+    (folder / JSON).write_text(found.model_dump_json(indent=2) + "\n")
+    measured = found.redundancy
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    depth = len(measured.similarity)
+    writer.writerow(["layer", *range(1, depth + 1), "tokens"])
+    for layer, row in enumerate(measured.similarity):
+        values = [*row, measured.token_similarity[layer]]
+        writer.writerow([layer + 1, *("" if math.isnan(one) else one for one in values)])
+    (folder / "redundancy.csv").write_text(text.getvalue())
+    title = f"{found.model}: {measured.num_images:,} hold-out images of {found.data}"
+    (folder / "redundancy.png").write_bytes(redundancy_png(measured, found.pattern, title))
+
+
+def summary(found: Suggestion) -> str:
+    """For a terminal: each layer with its leader, and the pattern."""
+    measured = found.redundancy
+    lines = [["layer", "map as the one before", "leader", "map as the leader", "tokens"]]
+    layer = 0
+    for size in (size for groups in parse_pattern(found.pattern) for size in groups):
+        for leader, member in ((layer, layer + i) for i in range(size)):
+            row = measured.similarity[member]
+            before = row[member - 1] if member else math.nan
+            borrows = member > leader
+            lines.append(
+                [
+                    str(member + 1),
+                    _number(before),
+                    str(leader + 1) if borrows else "-",
+                    _number(row[leader]) if borrows else "-",
+                    _number(measured.token_similarity[member]),
+                ]
+            )
+        layer += size
+    return f"{aligned(lines)}\n\n{_verdict(found)}"
+
+
+def _verdict(found: Suggestion) -> str:
+    borrowing = followers(found.pattern)
+    alike = mean_to_leader(found.redundancy.similarity, found.pattern)
+    rule = "" if found.threshold is None else f" under threshold {found.threshold:g}"
+    said = f"sharing{rule}: {found.pattern}\n{borrowing} of {len(found.redundancy.similarity)} "
+    said += "layers borrow a map"
+    if borrowing:
+        said += f", {alike:.3f} similar to their leaders' on average"
+    if found.spec and found.suggested:
+        ours, theirs = count_macs(found.suggested), count_macs(found.spec)
+        said += f"; {ours / 1e6:,.4g} MMACs, {ours / theirs:.3f} of the network's"
+    return said
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
