@@ -1,12 +1,12 @@
-"""How alike the attention maps of a network's layers are, and the sharing that this suggests.
+"""How alike the attention maps of a network's layers are, and the sharing that this proposes.
 
     python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
     python jobs/redundancy.py --model timm:deit_tiny_patch16_224 --data shards/ --out redundancy/
     python jobs/redundancy.py --model model/ --data photos/ --out r/ --followers 4
 
 Over images of the hold-out, or of the validation split where the data has one: never the test
-images. What the similarity is and how it suggests a sharing, psvit_ray/model/redundancy.py says;
-jobs/sharing_study.py measures what the suggestion is worth. The pattern is one for --arch.
+images. What the similarity is and how it proposes a sharing, psvit_ray/model/redundancy.py says;
+jobs/sharing_study.py measures what the proposal is worth. The pattern is one for --arch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from psvit_ray.model.redundancy import (
 from psvit_ray.model.timm_vit import from_timm
 from psvit_ray.report import redundancy
 from psvit_ray.report.progress import told
-from psvit_ray.report.redundancy import Suggestion
+from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.runtime.launch import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
@@ -53,7 +53,7 @@ from psvit_ray.training.networks import TIMM, load_network
 
 
 class RedundancyJob(Value):
-    """Measure how alike a network's attention maps are, and suggest a sharing."""
+    """Measure how alike a network's attention maps are, and propose a sharing."""
 
     model: str
     """Folder or URI that jobs/export.py wrote, or a vision transformer of timm's: timm:NAME."""
@@ -91,7 +91,7 @@ def work(job: RedundancyJob) -> int:
     spec, reason = described(model)
     try:
         measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
-        found = Suggestion(
+        found = SharingProposal(
             model=without_secrets(job.model),
             data=source.name,
             seed=job.seed,

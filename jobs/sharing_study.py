@@ -1,9 +1,9 @@
-"""Whether the sharing that a network's redundancy suggests beats random ones of the same cost.
+"""Whether the sharing that a network's redundancy proposes beats random ones of the same cost.
 
     python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
     python jobs/sharing_study.py --redundancy redundancy/ --recipe my.yaml --sharings 5 --seeds 3
 
-The suggested sharing, random ones with as many groups in each stage, and the network without any
+The proposed sharing, random ones with as many groups in each stage, and the network without any
 sharing are trained from scratch as the recipe says, with the same seeds.
 """
 
@@ -27,7 +27,7 @@ from psvit_ray.data import files
 from psvit_ray.data.storage import Folder
 from psvit_ray.model.redundancy import mean_to_leader
 from psvit_ray.report import redundancy
-from psvit_ray.report.redundancy import Suggestion
+from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.report.table import aligned
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Trials, run_trials
@@ -36,11 +36,11 @@ from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number, NumberOrZero, TrainConfig
 from psvit_ray.training.engine import load_source
 
-SUGGESTED, UNSHARED = "suggested", "nothing shared"
+PROPOSED, UNSHARED = "proposed", "nothing shared"
 
 
 class SharingStudy(Value):
-    """Measure what a suggested sharing is worth."""
+    """Measure what a proposed sharing is worth."""
 
     redundancy: str
     """Folder or URI that jobs/redundancy.py wrote."""
@@ -58,11 +58,11 @@ class SharingStudy(Value):
 
 
 def work(job: SharingStudy) -> int:
-    found = suggestion(job.redundancy)
-    assert found.spec, "checked by `suggestion`"
+    found = proposal(job.redundancy)
+    assert found.spec, "checked by `proposal`"
     unshared = format_pattern([(1,) * stage.depth for stage in found.spec.stages])
     patterns = {
-        SUGGESTED: found.pattern,
+        PROPOSED: found.pattern,
         **random_sharings(found.pattern, job.sharings, job.draw_seed),
         UNSHARED: unshared,
     }
@@ -73,7 +73,7 @@ def work(job: SharingStudy) -> int:
         ]
         for name, pattern in patterns.items()
     }
-    source = load_source(configurations[SUGGESTED][0])
+    source = load_source(configurations[PROPOSED][0])
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
     with opened(
         job.launch,
@@ -93,7 +93,7 @@ def work(job: SharingStudy) -> int:
     return outcome.exit_code
 
 
-def suggestion(where: str) -> Suggestion:
+def proposal(where: str) -> SharingProposal:
     """Raises ValueError where there is none, or none that can be trained or compared."""
     folder = Folder.at(where)
     try:
@@ -108,7 +108,7 @@ def suggestion(where: str) -> Suggestion:
             f"{redundancy.JSON}"
         )
     try:
-        found = Suggestion.model_validate_json(content)
+        found = SharingProposal.model_validate_json(content)
     except ValidationError as error:
         raise ValueError(f"{folder / redundancy.JSON}: {cli.one_line(error)}") from None
     if not found.spec:
@@ -117,7 +117,7 @@ def suggestion(where: str) -> Suggestion:
         )
     if not redundancy.followers(found.pattern):
         raise ValueError(
-            f"redundancy must suggest to share something, got {found.pattern}; lower the threshold "
+            f"redundancy must propose to share something, got {found.pattern}; lower the threshold "
             "of jobs/redundancy.py, or give it --followers"
         )
     return found
@@ -146,7 +146,7 @@ def seeded(train: TrainConfig, seed: int) -> TrainConfig:
 
 
 def write(
-    found: Suggestion,
+    found: SharingProposal,
     configurations: Mapping[str, Sequence[Configuration]],
     records: Iterable[Record],
     folder: Folder,
@@ -165,14 +165,14 @@ def write(
         for name, spec in sorted(specs.items(), key=lambda one: -statistics.mean(scores[one[0]]))
     ]
     names = [row["name"] for row in rows if row["name"] != UNSHARED]
-    randoms = [name for name in names if name != SUGGESTED]
-    # The random sharings of one seed have its luck in common with the suggested one.
+    randoms = [name for name in names if name != PROPOSED]
+    # The random sharings of one seed have its luck in common with the proposed one.
     gains = [
         score - statistics.mean(scores[name][i] for name in randoms)
-        for i, score in enumerate(scores[SUGGESTED])
+        for i, score in enumerate(scores[PROPOSED])
     ]
     gain, deviation = statistics.mean(gains), statistics.stdev(gains)
-    rank = names.index(SUGGESTED) + 1
+    rank = names.index(PROPOSED) + 1
     folder.write(
         "sharings.json",
         json.dumps({"rank": rank, "gains": gains, "sharings": rows}, indent=2).encode(),
@@ -185,13 +185,15 @@ def write(
             [row["name"], row["pattern"], f"{row['mmacs']:.3f}", alike, f"{mean:.2f} ± {std:.2f}"]
         )
     return (
-        f"{aligned(lines)}\n\nThe suggested sharing is number {rank} of {len(names)} of its cost: "
+        f"{aligned(lines)}\n\nThe proposed sharing is number {rank} of {len(names)} of its cost: "
         f"{gain:+.2f} ± {deviation:.2f} points against the mean of the random ones (deviation over "
         f"{len(gains)} seeds)"
     )
 
 
-def row_of(name: str, spec: ArchSpec, found: Suggestion, top1: Sequence[float]) -> dict[str, Any]:
+def row_of(
+    name: str, spec: ArchSpec, found: SharingProposal, top1: Sequence[float]
+) -> dict[str, Any]:
     shares = redundancy.followers(spec.pattern) > 0
     return {
         "name": name,

@@ -1,5 +1,5 @@
 """How alike the layers of a network are, against sums by hand and timm's own maps; the sharing that
-this suggests, against all there are; and the jobs around it."""
+this proposes, against all there are; and the jobs around it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec, StageSpec, format_pattern, parse_pattern
 from psvit_ray.data.sources import load
+from psvit_ray.data.storage import Folder
 from psvit_ray.model import PSViT, from_timm
 from psvit_ray.model.redundancy import (
     Redundancy,
@@ -34,9 +35,9 @@ from psvit_ray.model.redundancy import (
     propose,
     propose_followers,
 )
-from psvit_ray.report.redundancy import Suggestion, followers
+from psvit_ray.report.redundancy import SharingProposal, followers
 from psvit_ray.report.redundancy_picture import redundancy_png
-from psvit_ray.search.record import Point, Record
+from psvit_ray.search.record import Point, Record, RecordStore
 from psvit_ray.training import export
 from psvit_ray.training.config import Configuration, TrainConfig
 from tests.drawn import drawn_folder
@@ -141,6 +142,18 @@ def test_timms_maps_are_taken_as_timm_makes_them(kwargs: dict[str, Any]) -> None
     np.testing.assert_allclose(similarity(measure(model, [batch])), expected, atol=1e-9)
 
 
+def test_sums_are_in_float64_also_of_a_network_in_float32() -> None:
+    model = psvit(spec())
+    found: list[Tensor] = []
+    for block in model.blocks:
+        block.attn.strategy = "explicit"
+        block.register_forward_hook(lambda *a: found.append(a[2][1].weights))
+    measured = measure(model, images().split(1))
+    maps = torch.stack(found).unflatten(0, (5, 4)).squeeze(2).double().numpy()
+    expected = [[alike(maps, i, j) for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(similarity(measured), expected, rtol=0, atol=1e-11)
+
+
 def test_token_similarity_is_the_mean_cosine_of_all_pairs_of_patch_tokens() -> None:
     model = vit(reg_tokens=2)
     _, tokens = model.forward_intermediates(images(), output_fmt="NLC")
@@ -235,7 +248,7 @@ def test_no_images_are_refused() -> None:
         measure(vit(), [])
 
 
-# The suggestion
+# The proposal
 
 SIX = [  # the third is as the second, not as the first; a pool after the fourth
     [1.0, 0.9, 0.7, 0.9, nan, nan],
@@ -273,7 +286,7 @@ def test_a_threshold_is_a_similarity(threshold: float) -> None:
         propose(SIX, threshold)
 
 
-def test_what_a_network_shares_is_suggested_again_at_threshold_1() -> None:
+def test_what_a_network_shares_is_proposed_again_at_threshold_1() -> None:
     for pattern in ("2-1|1-3", "1-2-1|2", "3|1-1-2"):
         model = with_random_weights(PSViT(spec(pattern, 32, 48)))
         assert propose(measure(model, [images()]).similarity, 1.0) == pattern
@@ -327,8 +340,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def written(folder: Path) -> Suggestion:
-    return Suggestion.model_validate_json((folder / "redundancy.json").read_text())
+def written(folder: Path) -> SharingProposal:
+    return SharingProposal.model_validate_json((folder / "redundancy.json").read_text())
 
 
 def test_the_job_measures_the_hold_out_of_the_training(
@@ -396,6 +409,17 @@ def test_the_job_takes_a_network_of_timms_and_makes_pictures_fit(
     assert "2 images cannot be read and are left out\n" in said.out
     assert len(found.redundancy.similarity) == 6
     assert "MACs are not known: from_timm: no ArchSpec" in said.out
+
+
+def test_a_validation_split_that_was_kept_for_the_test_is_not_looked_at(
+    run: Run, tmp_path: Path
+) -> None:
+    drawn_folder(tmp_path / "data", classes=2, size=32, splits={"train": 10, "val": 3})
+    exported(tmp_path / "kept", facts_of(spec("2-1-1"), val_as_test=True, holdout=0.4))
+    exported(tmp_path / "not", facts_of(spec("2-1-1"), val_as_test=False, holdout=0.4))
+    for name, number in (("kept", 8), ("not", 6)):
+        assert run(f"redundancy --model {name} --data data --out o-{name}").code == 0
+        assert written(tmp_path / f"o-{name}").redundancy.num_images == number
 
 
 @pytest.mark.parametrize(
@@ -481,7 +505,7 @@ def test_the_picture_outlines_each_group_and_leaves_other_grids_grey(pattern: st
 # The study
 
 
-def suggestion(folder: Path, **changes: Any) -> Suggestion:
+def proposal(folder: Path, **changes: Any) -> SharingProposal:
     arch = spec("1-1-1-1-1", img_size=8, patch_size=4, in_chans=1)
     rows = tuple(tuple(1 - 0.1 * abs(i - j) for j in range(5)) for i in range(5))
     measured = Redundancy(num_images=9, similarity=rows, token_similarity=(0.5,) * 5)
@@ -489,16 +513,16 @@ def suggestion(folder: Path, **changes: Any) -> Suggestion:
         **{"model": "model/", "data": "digits", "seed": 0, "num_unreadable": 0, "threshold": 0.9},
         **{"max_group": None, "pattern": "2-1-2", "spec": arch, "redundancy": measured},
     }
-    found = Suggestion.model_validate(fields | changes)
+    found = SharingProposal.model_validate(fields | changes)
     folder.mkdir(exist_ok=True)
     (folder / "redundancy.json").write_text(found.model_dump_json())
     return found
 
 
-def test_a_suggestion_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_proposal_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = ((1.0, nan), (nan, 1.0))
     measured = Redundancy(num_images=9, similarity=rows, token_similarity=(0.5, nan))
-    found = suggestion(tmp_path / "r", redundancy=measured)
+    found = proposal(tmp_path / "r", redundancy=measured)
     assert written(tmp_path / "r").model_dump_json() == found.model_dump_json()
     np.testing.assert_array_equal(similarity(written(tmp_path / "r").redundancy), rows)
 
@@ -518,10 +542,10 @@ def test_random_sharings_are_distinct_others_of_the_same_cost() -> None:
 
 
 def test_the_study_ranks_by_means_and_pairs_by_seed(tmp_path: Path) -> None:
-    found = suggestion(tmp_path / "r")
+    found = proposal(tmp_path / "r")
     assert found.spec
     scores = {
-        "suggested": ("2-1-2", (80.0, 90.0)),
+        "proposed": ("2-1-2", (80.0, 90.0)),
         "random 1": ("3-1-1", (81.0, 91.0)),
         "random 2": ("1-3-1", (71.0, 83.0)),
         "nothing shared": ("1-1-1-1-1", (95.0, 97.0)),
@@ -538,21 +562,21 @@ def test_the_study_ranks_by_means_and_pairs_by_seed(tmp_path: Path) -> None:
             records.append(record.model_copy(update={"status": "completed"}))
     write, folder = job("sharing_study").write, job("sharing_study").Folder(str(tmp_path))
     assert write(found, configurations, records[1:], folder) == (
-        "suggested is not trained with all 2 seeds: go on with --resume"
+        "proposed is not trained with all 2 seeds: go on with --resume"
     )
     said = write(found, configurations, records, folder).splitlines()
     assert [line.split("  ")[0] for line in said[1:5]] == [
         "nothing shared",
         "random 1",
-        "suggested",
+        "proposed",
         "random 2",
     ]
-    assert said[-1].startswith("The suggested sharing is number 2 of 3 of its cost: +3.50 ± 0.71 ")
+    assert said[-1].startswith("The proposed sharing is number 2 of 3 of its cost: +3.50 ± 0.71 ")
     content = json.loads((tmp_path / "sharings.json").read_text())
     assert (content["rank"], content["gains"]) == (2, [4.0, 3.0])
     by_name = {row["name"]: row for row in content["sharings"]}
     assert by_name["random 1"]["mean_to_leader"] == pytest.approx(0.85)
-    assert by_name["suggested"]["scores"] == [80.0, 90.0]
+    assert by_name["proposed"]["scores"] == [80.0, 90.0]
     assert by_name["nothing shared"]["mean_to_leader"] is None
 
 
@@ -564,16 +588,16 @@ def test_the_study_refuses_what_it_cannot_compare(refused: Refused, tmp_path: Pa
         "redundancy.json"
     )
     assert refused(f"{line} empty --seeds 1") == "seeds must be at least 2, got 1"
-    suggestion(tmp_path / "none", pattern="1-1-1-1-1")
+    proposal(tmp_path / "none", pattern="1-1-1-1-1")
     assert refused(f"{line} none") == (
-        "redundancy must suggest to share something, got 1-1-1-1-1; lower the threshold of "
+        "redundancy must propose to share something, got 1-1-1-1-1; lower the threshold of "
         "jobs/redundancy.py, or give it --followers"
     )
-    suggestion(tmp_path / "other", spec=None)
+    proposal(tmp_path / "other", spec=None)
     assert refused(f"{line} other") == (
         "redundancy must be of a network that an ArchSpec describes, got model/"
     )
-    suggestion(tmp_path / "some")
+    proposal(tmp_path / "some")
     assert refused(f"{line} some --sharings 6") == (
         "sharings must be at most 5, as no more cost what 2-1-2 does, got 6"
     )
@@ -583,7 +607,7 @@ def test_the_study_refuses_what_it_cannot_compare(refused: Refused, tmp_path: Pa
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
-    suggestion(tmp_path / "r")
+    proposal(tmp_path / "r")
     line = (
         f"sharing_study --redundancy {tmp_path}/r --storage {tmp_path}/out --name a --sharings 1 "
         "--seeds 2 --epochs 1 --warmup-epochs 0 --data-fraction 0.2"
@@ -591,6 +615,10 @@ def test_the_study_runs_and_goes_on(tmp_path: Path) -> None:
     assert job("sharing_study").work(parse(line)) == 0
     content = json.loads((tmp_path / "out" / "a" / "sharings.json").read_text())
     assert [len(row["scores"]) for row in content["sharings"]] == [2, 2, 2]
+    records = RecordStore(Folder(str(tmp_path / "out" / "a"))).all()
+    trained = [(one.pattern, one.configuration.train.seed) for one in records]
+    assert len({*trained}) == len(trained) == 6
+    assert {seed for _, seed in trained} == {0, 1}
     (tmp_path / "out" / "a" / "sharings.json").unlink()
     assert job("sharing_study").work(parse(f"{line} --resume")) == 0  # from the record alone
     assert json.loads((tmp_path / "out" / "a" / "sharings.json").read_text()) == content

@@ -1,4 +1,4 @@
-"""How alike the attention maps of a network's layers are, and which sharing that suggests.
+"""How alike the attention maps of a network's layers are, and which sharing that proposes.
 
 Shapes: B images, L layers of a stage, H heads, N tokens, C channels, D = C // H. A stage is layers
 in a row with equally many tokens.

@@ -1,4 +1,4 @@
-"""The redundancy of a network as files, and the sharing that it suggests."""
+"""The redundancy of a network as files, and the sharing that it proposes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from psvit_ray.report.table import aligned
 JSON = "redundancy.json"
 
 
-class Suggestion(Value):
-    """`redundancy.json`: what was measured of which network, and the sharing suggested for it."""
+class SharingProposal(Value):
+    """`redundancy.json`: what was measured of which network, and the sharing proposed for it."""
 
     model: str
     data: str
@@ -28,13 +28,13 @@ class Suggestion(Value):
     """None where the number of followers was given."""
     max_group: int | None
     pattern: str
-    """The suggestion."""
+    """The proposal."""
     spec: ArchSpec | None
     """Of the network as it was measured; None where no ArchSpec describes it."""
     redundancy: Redundancy
 
     @property
-    def suggested(self) -> ArchSpec | None:
+    def proposed(self) -> ArchSpec | None:
         return self.spec and self.spec.with_pattern(self.pattern)
 
 
@@ -43,7 +43,7 @@ def followers(pattern: str) -> int:
     return sum(size - 1 for groups in parse_pattern(pattern) for size in groups)
 
 
-def write(found: Suggestion, folder: Path) -> None:
+def write(found: SharingProposal, folder: Path) -> None:
     """`redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row for each
     layer; empty where there is none) and `redundancy.png`."""
     (folder / JSON).write_text(found.model_dump_json(indent=2) + "\n")
@@ -60,7 +60,7 @@ def write(found: Suggestion, folder: Path) -> None:
     (folder / "redundancy.png").write_bytes(redundancy_png(measured, found.pattern, title))
 
 
-def summary(found: Suggestion) -> str:
+def summary(found: SharingProposal) -> str:
     """For a terminal: each layer with its leader, and the pattern."""
     measured = found.redundancy
     lines = [["layer", "map as the one before", "leader", "map as the leader", "tokens"]]
@@ -83,7 +83,7 @@ def summary(found: Suggestion) -> str:
     return f"{aligned(lines)}\n\n{_verdict(found)}"
 
 
-def _verdict(found: Suggestion) -> str:
+def _verdict(found: SharingProposal) -> str:
     borrowing = followers(found.pattern)
     alike = mean_to_leader(found.redundancy.similarity, found.pattern)
     rule = "" if found.threshold is None else f" under threshold {found.threshold:g}"
@@ -91,8 +91,8 @@ def _verdict(found: Suggestion) -> str:
     said += "layers borrow a map"
     if borrowing:
         said += f", {alike:.3f} similar to their leaders' on average"
-    if found.spec and found.suggested:
-        ours, theirs = count_macs(found.suggested), count_macs(found.spec)
+    if found.spec and found.proposed:
+        ours, theirs = count_macs(found.proposed), count_macs(found.spec)
         said += f"; {ours / 1e6:,.4g} MMACs, {ours / theirs:.3f} of the network's"
     return said
 

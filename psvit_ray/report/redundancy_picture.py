@@ -52,7 +52,7 @@ def redundancy_png(measured: Redundancy, pattern: str, title: str) -> bytes:
     axes.set_yticks(range(1, depth + 1, step))
     axes.set_xlabel("layer")
     axes.set_ylabel("layer")
-    axes.set_title(f"{title}\nsharing suggested: {pattern}", loc="left", fontsize=11)
+    axes.set_title(f"{title}\nsharing proposed: {pattern}", loc="left", fontsize=11)
     beside.barh(range(1, depth + 1), measured.token_similarity, color=COLOUR, height=0.8)
     beside.set_xlim(min(0.0, *measured.token_similarity), 1)
     beside.set_xlabel("similarity of tokens")
