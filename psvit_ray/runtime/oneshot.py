@@ -3,13 +3,16 @@ resume, begins."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
 from psvit_ray.arch.space import SearchSpace
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import Source
 from psvit_ray.model.latency import Conditions, LatencyTable, measure
 from psvit_ray.runtime.candidates import score_candidates
@@ -19,14 +22,17 @@ from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
 from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot import OneshotConfig, best_specs, trainings_of
+from psvit_ray.search.oneshot import OneshotConfig, best_specs, large_specs, trainings_of
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import ENDED, Record, RecordStore
 from psvit_ray.search.scores import Score
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.subnets import read, suggested_sharings
 
 LATENCY = "latency.json"
+FIRST = "first-candidates.json"
+IMAGES_FOR_MAPS = 256
 SUPERNET = "supernet"
 
 
@@ -62,7 +68,7 @@ def search(
     latency_ms = None
     if config.asks_for_latency:
         latency_ms = latency_table(session, config, search, trials).predict
-    proposed = config.evolution(search, latency_ms)
+    config.evolution(search, latency_ms)  # raises, before hours are spent
     supernet = train_supernet(
         session, config.supernet(search, train), trials, workers=config.supernet_workers
     )
@@ -71,7 +77,7 @@ def search(
         return found if supernet.signal else replace(found, fault=supernet.record.reason)
     scored = score_candidates(
         session,
-        proposed,
+        config.evolution(search, latency_ms, first_candidates(session, search, source)),
         lambda: supernet_checkpoint(session),
         source,
         trials,
@@ -154,6 +160,29 @@ def train_supernet(
         wait_minutes=trials.resources.wait_minutes,
         test=False,
     )
+
+
+def first_candidates(session: Session, search: SearchConfig, source: Source) -> list[ArchSpec]:
+    """The sharings that the supernet's own attention maps suggest. Kept, as another machine might
+    round a similarity to the other side of its threshold."""
+    if content := session.folder.read(FIRST):
+        return [ArchSpec.model_validate(one) for one in json.loads(content)]
+    checkpoint = supernet_checkpoint(session)
+    every = max(1, len(source.holdout) // IMAGES_FOR_MAPS)
+    table = source.holdout.take(np.arange(0, len(source.holdout), every))
+    found = suggested_sharings(
+        checkpoint,
+        read(table, checkpoint.facts.preprocessing),
+        (spec for spec in large_specs(search) if not shares(spec)),
+    )
+    content = json.dumps([spec.model_dump(mode="json") for spec in found], indent=1).encode()
+    session.folder.write(FIRST, content)
+    return found
+
+
+def shares(spec: ArchSpec) -> bool:
+    """Whether a layer borrows a map."""
+    return any(size > 1 for stage in spec.stages for size in stage.share_groups)
 
 
 def supernet_checkpoint(session: Session) -> Checkpoint:

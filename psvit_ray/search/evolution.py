@@ -77,7 +77,7 @@ class Evolution:
         first: Sequence[ArchSpec] = (),
         sampler: Sampler = "nsga2",
     ) -> None:
-        """`first` are among the first generation. Raises ValueError if no spec is within the
+        """`first` are among the first generation, up to half of it. Raises ValueError if no spec is within the
         budget, or fewer than a population are."""
         self._space, self._budget, self._cost_of = space, budget, cost_of
         self._population, self._seed, self._sampler = population, seed, sampler
@@ -101,7 +101,7 @@ class Evolution:
         seed = rng.randrange(2**32)
         self._study.sampler = NSGAIISampler(population_size=self._population, seed=seed)
         if self._generation == 0:
-            for spec in self._first[:number]:
+            for spec in self._first[: number // 2]:  # the others are chance's
                 self._take(spec, self._genes(spec, rng))
         elif self._sampler == "nsga2":
             for genes in [self._offspring() for _ in range(number)]:

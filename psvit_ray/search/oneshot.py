@@ -117,9 +117,16 @@ class OneshotConfig(Value):
         )
 
     def evolution(
-        self, search: SearchConfig, latency_ms: Callable[[ArchSpec], float] | None
+        self,
+        search: SearchConfig,
+        latency_ms: Callable[[ArchSpec], float] | None,
+        first: Sequence[ArchSpec] = (),
     ) -> Evolution:
-        """Raises ValueError for limits that nothing meets, and for a population of more than do."""
+        """`first` are among the first generation, beside large specs that share nothing or in
+        pairs.
+
+        Raises ValueError for limits that nothing meets, and for a population of more than do.
+        """
         costs: dict[str, Callable[[ArchSpec], float] | None] = {
             "macs": count_macs,
             "params": count_params,
@@ -127,20 +134,24 @@ class OneshotConfig(Value):
         }
         cost_of = costs[self.cost]
         assert cost_of, "a search by latency has a table"
-        rng = random.Random(search.search_seed)
         return Evolution(
             search.space,
             Budget(search.limits, latency_ms, self.max_latency_ms),
             cost_of=cost_of,
             population=min(self.population, self.candidates),
             seed=search.search_seed,
-            first=first_points(search.space, search.limits, rng),
+            first=[*large_specs(search), *first],
             sampler=self.sampler,
         )
 
     @property
     def asks_for_latency(self) -> bool:
         return self.cost == "latency" or self.max_latency_ms is not None
+
+
+def large_specs(search: SearchConfig) -> list[ArchSpec]:
+    """For each pooling kind those that share nothing, and those that share in pairs."""
+    return first_points(search.space, search.limits, random.Random(search.search_seed))
 
 
 def best_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,15 @@ from psvit_ray.data.images import Decoder
 from psvit_ray.data.loader import eval_loader
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.model import redundancy
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.evaluation import judged
 from psvit_ray.training.state import build_supernet
+
+BATCH = 64
+THRESHOLDS = (0.95, 0.9, 0.8, 0.7)
+"""Similarity of maps from which on they are shared."""
 
 
 class HeldOut(NamedTuple):
@@ -73,6 +79,24 @@ class Subnets:
             loss += of_batch.item()
             right += int(correct.sum())
         return loss / len(labels), 100 * (right / (len(labels) + unreadable))
+
+
+def suggested_sharings(
+    checkpoint: Checkpoint, held_out: HeldOut, specs: Iterable[ArchSpec]
+) -> list[ArchSpec]:
+    """What of the specs' layers may share a map, as their maps in the supernet are alike: of each
+    spec a sharing for every threshold, as far as the space has it."""
+    configuration, preprocessing = checkpoint.facts.configuration, checkpoint.facts.preprocessing
+    supernet = load_supernet(checkpoint)
+    found: dict[ArchSpec, None] = {}
+    for spec in specs:
+        images = preprocessing.normalize(torch.tensor(held_out.images))
+        alike = redundancy.measure(supernet.extract(spec), images.split(BATCH))
+        for threshold in THRESHOLDS:
+            other = spec.with_pattern(redundancy.propose(alike.similarity, threshold))
+            if configuration.supernet and configuration.supernet.space.contains(other):
+                found[other] = None
+    return list(found)
 
 
 def load_supernet(checkpoint: Checkpoint) -> Supernet:
