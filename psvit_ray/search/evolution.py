@@ -77,8 +77,10 @@ class Evolution:
         first: Sequence[ArchSpec] = (),
         sampler: Sampler = "nsga2",
     ) -> None:
-        """`first` are among the first generation, up to half of it. Raises ValueError if no spec is within the
-        budget, or fewer than a population are."""
+        """`first` are among the first generation, up to half of it.
+
+        Raises ValueError if no spec is within the budget, or fewer than a population are.
+        """
         self._space, self._budget, self._cost_of = space, budget, cost_of
         self._population, self._seed, self._sampler = population, seed, sampler
         self._first = [spec for spec in dict.fromkeys(first) if not budget.excess(spec)]
