@@ -62,12 +62,13 @@ SCORES = [
 
 
 def seeds(kind: Kind, spec: ArchSpec, *top1: float, **fields: Any) -> list[Record]:
-    """A training for each, with seeds from 0 on; NaN is one that failed."""
+    """A training for each, with seeds from 0 on; NaN is one that failed midway."""
     init = "/exported" if kind == "finetuned" else ""
     found = []
     for seed, value in enumerate(top1):
         status: Status = "failed" if math.isnan(value) else "completed"
-        one = record(seed, (50.0, value), kind=kind, spec=spec, status=status, seconds=10.0 + seed)
+        curve = (99.0,) if status == "failed" else (50.0, value)
+        one = record(seed, curve, kind=kind, spec=spec, status=status, seconds=10.0 + seed)
         train = TrainConfig(seed=seed, init=init)
         changes = {"configuration": Configuration(spec=spec, train=train), **fields}
         found.append(one.model_copy(update=changes))

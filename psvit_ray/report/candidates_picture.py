@@ -108,6 +108,7 @@ def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> No
         for one, mean in zip(mine, means, strict=True):  # matplotlib omits what is moved aside
             ends = (mean.mean - (mean.sd or 0.0), mean.mean + (mean.sd or 0.0))
             axes.update_datalim([(unit.value(one), end) for end in ends])
+    axes.margins(y=0.15)  # room for the numbers
 
 
 def _seeds(numbers: Sequence[int]) -> str:

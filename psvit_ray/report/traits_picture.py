@@ -64,7 +64,7 @@ def _rows(found: Sequence[Choice]) -> Iterator[tuple[str, Choice | None]]:
         yield heading, None
         for one in group:
             if heading != SHARES:
-                yield str(one.choice), one
+                yield one.choice if isinstance(one.choice, str) else f"{one.choice:g}", one
             elif one.choice:
                 yield f"layer {one.trait.rpartition('share')[2]}", one
 
