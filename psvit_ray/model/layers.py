@@ -225,6 +225,13 @@ class TokenPool1d(nn.Module):
         return torch.cat((self.cls_proj(cls_token), x), dim=1)  # (B, 1 + N/2, C')
 
 
+def token_pool(dim: int, dim_out: int, *, grid_size: int | None, op: PoolOp) -> nn.Module:
+    """2-D where tokens have a grid, else 1-D."""
+    if grid_size is None:
+        return TokenPool1d(dim, dim_out, op=op)
+    return TokenPool2d(dim, dim_out, grid_size=grid_size, op=op)
+
+
 def _conv_and_pool(ndim: int, dim: int, dim_out: int, op: PoolOp) -> tuple[nn.Module, nn.Module]:
     """The convolution that changes the width, and what reduces the tokens after it (nothing for
     `conv`, which does both at once)."""

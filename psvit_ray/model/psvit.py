@@ -18,7 +18,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
-from psvit_ray.model.layers import Block, Stage, Strategy, TokenPool1d, TokenPool2d, run_group
+from psvit_ray.model.layers import Block, Stage, Strategy, run_group, token_pool
 
 
 class PSViT(nn.Module):
@@ -83,7 +83,8 @@ class PSViT(nn.Module):
                 )
                 for group_size in group_sizes(stage)
             ]
-            self.stages.append(Stage(_token_pool(spec, i), blocks, stage.share_groups))
+            pool = pool_before(spec, i) if i else nn.Identity()
+            self.stages.append(Stage(pool, blocks, stage.share_groups))
         # Pixels along one side of the area that a token stands for.
         shrink = 2.0**0.5 if spec.pooling == "1d" else 2
         self.feature_info = [
@@ -285,14 +286,13 @@ def group_sizes(stage: StageSpec) -> Iterator[int | None]:
         yield from [None] * (size - 1)
 
 
-def _token_pool(spec: ArchSpec, stage: int) -> nn.Module:
-    """The pool before stage `stage` (from 0)."""
-    if stage == 0:
-        return nn.Identity()
+def pool_before(
+    spec: ArchSpec, stage: int, make: Callable[..., nn.Module] = token_pool
+) -> nn.Module:
+    """What pools before stage `stage`, from 1."""
     dims = spec.stages[stage - 1].embed_dim, spec.stages[stage].embed_dim
-    if spec.pooling == "1d":
-        return TokenPool1d(*dims, op=spec.pool_op)
-    return TokenPool2d(*dims, grid_size=isqrt(spec.num_tokens[stage - 1]), op=spec.pool_op)
+    grid_size = isqrt(spec.num_tokens[stage - 1]) if spec.pooling == "2d" else None
+    return make(*dims, grid_size=grid_size, op=spec.pool_op)
 
 
 def _init_linear(linear: nn.Linear) -> nn.Linear:

@@ -22,7 +22,6 @@ from psvit_ray.search.evolution import Budget, Evolution, Sampler
 from psvit_ray.search.record import Kind
 from psvit_ray.search.scores import Score, ranked
 from psvit_ray.training.config import (
-    NOT_OF_A_SUPERNET,
     Configuration,
     Number,
     NumberOrZero,
@@ -106,13 +105,16 @@ class OneshotConfig(Value):
 
         Raises ValueError for settings that it cannot be trained with.
         """
-        usual = {name: TrainConfig.model_fields[name].default for name in NOT_OF_A_SUPERNET[-2:]}
         epochs = self.supernet_epochs
-        usual |= {"epochs": epochs, "warmup_epochs": min(train.warmup_epochs, epochs / 2)}
+        changed = {
+            "epochs": epochs,
+            "warmup_epochs": min(train.warmup_epochs, epochs / 2),
+            "compile": False,  # every spec would be compiled anew
+        }
         config = SupernetConfig(space=search.space, limits=search.limits, paths=self.paths)
         return Configuration(
             spec=PathSampler(config, train.seed).largest,
-            train=TrainConfig.model_validate({**dict(train), **usual}),
+            train=TrainConfig.model_validate({**dict(train), **changed}),
             supernet=config,
         )
 

@@ -218,7 +218,7 @@ class SupernetConfig(Value):
     paths: Paths = Paths()
 
 
-NOT_OF_A_SUPERNET = ("init", "img_size", "layer_decay", "compile", "grad_checkpointing")
+NOT_OF_A_SUPERNET = ("init", "img_size", "layer_decay", "compile")
 
 
 class Configuration(Value):

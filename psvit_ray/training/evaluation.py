@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,12 @@ def evaluate(
 
 
 def judged(
-    model: nn.Module, images: Tensor, labels: Tensor, preprocessing: Preprocessing, *, amp: bool
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    preprocessing: Preprocessing,
+    *,
+    amp: bool,
 ) -> tuple[Tensor, Tensor]:
     """Images (B, C, S, S) as bytes and labels (B,): the sum of the losses in float64, and which are
     classified rightly, (B,) bool."""

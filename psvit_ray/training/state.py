@@ -116,7 +116,7 @@ class State:
             model = build_model(facts.configuration)
             if start is None:
                 load_init(model, config)
-            model.set_grad_checkpointing(config.grad_checkpointing)
+        model.set_grad_checkpointing(config.grad_checkpointing)
         model.to(device)
         optimizer = create_optimizer_v2(
             model,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.images import Decoder
@@ -68,14 +69,18 @@ class Subnets:
     @torch.inference_mode()
     def score(self, spec: ArchSpec) -> tuple[float, float]:
         """Mean loss, and top-1 in percent. Raises ValueError for a spec of another space."""
-        model = self._supernet.extract(spec)
         images, labels, unreadable = self._held_out
         loss, right = 0.0, 0
+
+        def subnet(x: Tensor) -> Tensor:
+            logits: Tensor = self._supernet(x, spec)
+            return logits
+
         for start in range(0, len(labels), self._batch_size):
             batch = slice(start, start + self._batch_size)
             # Copied: what processes share can only be read.
             x, y = (torch.tensor(each[batch]).to(self._device) for each in (images, labels))
-            of_batch, correct = judged(model, x, y, self._preprocessing, amp=self._amp)
+            of_batch, correct = judged(subnet, x, y, self._preprocessing, amp=self._amp)
             loss += of_batch.item()
             right += int(correct.sum())
         return loss / len(labels), 100 * (right / (len(labels) + unreadable))
