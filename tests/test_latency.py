@@ -235,6 +235,14 @@ def test_the_fastest_pass_of_a_moment_counts_and_of_moments_the_median(
     assert latency.whole_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
 
 
+def test_parts_are_timed_in_the_fastest_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = iter([[0, 0, 0], [0, 0, 0], [1, 9, 9], [4, 5, 6]])
+    monkeypatch.setattr(latency, "timed", lambda pieces, x: next(passes))
+    one = measure(SPACES["one spec"], Conditions(batch_size=1, rounds=2, times=1))
+    names = parts(SPACES["one spec"].sample(random.Random(0)))
+    assert one.ms == dict(zip(names, [4, 5, 6], strict=True))
+
+
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"this host has \(cpu\), got 'cuda'"):
