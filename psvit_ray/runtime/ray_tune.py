@@ -171,8 +171,13 @@ def run_trials(
     budget: Budget = Budget(),
     halving: Halving | None = None,
     test: bool = False,
+    trainable: Callable[[dict[str, Any]], None] = train_trial,
 ) -> Outcome:
-    """Trains what is proposed until no more is. Everything that happens goes into the record."""
+    """Trains what is proposed until no more is. Everything that happens goes into the record.
+
+    `trainable` runs in the process of each trial: it is told a TrialTask, as primitives, and
+    reports what `Report.values()` has to Tune.
+    """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
     concurrency = trials.concurrency()
@@ -195,7 +200,7 @@ def run_trials(
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
         stop = _Stop(budget, gpus, heard, recorder)
         tuner = tune.Tuner(
-            tune.with_resources(train_trial, asked),
+            tune.with_resources(trainable, asked),
             tune_config=tune.TuneConfig(
                 search_alg=_ProposalSearcher(proposals, recorder, task_of),
                 scheduler=Asha(halving, recorder) if halving else None,

@@ -26,7 +26,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import without_secrets
 from psvit_ray.runtime import tracking_uri
-from psvit_ray.search.record import Record
+from psvit_ray.search.record import ENDED, Record
 from psvit_ray.search.rows import as_csv
 from psvit_ray.search.scores import Score, by_generation, rows
 
@@ -34,7 +34,8 @@ RETRY_S = 5.0
 FLUSH_S = 60.0
 CANDIDATES = "candidates"
 MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
-ENDED = {
+POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
+STATUS = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
     "failed": "FAILED",
@@ -68,6 +69,7 @@ class Tracker:
         self._experiment_id = self._parent_id = ""
         self._run_ids: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
+        self._statuses: dict[str, str] = {}
         self._waiting: OrderedDict[str, Record | tuple[Score, ...]] = OrderedDict()
         self._changed = threading.Condition()
         self._parent_status = ""
@@ -142,6 +144,7 @@ class Tracker:
         if key:
             self._run_ids.pop(key, None)
             self._steps.pop(key, None)
+            self._statuses.pop(key, None)
             with self._changed:
                 self._waiting.move_to_end(key)
 
@@ -177,7 +180,10 @@ class Tracker:
     def _write(self, client: MlflowClient, record: Record) -> None:
         key = record.key
         if key not in self._run_ids:
-            self._run_ids[key] = self._open(client, record)
+            run = self._open(client, record)
+            self._run_ids[key], self._statuses[key] = run.info.run_id, run.info.status
+            if _has_ended(run, record):
+                return
         run_id = self._run_ids[key]
         if key not in self._steps:
             history = client.get_metric_history(run_id, "epoch")
@@ -185,19 +191,25 @@ class Tracker:
         steps = self._steps[key]
 
         now = int(time.time() * 1000)
-        for point in record.curve:
-            if point.step not in steps:
-                values = point.metrics | {"epoch": float(point.epoch)}
-                client.log_batch(
-                    run_id, [Metric(name, value, now, point.step) for name, value in values.items()]
-                )
-                steps.add(point.step)
         tags = {"psvit.status": record.status, "psvit.reason": record.reason[:MOST_OF_A_REASON]}
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        if record.status in ENDED:
+        lacking = [point for point in record.curve if point.step not in steps]
+        for first in range(0, max(len(lacking), 1), POINTS):
+            points = lacking[first : first + POINTS]
+            metrics = [
+                Metric(name, value, now, point.step)
+                for point in points
+                for name, value in (point.metrics | {"epoch": float(point.epoch)}).items()
+            ]
+            client.log_batch(
+                run_id, metrics, tags=[RunTag(name, value) for name, value in tags.items()]
+            )
+            steps.update(point.step for point in points)
+        status = STATUS.get(record.status, "RUNNING")
+        if record.status in STATUS:
             self._end(client, record, now)
-        else:
-            client.update_run(run_id, status="RUNNING")
+        elif self._statuses[key] != status:
+            client.update_run(run_id, status=status)
+        self._statuses[key] = status
 
     def _write_scores(self, client: MlflowClient, scores: Sequence[Score]) -> None:
         if CANDIDATES not in self._steps:
@@ -211,7 +223,7 @@ class Tracker:
                 self._steps[CANDIDATES].add(generation)
         client.log_text(self._parent_id, as_csv(rows(scores)).decode(), f"{CANDIDATES}.csv")
 
-    def _open(self, client: MlflowClient, record: Record) -> str:
+    def _open(self, client: MlflowClient, record: Record) -> Run:
         """The run of this configuration: a resume finds the one that is there, and adds what the
         store did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
@@ -236,7 +248,7 @@ class Tracker:
         unknown = [Metric(n, v, now, 0) for n, v in costs.items() if n not in run.data.metrics]
         if fresh or unknown:
             client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
-        return run.info.run_id
+        return run
 
     def _end(self, client: MlflowClient, record: Record, now: int) -> None:
         """Touches nothing of a run that has ended so already."""
@@ -256,8 +268,17 @@ class Tracker:
             add("test/top1", record.test_top1, record.curve[-1].step)
         if metrics:
             client.log_batch(run.info.run_id, metrics=metrics)
-        if run.info.status != ENDED[record.status]:
-            client.set_terminated(run.info.run_id, ENDED[record.status])
+        if run.info.status != STATUS[record.status]:
+            client.set_terminated(run.info.run_id, STATUS[record.status])
+
+
+def _has_ended(run: Run, record: Record) -> bool:
+    """As the record has: its status is the last that is written, so that all else is there."""
+    return (
+        record.status in ENDED
+        and run.info.status == STATUS[record.status]
+        and run.data.tags.get("psvit.status") == record.status
+    )
 
 
 def _brief(error: Exception) -> str:
