@@ -313,7 +313,7 @@ def driver_facts(first: Driven, second: Driven) -> Rows:
         ["resume, s to its first new configuration", _seconds(new.at - second.began)],
         ["s from the last configuration to the end", _seconds(second.end.searched_at - last)],
         ["leaderboard and picture, s", _seconds(second.end.written_at - second.end.searched_at)],
-        ["configurations that MLflow did not take", str(second.end.untracked)],
+        ["MLflow did not take", str(second.end.untracked)],
     ]
 
 

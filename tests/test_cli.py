@@ -49,6 +49,7 @@ CLASSES = {
     "doctor": "DoctorJob",
     "scaling": "ScalingJob",
     "latency": "LatencyJob",
+    "simulate_search": "SimulateSearch",
 }
 
 
@@ -161,6 +162,10 @@ Refused = Callable[[str], str]
             "tune_psvit --strategy oneshot --population 900000 --candidates 900000",
             "population must be at most 5,491, the configurations of the space that meet the "
             "limits, got 900,000",
+        ("simulate_search --slots 1", "slots must be at least 2, got 1"),
+        (
+            "simulate_search --epochs 31",
+            "epochs must be at most 30, as in recorded_curve.json, got 31",
         ),
         # values
         ("tune_psvit --num-trials x", "--num-trials must be a whole number, got 'x'"),

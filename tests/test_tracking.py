@@ -233,6 +233,27 @@ def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -
     assert after[1].data.metrics["best/holdout_top1"] == 70.0
 
 
+def test_all_that_a_run_lacks_is_one_call_and_what_has_ended_needs_none(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_batch, metrics = MlflowClient.log_batch, list[int]()
+
+    def counting(self: MlflowClient, run_id: str, **given: Any) -> None:
+        metrics.append(len(given["metrics"]))
+        log_batch(self, run_id, **given)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counting)
+    late = record(0, tuple(map(float, range(tracking.POINTS + 1))), "stopped")
+    written(experiment, late)
+    costs, best = 2, 2
+    assert metrics == [costs, 3 * tracking.POINTS, 3, best]
+    _, before = runs(experiment)
+    assert len(everything(experiment, before[0])["epoch"]) == tracking.POINTS + 1
+    written(experiment, late)
+    assert len(metrics) == 4
+    assert runs(experiment)[1][0].data.to_dictionary() == before[0].data.to_dictionary()
+
+
 def test_nan_and_infinity_are_points_but_never_the_best(experiment: Experiment) -> None:
     diverged = record(0, (math.nan, 30.0, math.inf, math.nan), "failed", reason="loss is nan")
     for _ in range(2):

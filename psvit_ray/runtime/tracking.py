@@ -191,7 +191,10 @@ class Tracker:
         steps = self._steps[key]
 
         now = int(time.time() * 1000)
-        tags = {"psvit.status": record.status, "psvit.reason": record.reason[:MOST_OF_A_REASON]}
+        tags = [
+            RunTag("psvit.status", record.status),
+            RunTag("psvit.reason", record.reason[:MOST_OF_A_REASON]),
+        ]
         lacking = [point for point in record.curve if point.step not in steps]
         for first in range(0, max(len(lacking), 1), POINTS):
             points = lacking[first : first + POINTS]
@@ -200,9 +203,7 @@ class Tracker:
                 for point in points
                 for name, value in (point.metrics | {"epoch": float(point.epoch)}).items()
             ]
-            client.log_batch(
-                run_id, metrics, tags=[RunTag(name, value) for name, value in tags.items()]
-            )
+            client.log_batch(run_id, metrics=metrics, tags=tags)
             steps.update(point.step for point in points)
         status = STATUS.get(record.status, "RUNNING")
         if record.status in STATUS:
