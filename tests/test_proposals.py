@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from optuna.samplers import TPESampler
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import SearchSpace
@@ -186,6 +187,28 @@ def test_several_may_be_asked_for_before_the_first_is_told() -> None:
     for proposal in asked:
         proposals.tell(proposal.key, 50.0)
     assert proposals.ask() is None
+
+
+def test_tpe_with_one_split_a_trial_proposes_what_optunas_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = {"lr": Range(low=1e-3, high=1e-2, log=True), "drop": (0.0, 0.1)}
+    searched = config(MANY, num_trials=60, max_gmacs=0.001, overrides=overrides)
+
+    def run() -> list[str]:
+        """Four at a time; over the limits, failed and under way are among what TPE knows."""
+        proposals = Proposals(searched, TRAIN)
+        asked: list[Proposal] = []
+        while proposal := proposals.ask():
+            asked.append(proposal)
+            if len(asked) >= 4:
+                done = asked[len(asked) - 4]
+                proposals.tell(done.key, None if len(asked) % 7 == 0 else by_width(done))
+        return [proposal.key for proposal in asked]
+
+    ours = run()
+    monkeypatch.setattr("psvit_ray.search.proposals.OneSplitTPE", TPESampler)
+    assert run() == ours
 
 
 def test_tpe_learns_what_is_better() -> None:

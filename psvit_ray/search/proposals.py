@@ -16,6 +16,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.search.candidates import Candidates
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import ENDED, Kind, Record
+from psvit_ray.search.sampler import OneSplitTPE
 from psvit_ray.training.config import Configuration, TrainConfig
 
 ATTEMPTS = 10  # of TPE, which may ask for the same again and again, before one is drawn
@@ -63,7 +64,7 @@ class Proposals:
             directions=["maximize", "minimize"],
             # Parameters that come and go with others leave little to a joint density: it found
             # less in 18 to 60 trials than one density for each.
-            sampler=optuna.samplers.TPESampler(
+            sampler=OneSplitTPE(
                 seed=self._rng.randrange(2**32), multivariate=False, constant_liar=True
             ),
         )
