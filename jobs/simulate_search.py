@@ -298,20 +298,20 @@ def growth(first: Driven, second: Driven, num_trials: int) -> Rows:
 
 
 def driver_facts(first: Driven, second: Driven) -> Rows:
+    begun, resumed = first.samples[0], second.samples[0]
     new = next(sample for sample in second.samples if sample.new)
     assert second.end
     last = second.samples[-1].at
     return [
+        ["first driver, s to its first trial", _seconds(begun.at - first.began)],
+        ["first driver, CPU s to its first trial", _seconds(begun.cpu_s)],
+        ["second, s to its first trial", _seconds(resumed.at - second.began)],
+        ["second, CPU s to its first trial", _seconds(resumed.cpu_s)],
+        ["second, s to its first new configuration", _seconds(new.at - second.began)],
         [
-            "driver, s from its start to its first trial",
-            _seconds(first.samples[0].at - first.began),
+            "second, s from its last configuration to its end",
+            _seconds(second.end.searched_at - last),
         ],
-        [
-            "resume, s from its start to its first trial",
-            _seconds(second.samples[0].at - second.began),
-        ],
-        ["resume, s to its first new configuration", _seconds(new.at - second.began)],
-        ["s from the last configuration to the end", _seconds(second.end.searched_at - last)],
         ["leaderboard and picture, s", _seconds(second.end.written_at - second.end.searched_at)],
         ["MLflow did not take", str(second.end.untracked)],
     ]
