@@ -162,6 +162,7 @@ Refused = Callable[[str], str]
             "tune_psvit --strategy oneshot --population 900000 --candidates 900000",
             "population must be at most 5,491, the configurations of the space that meet the "
             "limits, got 900,000",
+        ),
         ("simulate_search --slots 1", "slots must be at least 2, got 1"),
         (
             "simulate_search --epochs 31",
