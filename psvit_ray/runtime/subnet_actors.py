@@ -29,6 +29,7 @@ class SubnetActor:
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
+    @ray.method(max_task_retries=-1)  # waits for an actor that is being started again
     def load(self, checkpoint: Checkpoint, held_out: HeldOut) -> None:
         """Comes first, also after a restart."""
         on_gpu = bool(ray.get_gpu_ids())
@@ -52,7 +53,7 @@ class _Member:
     asked: int = 0
     """Answers that it owes."""
     failures: int = 0
-    """In a row."""
+    """Since its last score."""
 
 
 class SubnetActors:
@@ -124,8 +125,9 @@ class SubnetActors:
                             raise
                         self._ask(member, None)
                     continue
-                member.awake, member.failures = True, 0
+                member.awake = True
                 if spec is not None:
+                    member.failures = 0
                     left -= 1
                     yield (spec, *answer)
 
