@@ -75,11 +75,24 @@ def test_paths_are_a_function_of_seed_and_step() -> None:
 def test_single_paths_are_drawn_from_all_specs_alike() -> None:
     number = SPACE.size().count
     assert number == 72
-    paths = PathSampler(supernet_config(paths="single"), seed=0)
+    paths = PathSampler(supernet_config(paths="single", draw_evenly_over="specs"), seed=0)
     times = Counter(spec for step in range(50 * number) for spec in paths.at(step))
     # Chi squared of 71 degrees of freedom is below 122 but for one in ten thousand.
     assert sum((times[spec] - 50) ** 2 / 50 for spec in times) < 122
     assert len(times) == number
+
+
+def test_families_that_share_no_weights_are_drawn_alike() -> None:
+    """However few specs one of them has."""
+    limits = Limits(max_macs=45_000)
+    few, many = sorted(
+        SearchSpace.model_validate({**dict(SPACE), "pooling": (pooling,)}).size(limits).count
+        for pooling in SPACE.pooling
+    )
+    assert few < 0.8 * many
+    paths = PathSampler(supernet_config(limits, paths="single"), seed=0)
+    times = Counter(spec.pooling for step in range(1_000) for spec in paths.at(step))
+    assert abs(times["1d"] - 500) < 4 * 16  # four deviations
 
 
 def test_over_macs_cheap_specs_which_are_few_are_drawn_more_often() -> None:

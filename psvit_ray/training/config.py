@@ -204,10 +204,13 @@ class Paths(Value):
     1903.05134), or one drawn."""
     drawn_paths: Number = 2
     """How many of a sandwich are drawn."""
-    inplace_distillation: bool = True
-    """In a sandwich, all but the largest learn from its answer instead of the labels."""
-    draw_evenly_over: Literal["specs", "macs"] = "specs"
-    """Each spec is as likely as any other, or each cost: most specs are of middling cost."""
+    inplace_distillation: bool = False
+    """In a sandwich, all but the largest learn from its answer instead of the labels. In a short
+    training its answers are long no better than chance."""
+    draw_evenly_over: Literal["families", "specs", "macs"] = "families"
+    """families: each pooling kind and patch size, whose weights are its own, is as likely as any
+    other, and each of its specs; specs: each of all; macs: each cost, where most specs are of
+    middling cost."""
 
 
 class SupernetConfig(Value):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import product
 
 from psvit_ray.arch.cost import count_macs
+from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loader import mix_seed
 from psvit_ray.training.config import SupernetConfig
@@ -22,19 +24,30 @@ class PathSampler:
 
     def __init__(self, config: SupernetConfig, seed: int) -> None:
         self._config, self._seed = config, seed
-        rng = random.Random(0)
-        drawn = sorted(
-            {config.space.sample(rng, config.limits) for _ in range(DRAWS)},
-            key=lambda spec: (count_macs(spec), spec.spec_id),
-        )
-        self.largest = drawn[-1]
+        self._families: list[SearchSpace] = []
+        """Of specs that share weights, those that have any within the limits."""
+        self._ends: dict[tuple[str, int], tuple[ArchSpec, ArchSpec]] = {}
+        for pooling, patch_size in product(config.space.pooling, config.space.patch_size):
+            fields = {**dict(config.space), "pooling": (pooling,), "patch_size": (patch_size,)}
+            family = SearchSpace.model_validate(fields)
+            if family.size(config.limits).count:
+                self._families.append(family)
+                rng = random.Random(0)
+                drawn = {family.sample(rng, config.limits) for _ in range(DRAWS)}
+                ordered = sorted(drawn, key=lambda spec: (count_macs(spec), spec.spec_id))
+                self._ends[pooling, patch_size] = ordered[0], ordered[-1]
+        if not self._families:
+            config.space.sample(random.Random(0), config.limits)  # says what there is
+        costs = [count_macs(spec) for ends in self._ends.values() for spec in ends]
+        self._macs = min(costs), max(costs)
+
+    @property
+    def largest(self) -> ArchSpec:
         """Of some that are drawn within the limits: what all the choices together would be may be
         far beyond them."""
-        self._macs = count_macs(drawn[0]), count_macs(drawn[-1])
-        self._ends: dict[tuple[str, int], tuple[ArchSpec, ArchSpec]] = {}
-        for spec in drawn:
-            smallest, _ = self._ends.get(_family(spec), (spec, spec))
-            self._ends[_family(spec)] = smallest, spec
+        return max(
+            (end for _, end in self._ends.values()), key=lambda s: (count_macs(s), s.spec_id)
+        )
 
     @property
     def distils(self) -> bool:
@@ -49,19 +62,17 @@ class PathSampler:
         if self._config.paths.paths == "single":
             return [first]
         others = [self._draw(rng) for _ in range(self._config.paths.drawn_paths - 1)]
-        smallest, largest = self._ends.get(_family(first), (first, first))
+        smallest, largest = self._ends[first.pooling, first.patch_size]
         return [largest, first, *others, smallest]
 
     def _draw(self, rng: random.Random) -> ArchSpec:
         space, limits = self._config.space, self._config.limits
-        if self._config.paths.draw_evenly_over == "specs":
+        evenly_over = self._config.paths.draw_evenly_over
+        if evenly_over == "families":
+            return rng.choice(self._families).sample(rng, limits)
+        if evenly_over == "specs":
             return space.sample(rng, limits)
         least, most = map(math.log, self._macs)
         wanted = rng.uniform(least, most)
         drawn = [space.sample(rng, limits) for _ in range(DRAWS_FOR_A_COST)]
         return min(drawn, key=lambda spec: abs(math.log(count_macs(spec)) - wanted))
-
-
-def _family(spec: ArchSpec) -> tuple[str, int]:
-    """What says which weights a spec has in common with others."""
-    return spec.pooling, spec.patch_size
