@@ -19,15 +19,17 @@ from psvit_ray.arch.cost import cost
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import Value
 from psvit_ray.report.table import aligned
+from psvit_ray.search.estimate import candidates_per_s
 from psvit_ray.training import scaling
 from psvit_ray.training.config import Number, Positive, PositiveFraction
 from psvit_ray.training.scaling import Link, Step
 
-Section = Literal["steps", "agreement", "loader", "search"]
+Section = Literal["steps", "agreement", "loader", "search", "candidates"]
 Gbit = Annotated[float, Field(gt=0)]
 Rows = list[list[str]]
 IMAGES = 1_281_167  # of ImageNet's training set
 GIB = 1024  # MiB
+POPULATION = 50  # AutoFormer's (arXiv 2107.00651)
 
 
 class Gpu(NamedTuple):
@@ -91,9 +93,21 @@ class ScalingJob(Value):
     mlflow_report_ms: Positive = 35.0
     """Of an epoch in MLflow on SQLite, on a busy machine: metrics and tags are one call."""
 
+    candidate_ms: Positive = 29.0
+    """In which an actor scores a candidate of a one-shot search: of digits, on 288 images."""
+    driver_ms: tuple[Positive, Positive] = (3.0, 1.5)
+    """In which the driver of a one-shot search proposes a candidate, and in which it hands it to an
+    actor and takes its score down: jobs/benchmark.py --only scoring, seconds of the processor."""
+
 
 def work(job: ScalingJob) -> int:
-    tables = {"steps": steps, "agreement": agreement, "loader": loader, "search": search}
+    tables = {
+        "steps": steps,
+        "agreement": agreement,
+        "loader": loader,
+        "search": search,
+        "candidates": candidates,
+    }
     rates_of(job)  # what is wrong is said before anything is printed
     print("\n\n".join(aligned(tables[section](job)) for section in job.only))
     return 0
@@ -189,6 +203,28 @@ def search(job: ScalingJob) -> Rows:
                 + [f"{trials / epoch_s:.3g}", _percent(trials / epoch_s * report_s)]
                 + [f"{trials * report_s:.3g}"]
             )
+    return rows
+
+
+def candidates(job: ScalingJob) -> Rows:
+    """Of a one-shot search: in generations of AutoFormer's size, and of four for each actor."""
+    rows = [["actors", "population", "candidates/s", "of an actor alone"]]
+    proposing_ms, asking_ms = job.driver_ms
+
+    def rate(actors: int, population: int) -> float:
+        return candidates_per_s(
+            actors,
+            population,
+            candidate_s=job.candidate_ms / 1000,
+            asking_s=asking_ms / 1000,
+            proposing_s=proposing_ms / 1000,
+        )
+
+    for actors in (1, 2, *job.gpus):
+        for population in sorted({POPULATION, max(POPULATION, 4 * actors)}):
+            found = rate(actors, population)
+            times = found / rate(1, POPULATION)
+            rows.append([str(actors), str(population), f"{found:.3g}", f"{times:.3g}"])
     return rows
 
 

@@ -39,6 +39,17 @@ def describe(
     )
 
 
+def candidates_per_s(
+    actors: int, population: int, *, candidate_s: float, asking_s: float, proposing_s: float
+) -> float:
+    """Of a one-shot search, whose generations are synchronous: an actor scores a candidate in
+    `candidate_s`; the driver proposes one after the other, each in `proposing_s`, and hands it out
+    and takes its score down in `asking_s`."""
+    turns = -(-population // actors)
+    generation_s = max(turns * candidate_s, population * asking_s) + population * proposing_s
+    return population / generation_s
+
+
 def _plan(
     search: SearchConfig, train: TrainConfig, oneshot: OneshotConfig | None, concurrency: int
 ) -> str:
