@@ -151,6 +151,10 @@ Refused = Callable[[str], str]
         ("tune_psvit --strategy oneshot --population 1", "population must be at least 2, got 1"),
         ("tune_psvit --strategy oneshot --candidates 0", "candidates must be at least 1, got 0"),
         (
+            "tune_psvit --strategy oneshot --max-latency-ms 1 --latency-table /none.json",
+            "latency_table must be a file of jobs/latency.py, got /none.json",
+        ),
+        (
             "tune_psvit --strategy oneshot --layer-decay 0.9",
             "layer_decay must be 1.0 for a supernet, got 0.9",
         ),
