@@ -79,6 +79,14 @@ def test_asked_again_from_the_beginning_it_proposes_the_same() -> None:
     assert second != other
 
 
+def test_a_search_that_is_given_more_candidates_begins_alike() -> None:
+    short, long = evolution(), evolution()
+    generations(short, 3)
+    generations(long, 3)
+    assert short.ask(7) == long.ask(1_000)[:7]
+    assert evolution().ask(7) == evolution().ask(1_000)[:7]
+
+
 def test_it_finds_what_chance_does_not() -> None:
     best: dict[str, list[float]] = {"nsga2": [], "random": []}
     for sampler, found in best.items():

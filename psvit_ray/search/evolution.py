@@ -96,20 +96,21 @@ class Evolution:
         self._check()
 
     def ask(self, most: int) -> list[ArchSpec]:
-        """A generation: a population, or `most`; fewer, in the end none, where no more are left."""
+        """A generation: a population, or its first `most`; fewer, in the end none, where no more
+        are left. So a search that is given more candidates later begins it alike."""
         assert not self._asked, "the last generation has not been told"
-        number = min(self._population, most)
         rng = random.Random(f"{self._seed} {self._generation}")
         seed = rng.randrange(2**32)
         self._study.sampler = NSGAIISampler(population_size=self._population, seed=seed)
         if self._generation == 0:
-            for spec in self._first[: number // 2]:  # the others are chance's
+            for spec in self._first[: self._population // 2]:  # the others are chance's
                 self._take(spec, self._genes(spec, rng))
         elif self._sampler == "nsga2":
-            for genes in [self._offspring() for _ in range(number)]:
+            for genes in [self._offspring() for _ in range(self._population)]:
                 self._take_near(genes, rng)
-        while len(self._asked) < number and (drawn := self._drawn(rng)):
+        while len(self._asked) < self._population and (drawn := self._drawn(rng)):
             self._take(drawn, self._genes(drawn, rng))
+        self._asked = self._asked[:most]
         return [spec for spec, _ in self._asked]
 
     def tell(self, top1: Sequence[float]) -> None:

@@ -140,7 +140,7 @@ class OneshotConfig(Value):
             search.space,
             Budget(search.limits, latency_ms, self.max_latency_ms),
             cost_of=cost_of,
-            population=min(self.population, self.candidates),
+            population=self.population,
             seed=search.search_seed,
             first=[*large_specs(search), *first],
             sampler=self.sampler,
