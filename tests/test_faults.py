@@ -214,7 +214,9 @@ def test_a_worker_killed_mid_epoch_changes_nothing(
     with striking(signalled(signal.SIGKILL, tmp_path / "a", workers=2)) as landed:
         record = in_ray_train(tmp_path, configuration, Workers(2, 2)).record
     assert landed
-    assert re.match(r"worker [01]: WorkerHealthCheckFailedError", capsys.readouterr().err)
+    # Ray may find it gone first, or the other worker may miss it.
+    said = r"worker [01]: (WorkerHealthCheckFailedError|Hung: rank [01] did not reach step \d+)"
+    assert re.match(said, capsys.readouterr().err)
     assert record.status == "completed"
     assert [point.metrics["perf/workers"] for point in record.curve] == [2, 2]
     alone = undisturbed_by(2, tmp_path / "group", configuration)

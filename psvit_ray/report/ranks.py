@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import kendalltau, spearmanr
+from scipy.stats import ConstantInputWarning, kendalltau, spearmanr
 
 from psvit_ray.arch.spec import Value
 
@@ -55,7 +56,9 @@ def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreemen
     drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
 
     def estimate(of: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
-        values = [of(ours[rows], theirs[rows]) for rows in drawn]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConstantInputWarning)  # a draw of one thing alone
+            values = [of(ours[rows], theirs[rows]) for rows in drawn]
         low, high = np.nanpercentile(values, [2.5, 97.5])
         return Estimate(value=of(ours, theirs), low=float(low), high=float(high))
 
