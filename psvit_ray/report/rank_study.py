@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
-from psvit_ray.report.ranks import agreement
+from psvit_ray.report.ranks import agreement, tau
 from psvit_ray.report.table import aligned
 from psvit_ray.search.record import Record
 from psvit_ray.search.scores import Score
@@ -100,9 +100,7 @@ def between_halves(scratch: np.ndarray) -> float:
     taus = []
     for half in itertools.islice(itertools.combinations(seeds, len(seeds) // 2), MOST_SPLITS):
         rest = [seed for seed in seeds if seed not in half]
-        taus.append(
-            agreement(scratch[:, half].mean(axis=1), scratch[:, rest].mean(axis=1)).tau.value
-        )
+        taus.append(tau(scratch[:, half].mean(axis=1), scratch[:, rest].mean(axis=1)))
     return float(np.mean(taus))
 
 

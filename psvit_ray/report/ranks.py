@@ -53,21 +53,32 @@ class Agreement(Value):
 def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreement:
     """Raises ValueError as `rank_correlation`."""
     ours, theirs = _checked(scores, truth)
-    drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
-
-    def estimate(of: Callable[[np.ndarray, np.ndarray], float]) -> Estimate:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConstantInputWarning)  # a draw of one thing alone
-            values = [of(ours[rows], theirs[rows]) for rows in drawn]
-        low, high = np.nanpercentile(values, [2.5, 97.5])
-        return Estimate(value=of(ours, theirs), low=float(low), high=float(high))
-
     return Agreement(
-        tau=estimate(lambda a, b: float(kendalltau(a, b).statistic)),
-        rho=estimate(lambda a, b: float(spearmanr(a, b).statistic)),
-        top=estimate(_overlap),
+        tau=_estimate(_tau, ours, theirs, seed),
+        rho=_estimate(lambda a, b: float(spearmanr(a, b).statistic), ours, theirs, seed),
+        top=_estimate(_overlap, ours, theirs, seed),
         n=len(ours),
     )
+
+
+def tau(scores: ArrayLike, truth: ArrayLike) -> float:
+    """Kendall's tau-b without its interval. Raises ValueError as `rank_correlation`."""
+    return _tau(*_checked(scores, truth))
+
+
+def _tau(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(kendalltau(ours, theirs).statistic)
+
+
+def _estimate(
+    of: Callable[[np.ndarray, np.ndarray], float], ours: np.ndarray, theirs: np.ndarray, seed: int
+) -> Estimate:
+    drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        values = [of(ours[rows], theirs[rows]) for rows in drawn]
+    low, high = np.nanpercentile(values, [2.5, 97.5])  # a draw of one thing alone ranks nothing
+    return Estimate(value=of(ours, theirs), low=float(low), high=float(high))
 
 
 def _overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -88,9 +99,5 @@ def rank_correlation(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> R
     """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
     ranked."""
     ours, theirs = _checked(scores, truth)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(ours), size=(RESAMPLES, len(ours)))
-    taus = [kendalltau(ours[rows], theirs[rows]).statistic for rows in drawn]
-    low, high = np.nanpercentile(taus, [2.5, 97.5])  # a draw of one thing alone ranks nothing
-    tau = kendalltau(ours, theirs).statistic
-    return RankCorrelation(tau=float(tau), low=float(low), high=float(high), n=len(ours))
+    found = _estimate(_tau, ours, theirs, seed)
+    return RankCorrelation(tau=found.value, low=found.low, high=found.high, n=len(ours))
