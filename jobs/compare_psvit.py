@@ -18,9 +18,8 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import comparison
-from psvit_ray.runtime.launch import Launch, opened, records_of
-from psvit_ray.runtime.ray_tune import Trials, run_trials
-from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.runtime.launch import Launch, records_of
+from psvit_ray.runtime.ray_tune import Trials, each_trained
 from psvit_ray.training.config import Configuration, Number
 from psvit_ray.training.engine import load_source
 
@@ -56,21 +55,14 @@ def work(job: CompareJob) -> int:
     if source.test is None:
         raise ValueError("search must be on data with test images; a test split is needed")
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with opened(
+    with each_trained(
         job.launch,
+        interleaved,
+        source,
+        job.trials,
         default_name=f"{job.search}-compare",
-        identity={one.key: one.model_dump(mode="json") for one in interleaved},
-        source=source,
-        num_workers=job.trials.workers_per_trial,
-        resources=job.trials.resources,
-    ) as session:
-        outcome = run_trials(
-            session,
-            FixedProposals(interleaved, session.records),
-            job.trials,
-            num_trials=len(interleaved),
-            test=True,
-        )
+        test=True,
+    ) as (session, outcome):
         print(comparison.write(configurations, outcome.records, session.folder))
     return outcome.exit_code
 

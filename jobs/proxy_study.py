@@ -24,11 +24,10 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.ranks import rank_correlation
 from psvit_ray.report.table import aligned
-from psvit_ray.runtime.launch import Launch, opened
-from psvit_ray.runtime.ray_tune import Trials, run_trials
+from psvit_ray.runtime.launch import Launch
+from psvit_ray.runtime.ray_tune import Trials, each_trained
 from psvit_ray.search.candidates import spread
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number, PositiveFraction, TrainConfig
 from psvit_ray.training.engine import load_source
@@ -85,20 +84,13 @@ def work(job: ProxyStudy) -> int:
     }
     source, *_ = [load_source(several[0]) for several in configurations.values()]
     everything = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with opened(
+    with each_trained(
         job.launch,
+        everything,
+        source,
+        job.trials,
         default_name=f"{Path(job.recipe).stem}-proxies",
-        identity={one.key: one.model_dump(mode="json") for one in everything},
-        source=source,
-        num_workers=job.trials.workers_per_trial,
-        resources=job.trials.resources,
-    ) as session:
-        outcome = run_trials(
-            session,
-            FixedProposals(everything, session.records),
-            job.trials,
-            num_trials=len(everything),
-        )
+    ) as (session, outcome):
         print(write(configurations, outcome.records, session.folder))
     return outcome.exit_code
 

@@ -29,9 +29,8 @@ from psvit_ray.model.redundancy import mean_to_leader
 from psvit_ray.report import redundancy
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.report.table import aligned
-from psvit_ray.runtime.launch import Launch, opened
-from psvit_ray.runtime.ray_tune import Trials, run_trials
-from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.runtime.launch import Launch
+from psvit_ray.runtime.ray_tune import Trials, each_trained
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number, NumberOrZero, TrainConfig
 from psvit_ray.training.engine import load_source
@@ -75,20 +74,13 @@ def work(job: SharingStudy) -> int:
     }
     source = load_source(configurations[PROPOSED][0])
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with opened(
+    with each_trained(
         job.launch,
+        interleaved,
+        source,
+        job.trials,
         default_name=f"{Path(job.recipe).stem}-sharings",
-        identity={one.key: one.model_dump(mode="json") for one in interleaved},
-        source=source,
-        num_workers=job.trials.workers_per_trial,
-        resources=job.trials.resources,
-    ) as session:
-        outcome = run_trials(
-            session,
-            FixedProposals(interleaved, session.records),
-            job.trials,
-            num_trials=len(interleaved),
-        )
+    ) as (session, outcome):
         print(write(found, configurations, outcome.records, session.folder))
     return outcome.exit_code
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
 from mlflow import MlflowClient
 
 from psvit_ray.arch.spec import ArchSpec
@@ -27,6 +24,7 @@ from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.subnets import load_supernet
+from tests import test_ray_jobs
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 300
@@ -46,17 +44,7 @@ FLAGS = (
 
 
 def tune(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    recipe = folder / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
-    command = [sys.executable, "jobs/tune_psvit.py", "--recipe", str(recipe), *FLAGS]
-    return subprocess.Popen(
-        [*command, "--storage", str(folder / "out"), "--name", "a", *flags],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return test_ray_jobs.tune(folder, *FLAGS, *flags, content=RECIPE)
 
 
 def found(folder: Path) -> Folder:

@@ -20,7 +20,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import (
     candidates_picture,
-    generations,
+    generations_picture,
     leaderboard,
     oneshot,
     traits,
@@ -29,7 +29,7 @@ from psvit_ray.report import (
 from psvit_ray.search.finalists import finalists, winner
 from psvit_ray.search.oneshot import standard_error
 from psvit_ray.search.record import Kind, Record, Status
-from psvit_ray.search.scores import Score
+from psvit_ray.search.scores import Generation, Score, generations
 from psvit_ray.training.config import Configuration, TrainConfig
 from tests.test_record import DEIT, record, spec_of
 
@@ -241,15 +241,15 @@ def test_traits_are_not_told_from_few_candidates() -> None:
 
 def test_generations_have_their_best_and_quartiles() -> None:
     top1 = {0: [10.0, 20.0, 30.0, 40.0, 50.0], 2: [45.0, 35.0], 3: [60.0]}
-    found = generations.generations(
+    found = generations(
         [score(0, value, generation=n) for n, values in top1.items() for value in values]
     )
     assert found == [
-        generations.Generation(0, best=50.0, best_so_far=50.0, quartiles=(20.0, 30.0, 40.0)),
-        generations.Generation(2, best=45.0, best_so_far=50.0, quartiles=(37.5, 40.0, 42.5)),
-        generations.Generation(3, best=60.0, best_so_far=60.0, quartiles=(60.0, 60.0, 60.0)),
+        Generation(0, scored=5, best=50.0, best_so_far=50.0, quartiles=(20.0, 30.0, 40.0)),
+        Generation(2, scored=7, best=45.0, best_so_far=50.0, quartiles=(37.5, 40.0, 42.5)),
+        Generation(3, scored=8, best=60.0, best_so_far=60.0, quartiles=(60.0, 60.0, 60.0)),
     ]
-    drawn = generations.picture(found, title="mine")
+    drawn = generations_picture.picture(found, title="mine")
     assert {"mine", "generation", "its median", "best so far, 60.00 % at the end"} <= texts(drawn)
 
 

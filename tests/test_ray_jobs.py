@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ RECIPE = {
 }
 
 
-def tune(folder: Path, *flags: str) -> subprocess.Popen[str]:
+def tune(folder: Path, *flags: str, content: Mapping[str, Any] = RECIPE) -> subprocess.Popen[str]:
     recipe = folder / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump(content))
     command = [sys.executable, "jobs/tune_psvit.py", "--recipe", str(recipe)]
     return subprocess.Popen(
         [*command, "--storage", str(folder / "out"), "--name", "a", *flags],

@@ -24,6 +24,7 @@ from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.state import facts_of
 from psvit_ray.training.subnets import HeldOut, Subnets, load_supernet, read
+from tests.test_training import join_group
 
 SPACE = SearchSpace.model_validate(
     {
@@ -145,10 +146,7 @@ FEW: dict[str, Any] = {"epochs": 1, "batch_size": 97, "clip_grad": 0.1, "data_fr
 
 
 def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-    )
+    join_group(rank, world_size, folder)
     one = configuration(**FEW, **changes)
     *_, last = run(one, load_source(one))
     if rank == 0:

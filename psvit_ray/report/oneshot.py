@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
-from psvit_ray.report import candidates_picture, finalist_table, generations, traits, traits_picture
+from psvit_ray.report import (
+    candidates_picture,
+    finalist_table,
+    generations_picture,
+    traits,
+    traits_picture,
+)
 from psvit_ray.report.picture import png
 from psvit_ray.report.table import aligned, counted, mlflow
 from psvit_ray.report.unit import MacsUnit
@@ -14,7 +20,7 @@ from psvit_ray.search.finalists import HOW, finalists, trainings, winner
 from psvit_ray.search.oneshot import standard_error
 from psvit_ray.search.record import Record
 from psvit_ray.search.rows import as_csv, put
-from psvit_ray.search.scores import Score, ranked, rows
+from psvit_ray.search.scores import Score, generations, ranked, rows
 
 
 def write(
@@ -36,7 +42,7 @@ def write(
     best = f"{title}: the best {len(traits.best(scores))} of {len(scores):,} candidates"
     pictures = {
         "candidates.png": candidates_picture.picture(scores, found, marked or {}, title=title),
-        "generations.png": generations.picture(generations.generations(scores), title=title),
+        "generations.png": generations_picture.picture(generations(scores), title=title),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
     }
     drawn = {name: png(figure) for name, figure in pictures.items()}

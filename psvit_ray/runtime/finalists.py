@@ -110,8 +110,9 @@ def export_winner(
     if chosen is None:
         return list(records)
     if source.test:
-        deit = [one for one in finalists(records) if one.kind == "baseline"][:1]
-        best = [one for one in finalists(records) if chosen in one.runs]
+        groups = finalists(records)
+        deit = [one for one in groups if one.kind == "baseline"][:1]
+        best = [one for one in groups if chosen in one.runs]
         tested = score_test(session, [run for one in deit + best for run in one.runs], trials)
         now = {record.key: record for record in [*records, *tested]}
         records, chosen = [now[record.key] for record in records], now[chosen.key]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,12 +17,13 @@ from ray.tune.search import Searcher
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
+from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.asha import Asha, Halving
 from psvit_ray.runtime.asking import HEAD
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
 from psvit_ray.runtime.gauges import ShowsTrials
-from psvit_ray.runtime.launch import Session, exit_code
+from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
 from psvit_ray.runtime.mailbox import Mailbox
 from psvit_ray.runtime.ray_train import CHECKPOINTS
 from psvit_ray.runtime.recorder import Learner, Recorder
@@ -29,7 +31,7 @@ from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.runtime.trial import TrialTask, train_trial
 from psvit_ray.runtime.worker import TOP1, WorkerTask
-from psvit_ray.search.proposals import Proposal
+from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Configuration, Number
 
@@ -227,3 +229,38 @@ def run_trials(
     untracked = tracker.close("KILLED" if heard.number else "FINISHED")
     recorder.note_run_ids()
     return Outcome(recorder.records, heard.number, untracked, recorder.storage_fault)
+
+
+@contextlib.contextmanager
+def each_trained(
+    launch: Launch,
+    configurations: Sequence[Configuration],
+    source: Source,
+    trials: Trials,
+    *,
+    default_name: str,
+    test: bool = False,
+) -> Iterator[tuple[Session, Outcome]]:
+    """These, each once, under a name that is theirs alone: a resume must be of the same. The name
+    is held until the caller has written what became of them.
+
+    Raises ValueError as `opened`.
+    """
+    with opened(
+        launch,
+        default_name=default_name,
+        identity={one.key: one.model_dump(mode="json") for one in configurations},
+        source=source,
+        num_workers=trials.workers_per_trial,
+        resources=trials.resources,
+    ) as session:
+        yield (
+            session,
+            run_trials(
+                session,
+                FixedProposals(configurations, session.records),
+                trials,
+                num_trials=len(configurations),
+                test=test,
+            ),
+        )

@@ -28,7 +28,7 @@ from psvit_ray.data.storage import without_secrets
 from psvit_ray.runtime import tracking_uri
 from psvit_ray.search.record import ENDED, Record
 from psvit_ray.search.rows import as_csv
-from psvit_ray.search.scores import Score, by_generation, rows
+from psvit_ray.search.scores import Score, generations, rows
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
@@ -217,11 +217,17 @@ class Tracker:
             history = client.get_metric_history(self._parent_id, "candidates/scored")
             self._steps[CANDIDATES] = {metric.step for metric in history}
         now = int(time.time() * 1000)
-        for generation, metrics in by_generation(scores).items():
-            if generation not in self._steps[CANDIDATES]:
-                points = [Metric(name, v, now, generation) for name, v in metrics.items()]
+        for one in generations(scores):
+            if one.number not in self._steps[CANDIDATES]:
+                values = {
+                    "candidates/scored": float(one.scored),
+                    "candidates/best_top1": one.best_so_far,
+                    "candidates/generation_best_top1": one.best,
+                    "candidates/generation_median_top1": one.quartiles[1],
+                }
+                points = [Metric(name, value, now, one.number) for name, value in values.items()]
                 client.log_batch(self._parent_id, points)
-                self._steps[CANDIDATES].add(generation)
+                self._steps[CANDIDATES].add(one.number)
         client.log_text(self._parent_id, as_csv(rows(scores)).decode(), f"{CANDIDATES}.csv")
 
     def _open(self, client: MlflowClient, record: Record) -> Run:

@@ -4,9 +4,9 @@ generation."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from statistics import median
+from dataclasses import dataclass
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from psvit_ray.arch.cost import count_macs, count_params
@@ -76,22 +76,29 @@ def ranked(scores: Iterable[Score]) -> list[Score]:
     return sorted(scores, key=lambda one: (-one.top1, one.loss, one.macs, one.number))
 
 
-def by_generation(scores: Iterable[Score]) -> dict[int, dict[str, float]]:
-    """What is said of each generation: how many are scored up to it, the best so far, its own best
-    and median."""
-    found: dict[int, dict[str, float]] = {}
-    scored, best = 0, 0.0
-    for generation, several in groupby(
-        sorted(scores, key=lambda one: one.number), key=lambda one: one.generation
-    ):
-        top1 = [score.top1 for score in several]
-        scored, best = scored + len(top1), max(best, *top1)
-        found[generation] = {
-            "candidates/scored": float(scored),
-            "candidates/best_top1": best,
-            "candidates/generation_best_top1": max(top1),
-            "candidates/generation_median_top1": median(top1),
-        }
+@dataclass(frozen=True)
+class Generation:
+    """Top-1 in percent, with the supernet's weights."""
+
+    number: int
+    scored: int
+    """Candidates up to its end."""
+    best: float
+    best_so_far: float
+    quartiles: tuple[float, float, float]
+    """The median is the second."""
+
+
+def generations(scores: Iterable[Score]) -> list[Generation]:
+    by_number: dict[int, list[float]] = {}
+    for score in scores:
+        by_number.setdefault(score.generation, []).append(score.top1)
+    found: list[Generation] = []
+    scored, so_far = 0, 0.0
+    for number, top1 in sorted(by_number.items()):
+        scored, so_far = scored + len(top1), max(so_far, *top1)
+        low, middle, high = np.quantile(top1, [0.25, 0.5, 0.75]).tolist()
+        found.append(Generation(number, scored, max(top1), so_far, (low, middle, high)))
     return found
 
 

@@ -2,39 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from psvit_ray.report.picture import COLOURS, finish, new_figure
-from psvit_ray.search.scores import Score
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Top-1 in percent, with the supernet's weights."""
-
-    number: int
-    best: float
-    best_so_far: float
-    quartiles: tuple[float, float, float]
-    """The median is the second."""
-
-
-def generations(scores: Iterable[Score]) -> list[Generation]:
-    by_number: dict[int, list[float]] = {}
-    for score in scores:
-        by_number.setdefault(score.generation, []).append(score.top1)
-    found: list[Generation] = []
-    for number, top1 in sorted(by_number.items()):
-        best = max(top1)
-        low, middle, high = np.quantile(top1, [0.25, 0.5, 0.75]).tolist()
-        so_far = max(best, found[-1].best_so_far) if found else best
-        found.append(Generation(number, best, so_far, (low, middle, high)))
-    return found
+from psvit_ray.search.scores import Generation
 
 
 def picture(found: Sequence[Generation], *, title: str) -> Figure:
