@@ -16,7 +16,6 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from scipy.stats import spearmanr
 
 from psvit_ray import cli
 from psvit_ray.arch.parts import cover
@@ -26,7 +25,7 @@ from psvit_ray.data.output import check_new_file, new_file
 from psvit_ray.data.storage import Folder
 from psvit_ray.model.latency import Conditions, LatencyTable, measure
 from psvit_ray.model.strategies import Judged, check_strategies
-from psvit_ray.report.ranks import rank_correlation
+from psvit_ray.report.ranks import agreement
 from psvit_ray.report.table import aligned
 from psvit_ray.runtime.launch import writable
 from psvit_ray.search.config import SearchConfig
@@ -107,6 +106,7 @@ def report(table: LatencyTable, num_networks: int) -> str:
         )
     predicted = [one.predicted for one in table.unseen]
     measured = [one.measured for one in table.unseen]
+    agreed = agreement(predicted, measured)
     largest = max(abs(one.error) for one in table.unseen)
     return (
         f"{len(table.ms)} parts, measured in {num_networks} networks: batches of "
@@ -115,8 +115,7 @@ def report(table: LatencyTable, num_networks: int) -> str:
         f"{aligned(lines)}\n\n"
         f"{len(table.unseen)} networks that the table was not made from: median error "
         f"{table.median_error:.1f} %, largest {largest:.1f} %, Kendall's tau "
-        f"{rank_correlation(predicted, measured)}, Spearman's rho "
-        f"{spearmanr(predicted, measured).statistic:.3f}"
+        f"{agreed.tau}, Spearman's rho {agreed.rho.value:.3f}"
     )
 
 

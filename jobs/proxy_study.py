@@ -22,7 +22,7 @@ from psvit_ray import cli
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
-from psvit_ray.report.ranks import rank_correlation
+from psvit_ray.report.ranks import agreement
 from psvit_ray.report.table import aligned
 from psvit_ray.runtime.launch import Launch
 from psvit_ray.runtime.ray_tune import Trials, each_trained
@@ -121,10 +121,10 @@ def write(
     lines = [["ranked by", "tau (95 % interval)", "time", "top-1 %"]]
     found: dict[str, Any] = {"n": len(trained)}
     for name in proxies:
-        tau = rank_correlation(scores[name], scores[truth])
+        tau = agreement(scores[name], scores[truth]).tau
         time = seconds[name] / seconds[truth] if name in seconds else 0.0
         mean = statistics.mean(scores[name])
-        found[name] = {**tau.model_dump(), "time": time, "scores": scores[name]}
+        found[name] = {"tau": tau.model_dump(), "time": time, "scores": scores[name]}
         lines.append([name, str(tau), f"{time:.2f}", f"{mean:.2f}" if name in seconds else "-"])
     found[truth] = {"scores": scores[truth], "seconds": seconds[truth]}
     folder.write("proxies.json", json.dumps(found, indent=2).encode())

@@ -40,6 +40,7 @@ CLASSES = {
     "report": "ReportJob",
     "proxy_study": "ProxyStudy",
     "rank_study": "RankStudy",
+    "regret": "RegretJob",
     "redundancy": "RedundancyJob",
     "sharing_study": "SharingStudy",
     "prepare_data": "PrepareJob",

@@ -21,13 +21,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.ray_train import CHECKPOINTS
+from psvit_ray.search.scores import ScoreStore
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration
 from tests.hosts import HEAD, QUICK_TO_NOTICE, Hosts, tracking_server
 from tests.noted_training import LOST_S, Taken, noted
 from tests.test_chaos import curve_of
 from tests.test_faults import record_of, steps_saved, undisturbed_by, words_of_job
+from tests.test_oneshot_job import by_spec, timeless
 from tests.test_ray_jobs import PATIENCE_S, wait_until
 from tests.test_ray_runs import newest
 from tests.test_training import assert_same_state
@@ -233,6 +236,43 @@ def test_a_submitted_training_whose_driver_is_killed_goes_on_when_submitted_agai
     attempts = [pid for pid, _ in itertools.groupby(one.pid for one in again.taken(2))]
     assert len(attempts) == 2  # one after the other
     again.assert_undisturbed()
+
+
+def oneshot(folder: Path, mlflow: str) -> list[str]:
+    small = ["--epochs", "1", "--warmup-epochs", "0", "--finetune-epochs", "0"]
+    few = ["--finalists", "1", "--finalist-seeds", "1", "--baselines", "0"]
+    flags = ["--supernet-epochs", "2", "--candidates", "600", *small, *few]
+    stored = ["--tracking-uri", mlflow, "--storage", str(folder / "out"), "--name", "a"]
+    return ["python", "jobs/tune_psvit.py", "--strategy", "oneshot", *flags, *stored]
+
+
+def scoring(hosts: Hosts, host: int) -> bool:
+    titles = []
+    for process in hosts.processes(host):
+        with suppress(psutil.Error):
+            titles += process.cmdline()[:1]
+    return any("SubnetActor.score" in title for title in titles)
+
+
+def test_a_one_shot_search_loses_no_score_with_the_host_of_its_actors(
+    hosts: Hosts, mlflow: str, tmp_path: Path
+) -> None:
+    ours, theirs = (Folder(str(tmp_path / name / "out" / "a")) for name in ("lost", "well"))
+    job = hosts.popen(HEAD, oneshot(tmp_path / "lost", mlflow))
+    wait_until(lambda: len(ScoreStore(ours).all()) >= 60 and scoring(hosts, 2), job)
+    hosts.kill(2)
+    scored = ScoreStore(ours).all()
+    assert len(scored) < 500  # there was some way to go
+    said = job.communicate(timeout=PATIENCE_S)[0]
+    assert job.returncode == 0, said
+    hosts.replace(2)
+    code, said = hosts.run(HEAD, oneshot(tmp_path / "well", mlflow))
+    assert code == 0, said
+    after = ScoreStore(ours).all()
+    assert [score.number for score in after] == list(range(600))
+    assert {score.spec: score for score in after}.items() >= {s.spec: s for s in scored}.items()
+    assert timeless(after) == timeless(ScoreStore(theirs).all())
+    assert by_spec(ours) == by_spec(theirs)
 
 
 HOLDS = """

@@ -11,7 +11,7 @@ import pytest
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.rank_study import between_halves
-from psvit_ray.report.ranks import agreement, rank_correlation
+from psvit_ray.report.ranks import agreement, tau
 from psvit_ray.search.record import RecordStore
 from psvit_ray.search.scores import ScoreStore
 from tests.test_cli import job, parse
@@ -19,12 +19,12 @@ from tests.test_cli import job, parse
 
 def test_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse() -> None:
     truth = [1.0, 5.0, 2.0, 8.0, 3.0]
-    same = rank_correlation([x**3 for x in truth], truth)
-    assert (same.tau, same.low, same.high) == pytest.approx((1.0, 1.0, 1.0))
+    same = agreement([x**3 for x in truth], truth)
+    assert (same.tau.value, same.tau.low, same.tau.high) == pytest.approx((1.0, 1.0, 1.0))
     assert same.n == 5
-    assert rank_correlation([-x for x in truth], truth).tau == pytest.approx(-1)
+    assert tau([-x for x in truth], truth) == pytest.approx(-1)
     # 10 pairs, of which only the first two things are the other way round.
-    assert rank_correlation([2, 1, 3, 4, 5], [1, 2, 3, 4, 5]).tau == pytest.approx(0.8)
+    assert tau([2, 1, 3, 4, 5], [1, 2, 3, 4, 5]) == pytest.approx(0.8)
 
 
 def test_the_interval_holds_the_tau_of_the_whole_population() -> None:
@@ -33,18 +33,18 @@ def test_the_interval_holds_the_tau_of_the_whole_population() -> None:
     scores = truth + rng.normal(size=2_000)
     # Of two normal scores with correlation r, tau is 2 / pi arcsin r (Kruskal 1958).
     expected = 2 / np.pi * np.arcsin(1 / np.sqrt(2))
-    assert rank_correlation(scores, truth).tau == pytest.approx(expected, abs=0.03)
+    assert tau(scores, truth) == pytest.approx(expected, abs=0.03)
     inside = 0
     for part in range(20):
         rows = slice(part * 40, part * 40 + 40)
-        found = rank_correlation(scores[rows], truth[rows], seed=part)
+        found = agreement(scores[rows], truth[rows], seed=part).tau
         inside += found.low <= expected <= found.high
     assert inside >= 16  # 95 % of 20 is 19; fewer than 16 in 1 of 400 cases
 
 
 def test_what_does_not_differ_is_not_ranked() -> None:
     with pytest.raises(ValueError, match="scores must be three or more that differ, got 4"):
-        rank_correlation([1, 1, 1, 1], [1, 2, 3, 4])
+        agreement([1, 1, 1, 1], [1, 2, 3, 4])
 
 
 def test_agreement_by_hand() -> None:
@@ -109,8 +109,8 @@ def test_a_study_trains_every_architecture_in_every_way(
     names = ["in full, another seed", "1 epochs", "MACs", "parameters"]
     assert [name for name in found if name not in ("n", "in full")] == names
     for name in names:
-        again = rank_correlation(found[name]["scores"], found["in full"]["scores"])
-        assert found[name]["tau"] == again.tau
+        again = agreement(found[name]["scores"], found["in full"]["scores"])
+        assert found[name]["tau"] == again.tau.model_dump()
     macs = found["MACs"]["scores"]
     assert macs == sorted(macs)
     assert len(set(macs)) > 4

@@ -14,19 +14,6 @@ from psvit_ray.arch.spec import Value
 RESAMPLES = 1_000
 
 
-class RankCorrelation(Value):
-    """Kendall's tau-b: 1 for the same order, 0 for none in common, -1 for the reverse."""
-
-    tau: float
-    low: float
-    """Of the 95 % bootstrap interval over the things ranked."""
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.tau:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
 class Estimate(Value):
     """With its 95 % bootstrap interval over the things ranked."""
 
@@ -42,7 +29,7 @@ class Agreement(Value):
     """How far one score ranks as another does."""
 
     tau: Estimate
-    """Kendall's tau-b."""
+    """Kendall's tau-b: 1 for the same order, 0 for none in common, -1 for the reverse."""
     rho: Estimate
     """Spearman's."""
     top: Estimate
@@ -51,7 +38,8 @@ class Agreement(Value):
 
 
 def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreement:
-    """Raises ValueError as `rank_correlation`."""
+    """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
+    ranked."""
     ours, theirs = _checked(scores, truth)
     return Agreement(
         tau=_estimate(_tau, ours, theirs, seed),
@@ -62,7 +50,7 @@ def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreemen
 
 
 def tau(scores: ArrayLike, truth: ArrayLike) -> float:
-    """Kendall's tau-b without its interval. Raises ValueError as `rank_correlation`."""
+    """Kendall's tau-b without its interval. Raises ValueError as `agreement`."""
     return _tau(*_checked(scores, truth))
 
 
@@ -93,11 +81,3 @@ def _checked(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarra
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         raise ValueError(f"scores must be three or more that differ, got {len(ours)}")
     return ours, theirs
-
-
-def rank_correlation(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankCorrelation:
-    """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
-    ranked."""
-    ours, theirs = _checked(scores, truth)
-    found = _estimate(_tau, ours, theirs, seed)
-    return RankCorrelation(tau=found.value, low=found.low, high=found.high, n=len(ours))
