@@ -22,11 +22,12 @@ from psvit_ray.data.sources import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report import oneshot as oneshot_report
 from psvit_ray.runtime.asha import Halving
+from psvit_ray.runtime.budget import Budget
 from psvit_ray.runtime.cluster import off_without_gpus
 from psvit_ray.runtime.launch import Launch, Session, opened
 from psvit_ray.runtime.oneshot import Found
 from psvit_ray.runtime.oneshot import search as search_oneshot
-from psvit_ray.runtime.ray_tune import Budget, Outcome, Trials, run_trials
+from psvit_ray.runtime.ray_tune import Outcome, Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.estimate import describe
 from psvit_ray.search.finalists import winner
@@ -116,7 +117,7 @@ def scratch(job: TuneJob, session: Session, source: Source) -> Outcome:
         Proposals(search, train, session.records),
         job.trials,
         num_trials=search.num_trials,
-        budget=Budget(search.max_hours, search.max_gpu_hours),
+        budget=Budget.of(search),
         halving=halving,
     )
     leaderboard.write(outcome.records, session.folder, title=session.name)
@@ -129,8 +130,8 @@ def oneshot(job: TuneJob, session: Session, source: Source) -> Found:
     if said := warning(len(source.holdout)):
         print(said, file=sys.stderr)
     found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
-    if found.fault:
-        print(found.fault, file=sys.stderr)
+    if said := found.fault or found.reason:
+        print(said, file=sys.stderr)
     oneshot_report.write(found.scores, found.records, session.folder, title=session.name)
     if best := winner(found.records):
         session.folder.write("best.yaml", leaderboard.best_yaml(best, session.name).encode())

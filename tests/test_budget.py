@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import ray
 
+from psvit_ray.runtime.budget import Budget
 from psvit_ray.runtime.gauges import DESCRIPTIONS, Gauges
-from psvit_ray.runtime.ray_tune import Budget, Trials, _Stop, run_trials
+from psvit_ray.runtime.ray_tune import Trials, _Stop, run_trials
 from psvit_ray.runtime.signals import Heard
 from psvit_ray.search.proposals import FixedProposals
 from tests.test_ray_runs import configured, session
@@ -28,9 +29,9 @@ def test_a_search_ends_when_its_hours_are_over_and_goes_on_with_more(tmp_path: P
             proposals = FixedProposals([configuration], given.records)
             return run_trials(given, proposals, Trials(), num_trials=1, budget=budget)
 
-    (record,) = search(Budget(max_hours=1e-9)).records
-    assert (record.status, record.reason) == ("interrupted", "its hours were over")
-    (record,) = search(Budget(max_hours=1.0), resume="must").records
+    (record,) = search(Budget(deadline=time.monotonic())).records
+    assert (record.status, record.reason) == ("interrupted", "its budget of hours was over")
+    (record,) = search(Budget(deadline=time.monotonic() + 3600), resume="must").records
     assert record.status == "completed"
     assert [point.epoch for point in record.curve] == [1, 2, 3, 4, 5, 6]
 
@@ -43,11 +44,11 @@ class Spent:
 
 @pytest.mark.parametrize(
     ("hours", "gpus", "reason"),
-    [(0.49, 2, ""), (0.51, 2, "its GPU-hours were over"), (100, 0, "")],
+    [(0.49, 2, ""), (0.51, 2, "its budget of GPU-hours was over"), (100, 0, "")],
 )
 def test_gpu_hours_are_hours_in_training_times_gpus(hours: float, gpus: int, reason: str) -> None:
     spent: Any = Spent(hours)
-    assert _Stop(Budget(max_gpu_hours=1.0), gpus, Heard(), spent).reason == reason
+    assert _Stop(Budget(gpu_hours=1.0), gpus, Heard(), spent).reason == reason
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections.abc import Callable
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from mlflow import MlflowClient
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.budget import Budget
+from psvit_ray.runtime.candidates import score_candidates
+from psvit_ray.runtime.ray_tune import Trials
 from psvit_ray.runtime.subnet_actors import SubnetActors
+from psvit_ray.search.evolution import FixedSpecs
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.search.scores import Score, ScoreStore
 from psvit_ray.training import export
@@ -25,6 +31,8 @@ from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.subnets import load_supernet
 from tests import test_ray_jobs
+from tests.test_cli import job, parse
+from tests.test_ray_runs import session
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 300
@@ -130,6 +138,62 @@ def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) 
         (generation, 12 * (generation + 1)) for generation in range(5)
     ]
     assert "candidates.csv" in {file.path for file in store.list_artifacts(parent.info.run_id)}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_its_hours_are_those_of_all_phases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    line = f"tune_psvit --recipe {recipe} --storage {tmp_path} --name a {' '.join(FLAGS)}"
+    folder = Folder(str(tmp_path / "a"))
+
+    def search(flags: str) -> str:
+        assert job("tune_psvit").work(parse(f"{line} {flags}")) == 0
+        return capsys.readouterr().err
+
+    reason = "its budget of hours was over"
+    assert f"{reason} before the first step" in search("--max-hours 1e-9")
+    (supernet,) = RecordStore(folder / "supernet").all()
+    assert supernet.status == "interrupted"
+    assert ScoreStore(folder).all() == []
+    assert reason not in search("--resume --max-hours 1 --candidates 12 --finalists 1")
+    assert len(ScoreStore(folder).all()) == 12
+    assert {record.status for record in RecordStore(folder).all()} == {"completed"}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_actor_is_started_for_scores_when_hours_are_over(
+    tmp_path: Path, checkpoint: Checkpoint
+) -> None:
+    configuration = checkpoint.facts.configuration
+
+    def not_asked_for() -> Checkpoint:
+        raise AssertionError
+
+    with session(tmp_path) as given:
+        scored = score_candidates(
+            given,
+            FixedSpecs([configuration.spec]),
+            not_asked_for,
+            load_source(configuration),
+            Trials(),
+            candidates=1,
+            deadline=time.monotonic(),
+        )
+    assert (scored.scores, scored.signal) == ([], None)
+    assert scored.reason == "its budget of hours was over"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seconds"), [(0, math.inf), (1, 3600 * 3), (4, 3600 * 0.75)], ids=str
+)
+def test_gpu_hours_end_sooner_with_more_gpus(gpus: float, seconds: float) -> None:
+    budget = Budget(gpu_hours=5).without(2 * 3600)
+    assert budget.until(gpus) - time.monotonic() == pytest.approx(seconds, abs=1)
+    sooner = Budget(deadline=time.monotonic() + 60, gpu_hours=5)
+    assert sooner.until(gpus) == sooner.deadline
 
 
 @pytest.fixture(scope="module")

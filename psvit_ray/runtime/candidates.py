@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ class Scored:
     scores: list[Score]
     signal: int | None
     """That ended it early, if one did."""
+    reason: str
+    """Why it ended early, if it did."""
 
 
 class Candidates(Protocol):
@@ -45,16 +48,21 @@ def score_candidates(
     *,
     candidates: int,
     latency_ms: Callable[[ArchSpec], float] | None = None,
+    deadline: float = math.inf,
 ) -> Scored:
-    """Asks for generations from the first on, and scores what the record does not have yet."""
+    """Asks for generations from the first on, and scores what the record does not have yet, until
+    a signal or the `deadline`, a moment of time.monotonic()."""
     store = ScoreStore(session.folder)
     known = {score.spec: score for score in store.all()}
     scores: list[Score] = []
+    reason = ""
     tracker = Tracker(session.experiment)
     with contextlib.ExitStack() as stack:
-        heard = stack.enter_context(listening())
+        heard = stack.enter_context(listening(deadline))
         actors: SubnetActors | None = None
-        while len(scores) < candidates and not heard.number:
+        while len(scores) < candidates:
+            if reason := heard.reason:
+                break
             specs = proposed.ask(candidates - len(scores))
             if not specs:
                 break
@@ -76,7 +84,7 @@ def score_candidates(
                         seconds=seconds,
                         latency_ms=latency_ms(spec) if latency_ms else None,
                     )
-                    if heard.number:
+                    if heard.reason:
                         break
                     if time.monotonic() > put_at:
                         store.put(generation, found.values())
@@ -94,7 +102,7 @@ def score_candidates(
                     flush=True,
                 )
     tracker.close("KILLED" if heard.number else "FINISHED")
-    return Scored(sorted(scores, key=lambda score: score.number), heard.number)
+    return Scored(sorted(scores, key=lambda score: score.number), heard.number, reason)
 
 
 def _actors(checkpoint: Checkpoint, source: Source, trials: Trials) -> SubnetActors:

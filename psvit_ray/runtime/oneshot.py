@@ -4,6 +4,7 @@ resume, begins."""
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,13 @@ from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import Source
 from psvit_ray.model.latency import Conditions, LatencyTable, measure
+from psvit_ray.runtime.budget import Budget
 from psvit_ray.runtime.candidates import score_candidates
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.finalists import export_inherited, export_winner
 from psvit_ray.runtime.launch import Session, exit_code
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
-from psvit_ray.runtime.ray_tune import Budget, Trials, run_trials
+from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot import OneshotConfig, best_specs, large_specs, trainings_of
 from psvit_ray.search.proposals import FixedProposals
@@ -44,6 +46,8 @@ class Found:
     supernet: Record
     signal: int | None = None
     """That ended it early, if one did."""
+    reason: str = ""
+    """Why it ended early, if not by a fault."""
     fault: str = ""
     """That ended it early, if one did."""
     untracked: int = 0
@@ -61,20 +65,31 @@ def search(
     train: TrainConfig,
     trials: Trials,
 ) -> Found:
-    """Supernet, candidates, finalists, test: each goes on from what is there of it.
+    """Supernet, candidates, finalists, test: each goes on from what is there of it, while the
+    search's hours and GPU-hours last.
 
     Raises ValueError where a latency is asked for that no spec has.
     """
+    budget, gpus = Budget.of(search), trials.resources.resolved().get("GPU", 0)
     latency_ms = None
     if config.asks_for_latency:
         latency_ms = latency_table(session, config, search, trials).predict
     config.evolution(search, latency_ms)  # raises, before hours are spent
+    gpus_of_supernet = config.supernet_workers * gpus
+    before = sum(one.seconds for one in RecordStore(session.folder / SUPERNET).all())
     supernet = train_supernet(
-        session, config.supernet(search, train), trials, workers=config.supernet_workers
+        session,
+        config.supernet(search, train),
+        trials,
+        workers=config.supernet_workers,
+        deadline=budget.without(before * gpus_of_supernet).until(gpus_of_supernet),
     )
     found = Found([], session.records, supernet.record, supernet.signal)
+    if supernet.record.status == "interrupted":
+        return replace(found, reason=supernet.record.reason)
     if supernet.record.status != "completed":
-        return found if supernet.signal else replace(found, fault=supernet.record.reason)
+        return replace(found, fault=supernet.record.reason)
+    budget = budget.without(supernet.record.seconds * gpus_of_supernet)
     scored = score_candidates(
         session,
         config.evolution(search, latency_ms, first_candidates(session, search, source)),
@@ -83,10 +98,12 @@ def search(
         trials,
         candidates=config.candidates,
         latency_ms=latency_ms,
+        deadline=budget.until(gpus * trials.concurrency()),
     )
-    found = replace(found, scores=scored.scores, signal=scored.signal)
-    if scored.signal:
+    found = replace(found, scores=scored.scores, signal=scored.signal, reason=scored.reason)
+    if scored.reason:
         return found
+    budget = budget.without(sum(score.seconds for score in scored.scores) * gpus)
     specs = best_specs(scored.scores, config.finalists)
     inherited = export_inherited(session, specs, lambda: supernet_checkpoint(session))
     configurations, kinds = trainings_of(config, search, train, specs, inherited)
@@ -95,12 +112,13 @@ def search(
         FixedProposals(configurations, session.records, kinds),
         trials,
         num_trials=len(configurations),
-        budget=Budget(search.max_hours, search.max_gpu_hours),
+        budget=budget,
     )
     found = replace(
         found,
         records=outcome.records,
         signal=outcome.signal,
+        reason=next((one.reason for one in outcome.records if one.status == "interrupted"), ""),
         fault=outcome.storage_fault,
         untracked=outcome.untracked,
     )
@@ -142,7 +160,12 @@ def _measured(space: SearchSpace, conditions: Conditions, threads: int) -> Laten
 
 
 def train_supernet(
-    session: Session, configuration: Configuration, trials: Trials, *, workers: int
+    session: Session,
+    configuration: Configuration,
+    trials: Trials,
+    *,
+    workers: int,
+    deadline: float = math.inf,
 ) -> Trained:
     """Goes on with what is there; has nothing to do where it is trained."""
     folder = session.folder / SUPERNET
@@ -159,6 +182,7 @@ def train_supernet(
         resources_per_worker=trials.resources.resolved(),
         wait_minutes=trials.resources.wait_minutes,
         test=False,
+        deadline=deadline,
     )
 
 

@@ -103,12 +103,14 @@ def train(
     patience_s: float = 300.0,
     wait_minutes: float = 30.0,
     test: bool = True,
+    deadline: float = math.inf,
 ) -> Trained:
     """Trains one configuration outside a search. With `test` it scores the test images once, at the
     end.
 
     Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
-    process, or a SIGTERM to a worker's, ends it with a checkpoint. The record says how it ended.
+    process, or a SIGTERM to a worker's, ends it with a checkpoint, as does the `deadline`, a moment
+    of time.monotonic(). The record says how it ended.
     """
     record = next(iter(session.records), None) or Record(
         number=0, kind="fixed", params={}, configuration=configuration
@@ -123,7 +125,7 @@ def train(
         patience_s=patience_s,
     )
 
-    with tempfile.TemporaryDirectory() as scratch, listening() as heard:
+    with tempfile.TemporaryDirectory() as scratch, listening(deadline) as heard:
         trainer = functools.partial(
             make_trainer,
             task,
@@ -198,7 +200,9 @@ class _Driver:
             record = self._put(status, reason)
             ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
             self._tracker.close(ended)
-        by = self._heard.number or signal.SIGTERM  # a worker was sent it, where not this process
+        by = self._heard.number
+        if not self._heard.reason:
+            by = signal.SIGTERM  # a worker was sent it
         return Trained(record, by if status == "interrupted" else None)
 
     def _watch(self, fit: _Fit) -> str:
@@ -208,11 +212,11 @@ class _Driver:
             fit.join(LOOK_S)
             # The key-value store, or the storage, may be away for a while: then at the next turn.
             with contextlib.suppress(RayError, OSError):
-                if self._heard.number and not told:
-                    self._mailbox.tell(STOP, self._heard.name)
+                if (asked := self._heard.reason) and not told:
+                    self._mailbox.tell(STOP, asked)
                     told = True
                     if not self._mailbox.read(BEGUN):
-                        return f"stopped by {self._heard.name} before the first step"
+                        return f"{asked} before the first step"
                 if told and (stopped := self._mailbox.read(STOPPED)):
                     return stopped
                 if time.monotonic() >= look_at:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.asha import Asha, Halving
 from psvit_ray.runtime.asking import HEAD
+from psvit_ray.runtime.budget import UNBOUNDED, Budget
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
@@ -76,9 +75,7 @@ class _Stop(tune.Stopper):
     end where they are, and a resume goes on from their checkpoints."""
 
     def __init__(self, budget: Budget, gpus_per_trial: float, heard: Heard, recorder: Recorder):
-        hours, gpu_hours = budget.max_hours, budget.max_gpu_hours
-        self._deadline = time.monotonic() + 3600 * hours if hours else math.inf
-        self._trial_hours = gpu_hours / gpus_per_trial if gpu_hours and gpus_per_trial else math.inf
+        self._trial_hours = budget.hours(gpus_per_trial)
         self._heard, self._recorder = heard, recorder
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -90,13 +87,10 @@ class _Stop(tune.Stopper):
     @property
     def reason(self) -> str:
         """Empty until there is one."""
-        if self._heard.number:
-            return f"stopped by {self._heard.name}"
-        if self._recorder.storage_fault:
-            return self._recorder.storage_fault
-        if self._recorder.hours_in_training > self._trial_hours:
-            return "its GPU-hours were over"
-        return "its hours were over" if time.monotonic() > self._deadline else ""
+        if reason := self._heard.reason or self._recorder.storage_fault:
+            return reason
+        over = self._recorder.hours_in_training > self._trial_hours
+        return "its budget of GPU-hours was over" if over else ""
 
 
 class Trials(Value):
@@ -112,16 +106,6 @@ class Trials(Value):
     def concurrency(self) -> int:
         fit = workers_that_fit(self.resources.resolved()) // self.workers_per_trial
         return min(self.max_concurrent or fit, fit)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a search may take before it ends; a resume goes on with it."""
-
-    max_hours: float | None = None
-    """Of this driver."""
-    max_gpu_hours: float | None = None
-    """Of GPUs given to trials, by all drivers of the search. Without GPUs there is no end to it."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +154,7 @@ def run_trials(
     trials: Trials,
     *,
     num_trials: int,
-    budget: Budget = Budget(),
+    budget: Budget = UNBOUNDED,
     halving: Halving | None = None,
     test: bool = False,
     trainable: Callable[[dict[str, Any]], None] = train_trial,
@@ -198,7 +182,7 @@ def run_trials(
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
-    with tempfile.TemporaryDirectory() as scratch, listening() as heard:
+    with tempfile.TemporaryDirectory() as scratch, listening(budget.deadline) as heard:
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
         stop = _Stop(budget, gpus, heard, recorder)
         tuner = tune.Tuner(

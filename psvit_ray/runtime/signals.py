@@ -1,28 +1,42 @@
-"""SIGINT and SIGTERM to a driver: the first is noted, so that a run can end in order."""
+"""What asks a driver to end: SIGINT and SIGTERM, of which the first is noted, and a deadline."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 
+@dataclass
 class Heard:
-    """The signal that asked to stop, once there was one."""
+    """What asked to end in order, once something did."""
 
+    deadline: float = math.inf
+    """A moment of time.monotonic()."""
     number: int | None = None
+    """Of the signal."""
 
     @property
     def name(self) -> str:
         return signal.Signals(self.number).name if self.number else ""
 
+    @property
+    def reason(self) -> str:
+        """Empty until there is one."""
+        if self.number:
+            return f"stopped by {self.name}"
+        return "its budget of hours was over" if time.monotonic() > self.deadline else ""
+
 
 @contextlib.contextmanager
-def listening() -> Iterator[Heard]:
+def listening(deadline: float = math.inf) -> Iterator[Heard]:
     """Notes the first signal; a second one ends the process at once. In the main thread only."""
-    heard = Heard()
+    heard = Heard(deadline)
 
     def note(number: int, frame: FrameType | None) -> None:
         heard.number = number

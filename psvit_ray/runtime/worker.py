@@ -80,9 +80,9 @@ def train_worker(raw_task: dict[str, Any]) -> None:
     if failed:
         ray.train.report({**said, "failed": failed, "storage_failed": bool(keeper.fault)})
     elif stopped and rank == 0:
-        by = mailbox.read(STOP) or "SIGTERM to a worker"
+        reason = mailbox.read(STOP) or "stopped by SIGTERM to a worker"
         at = f"step {said['step']}, checkpoint {keeper.written}"
-        mailbox.tell(STOPPED, f"stopped by {by} at {at}")
+        mailbox.tell(STOPPED, f"{reason} at {at}")
 
 
 def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[Report]:
