@@ -106,7 +106,7 @@ class Searched:
     choice: ArchSpec
     strategy: str
     seconds: float
-    """Of supernet, scoring and trainings."""
+    """Of all workers of supernet, scoring and trainings."""
 
     @classmethod
     def of(cls, storage: Folder, name: str, study: Sequence[Record]) -> Searched:
@@ -126,8 +126,14 @@ class Searched:
             name,
             found.configuration.spec,
             "oneshot" if scores else "scratch",
-            sum(record.seconds for record in trainings) + sum(score.seconds for score in scores),
+            sum(map(worker_seconds, trainings)) + sum(score.seconds for score in scores),
         )
+
+
+def worker_seconds(record: Record) -> float:
+    """Of a training, times its workers."""
+    workers = (point.metrics.get("perf/workers", 1.0) for point in record.curve)
+    return record.seconds * max(workers, default=1.0)
 
 
 def work(job: RegretJob) -> int:

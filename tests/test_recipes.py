@@ -24,6 +24,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.cli import RECIPES
 from psvit_ray.data.transforms import Preprocessing, seeded
 from psvit_ray.model import PSViT
+from psvit_ray.search.candidates import spread
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.state import build_model
 from tests.test_cli import parse
@@ -40,7 +41,9 @@ def train_job(name: str, *flags: str) -> Any:
 
 def header(name: str) -> str:
     """The comment at the top, as one line."""
-    lines = (RECIPES / f"{name}.yaml").read_text().split("\nbase:")[0].splitlines()
+    lines = (
+        (RECIPES / f"{name}.yaml").read_text().split("\nbase:")[0].split("\ntrain:")[0].splitlines()
+    )
     assert all(line.startswith("#") for line in lines)
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
@@ -55,7 +58,14 @@ def number(pattern: str, text: str) -> float:
 
 
 def test_these_are_all_recipes_for_images() -> None:
-    assert set(NAMES) - {"digits", "digits_deit"} == set(IMAGENET)
+    assert set(NAMES) - {"digits", "digits_deit", "digits_whole"} == set(IMAGENET)
+
+
+def test_the_space_that_is_trained_whole_has_as_many_as_its_header_says() -> None:
+    search = parse("rank_study --recipe digits_whole").search
+    specs = spread(search.space, search.limits, 100, search.search_seed)
+    assert len(set(specs)) == 100 == search.space.size().count
+    assert number(r"A space of (\d+) PSViTs", header("digits_whole")) == 100
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -54,7 +54,10 @@ Stored = Callable[[str, list[Record]], Folder]
 def test_regret_and_compute_are_those_of_the_records(run: Run, stored: Stored) -> None:
     stored("ranks", STUDY)
     folder = stored("found", [trained(MIDDLE, 7, 99.0, seconds=3.0), trained(SMALL, 7, 98.0)])
-    RecordStore(folder / SUPERNET).put(trained(LARGE, 7, 97.0, seconds=4.0))
+    supernet = trained(LARGE, 7, 97.0, seconds=2.0)
+    (point,) = supernet.curve[-1:]
+    two = point.model_copy(update={"metrics": {**point.metrics, "perf/workers": 2.0}})
+    RecordStore(folder / SUPERNET).put(supernet.model_copy(update={"curve": (two,)}))
     ScoreStore(folder).put(0, [score(number, 70.0, seconds=0.5) for number in range(2)])
     stored("other", [trained(SMALL, 8, 70.0, seconds=6.0)])
     said = run(f"{LINE} --search other")
@@ -63,7 +66,13 @@ def test_regret_and_compute_are_those_of_the_records(run: Run, stored: Stored) -
     found, other = (
         line.split() for line in said.out.splitlines() if " scratch " in line or " oneshot " in line
     )
-    assert found[:5] == ["found", "oneshot", "18", "30.0", MIDDLE.pattern]  # 3 + 10 + 4 + 2 * 0.5
+    assert found[:5] == [
+        "found",
+        "oneshot",
+        "18",
+        "30.0",
+        MIDDLE.pattern,
+    ]  # 3 + 10 + 2 * 2 + 2 * 0.5
     assert other[:5] == ["other", "scratch", "6", "10.0", SMALL.pattern]
     assert [line[8:10] for line in (found, other)] == [["92.00", "1.00"], ["82.00", "11.00"]]
 
