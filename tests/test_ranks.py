@@ -10,11 +10,12 @@ import pytest
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
-from psvit_ray.report.rank_study import between_halves
+from psvit_ray.report.rank_study import Study, between_halves
 from psvit_ray.report.ranks import agreement, tau
 from psvit_ray.search.record import RecordStore
 from psvit_ray.search.scores import ScoreStore
 from tests.test_cli import job, parse
+from tests.test_record import spec_of
 
 
 def test_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse() -> None:
@@ -66,6 +67,27 @@ def test_the_ceiling_is_what_one_half_of_the_seeds_says_of_the_other() -> None:
     assert between_halves(same) == pytest.approx(1.0)
     # One of two seeds is the reverse of the other.
     assert between_halves(np.stack([truth, -truth], axis=1)) == pytest.approx(-1.0)
+    assert between_halves(np.ones((6, 2))) is None
+
+
+def test_the_better_half_is_ranked_by_itself() -> None:
+    """The worse half is ranked rightly by the scores, the better half the other way round."""
+    scratch = np.array([[1.0, 3.0], [4.0, 4.0], [90.0, 96.0], [94.0, 94.0], [95.0, 95.0]])
+    scores = np.array([[1.0], [2.0], [9.0], [8.0], [7.0]])
+    specs = [spec_of((1,) * depth) for depth in range(1, 6)]
+    study = Study(specs, scratch, scores, -scores)
+    assert study.between == pytest.approx(np.std([2, 4, 93, 94, 95], ddof=1))
+    assert study.within == pytest.approx(np.sqrt((2 + 18) / 5))  # the variances of 1, 3 and 90, 96
+    half = study.better_half
+    assert half.specs == specs[:1:-1]
+    for one, expected in ((study, 0.4), (half, -1.0)):  # 7 of 10 pairs, none of 3
+        found = one.agreements()
+        for name in ("supernet 0, top-1", "all supernets, loss"):
+            ranked = found[name]
+            assert ranked
+            assert ranked.tau.value == pytest.approx(expected)
+        assert found["MACs"]
+        assert found["MACs"].tau.value == pytest.approx(1.0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -89,7 +111,7 @@ def test_a_rank_study_trains_scores_and_compares(
             for one in found["architectures"]
         }
     assert found["agreement"]["MACs"]["n"] == 8
-    assert "8 architectures, 2 seeds each" in capsys.readouterr().out
+    assert "8 architectures (all), 2 seeds each" in capsys.readouterr().out
     before = {record.key: record for record in records}
     assert job("rank_study").work(parse(line + " --resume")) == 0
     assert {r.key: r for r in RecordStore(Folder(str(tmp_path / "a"))).all()} == before
