@@ -27,7 +27,7 @@ from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot import OneshotConfig, best_specs, large_specs, trainings_of
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import ENDED, Record, RecordStore
-from psvit_ray.search.scores import Score
+from psvit_ray.search.scores import Score, ScoreStore
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.subnets import read, suggested_sharings
@@ -90,6 +90,7 @@ def search(
     if supernet.record.status != "completed":
         return replace(found, fault=supernet.record.reason)
     budget = budget.without(supernet.record.seconds * gpus_of_supernet)
+    scored_before = sum(score.seconds for score in ScoreStore(session.folder).all())
     scored = score_candidates(
         session,
         config.evolution(search, latency_ms, first_candidates(session, search, source)),
@@ -98,10 +99,10 @@ def search(
         trials,
         candidates=config.candidates,
         latency_ms=latency_ms,
-        deadline=budget.until(gpus * trials.concurrency()),
+        deadline=budget.without(scored_before * gpus).until(gpus * trials.concurrency()),
     )
     found = replace(found, scores=scored.scores, signal=scored.signal, reason=scored.reason)
-    if scored.reason:
+    if scored.signal or scored.reason:
         return found
     budget = budget.without(sum(score.seconds for score in scored.scores) * gpus)
     specs = best_specs(scored.scores, config.finalists)
