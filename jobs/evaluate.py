@@ -27,7 +27,7 @@ from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
 from psvit_ray.report.evaluation import Answers
 from psvit_ray.report.progress import told
-from psvit_ray.runtime.launch import writable
+from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero
 from psvit_ray.training.export import Exported

@@ -24,7 +24,8 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.storage import Folder, without_secrets
 from psvit_ray.runtime import registry, tracking_uri
-from psvit_ray.runtime.launch import read_description, writable
+from psvit_ray.runtime.launch import read_description
+from psvit_ray.runtime.output import writable
 from psvit_ray.runtime.ray_train import CHECKPOINTS
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.training import conversion, export

@@ -27,7 +27,7 @@ from psvit_ray.model.latency import Conditions, LatencyTable, measure
 from psvit_ray.model.strategies import Judged, check_strategies
 from psvit_ray.report.ranks import agreement
 from psvit_ray.report.table import aligned
-from psvit_ray.runtime.launch import writable
+from psvit_ray.runtime.output import writable
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.training.config import Number
 

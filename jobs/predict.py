@@ -30,7 +30,7 @@ from psvit_ray.report import predictions
 from psvit_ray.report.progress import told
 from psvit_ray.runtime import cluster, scoring
 from psvit_ray.runtime.cluster import WorkerResources
-from psvit_ray.runtime.launch import writable
+from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero
 from psvit_ray.training.export import Exported

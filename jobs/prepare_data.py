@@ -22,7 +22,8 @@ from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
-from psvit_ray.runtime.launch import Resume, exit_code, writable
+from psvit_ray.runtime.launch import Resume, exit_code
+from psvit_ray.runtime.output import writable
 from psvit_ray.runtime.prepare import Stopped, check_out, prepare
 from psvit_ray.training.config import Fraction, NumberOrZero
 

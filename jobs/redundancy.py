@@ -46,7 +46,7 @@ from psvit_ray.model.timm_vit import from_timm
 from psvit_ray.report import redundancy
 from psvit_ray.report.progress import told
 from psvit_ray.report.redundancy import SharingProposal
-from psvit_ray.runtime.launch import writable
+from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
 from psvit_ray.training.networks import TIMM, load_network

@@ -23,6 +23,7 @@ import requests
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.runtime import tracking_uri
+from psvit_ray.runtime.output import writable
 
 PACKAGES = ("ray", "torch", "timm", "pyarrow", "mlflow")
 FULL = 0.95
@@ -85,8 +86,6 @@ def _driver() -> str:
 
 def write(uri: str, mark: str) -> list[str]:
     """The folders that were made for it, the innermost first. Raises ValueError or OSError."""
-    from psvit_ray.runtime.launch import writable  # here, as it imports mlflow
-
     folder = writable(uri, "storage")
     path = Path(folder.uri)
     above = (path, *path.parents) if folder.is_local else ()

@@ -19,6 +19,7 @@ from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.lease import Lease
+from psvit_ray.runtime.output import writable
 from psvit_ray.search.record import Record, RecordStore, differences
 
 Resume = Literal["never", "must", "auto"]
@@ -62,20 +63,6 @@ def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
     if not name or "/" in name or name.startswith("."):
         raise ValueError(f"name must be usable as a folder name, got {name!r}")
     return storage, name
-
-
-def writable(uri: str, field: str) -> Folder:
-    """The folder, which need not exist. Raises ValueError, naming `field`, where nothing that is
-    written to it would stay."""
-    folder = Folder.at(uri)
-    job_package = "/runtime_resources/working_dir_files/"
-    if folder.is_local and job_package in folder.uri:
-        raise ValueError(
-            f"{field} must be an absolute path or a URI in a submitted job, got {uri!r}: the job's "
-            "own folder is a copy that Ray deletes"
-        )
-    folder.check_writable(field)
-    return folder
 
 
 @contextlib.contextmanager
