@@ -182,9 +182,9 @@ class Images:
         return len(self._labels)
 
     def __getitems__(self, draws: Draws | Sequence[int]) -> Batch:
-        """`draws` are pairs of index and seed or, in evaluation, indices."""
-        asked = torch.as_tensor(np.asarray(draws, dtype=np.int64)).view(len(draws), -1)
-        indices, seeds = asked[:, 0], asked[:, -1] * (asked.shape[1] - 1)
+        """`draws` are pairs of index and seed or, in evaluation, indices; there may be none."""
+        asked = torch.as_tensor(np.asarray(draws, dtype=np.int64))
+        indices, seeds = asked.unbind(1) if asked.ndim == 2 else (asked, torch.zeros_like(asked))
         if isinstance(self._table, ArrayTable):
             return Batch(self._table.images[indices], self._labels[indices], indices, seeds)
         images, good, bad = [], [], []

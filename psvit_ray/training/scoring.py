@@ -46,7 +46,9 @@ def scored(
     for batch in loader:
         with torch.inference_mode():
             images = batch.images.to(device, non_blocking=True)
-            logits = model(preprocessing.normalize(images)).float().cpu()
+            if not len(images):  # attention on a GPU refuses them: the answers to a blank, none
+                images = images.new_zeros(1, *images.shape[1:])
+            logits = model(preprocessing.normalize(images)).float().cpu()[: len(batch.indices)]
         yield Scored(batch.indices, logits, batch.bad)
 
 

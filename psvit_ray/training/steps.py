@@ -231,7 +231,13 @@ class Steps:
         over the workers, as DDP does, gradients are those of the mean over the global batch,
         however it was shared out. Returns the sum of the losses.
         """
-        size = self._config.micro_batch_size or len(images) or 1
+        if not len(images):
+            # The others wait for a gradient of this worker too. An image that weighs nothing gives
+            # zeros by the same way; a pass over no images does not on every device (attention
+            # on a GPU refuses them) nor in every teacher.
+            stand_in, target = (one.new_zeros(1, *one.shape[1:]) for one in (images, targets))
+            return 0 * self._backward(stand_in, target, scale=0.0)
+        size = self._config.micro_batch_size or len(images)
         parts = list(zip(images.split(size), targets.split(size), strict=True))
         total = torch.zeros((), device=images.device)
         for number, (x, y) in enumerate(parts, start=1):
