@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import Source
+from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.training import export
 from psvit_ray.training.config import Configuration
 
@@ -34,13 +35,16 @@ Job = TypeVar("Job", bound=BaseModel)
 
 
 def run(job: type[Job], work: Callable[[Job], int]) -> NoReturn:
-    """Parses, works, exits. What the user got wrong is one line on standard error and code 2."""
+    """Parses, works, exits. What the user got wrong is one line on standard error and code 2; where
+    another driver took the name over, one line and code 1."""
     try:
         code = work(parse(job, sys.argv[1:]))
     except ValidationError as error:
         fail(one_line(error))
     except ValueError as error:
         fail(str(error))
+    except LeaseLost as error:
+        fail(str(error), code=1)
     except KeyboardInterrupt:  # a search that is under way ends in order by itself
         print("interrupted", file=sys.stderr)
         code = 130
@@ -48,9 +52,9 @@ def run(job: type[Job], work: Callable[[Job], int]) -> NoReturn:
     sys.exit(code)
 
 
-def fail(line: str) -> NoReturn:
+def fail(line: str, *, code: int = 2) -> NoReturn:
     print(f"error: {' '.join(line.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def parse(job: type[Job], argv: Sequence[str]) -> Job:

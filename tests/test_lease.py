@@ -1,16 +1,19 @@
-"""One live driver for a name, and a dead one's name is free."""
+"""One live driver for a name, and a dead one's name is free; who lost the name writes nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,23 +21,27 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
+from psvit_ray.data import output
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime import lease
-from psvit_ray.runtime.lease import FILE, InUse, Lease
+from psvit_ray.runtime import lease, process
+from psvit_ray.runtime.fence import LAST, LEASE, Fence, LeaseLost
+from psvit_ray.runtime.lease import InUse, Lease
 
 PATIENCE_S = 60.0  # for a busy machine; no test waits so long where the code is right
+NEVER_S = 1e6
 HOLD = """
-import sys, time
+import sys
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime.lease import Lease
-with Lease(Folder(sys.argv[1])):
+from psvit_ray.runtime import lease
+lease.HEARTBEAT_S = 0.05
+with lease.Lease(Folder(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 
 
 def content(folder: Folder) -> dict[str, Any]:
-    return json.loads(folder.read(FILE) or b"null")
+    return json.loads(folder.read(LEASE) or b"null")
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -56,6 +63,30 @@ def object_store(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Folder:
     monkeypatch.setattr(Folder, "open", lambda self: (there, self.uri.partition("://")[2]))
     monkeypatch.setattr(lease, "SETTLES_S", 0.3)
     return Folder("mock://bucket/name")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of silence ends a lease."""
+    for name, seconds in {"HEARTBEAT_S": 0.02, "EXPIRES_S": 0.5, "LOOK_S": 0.01}.items():
+        monkeypatch.setattr(lease, name, seconds)
+
+
+@contextlib.contextmanager
+def driver(folder: Folder, *before: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease until its input ends; started by the words `before`."""
+    with subprocess.Popen(
+        [*before, sys.executable, "-c", HOLD, folder.uri],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as started:
+        assert started.stdout
+        assert started.stdout.readline() == "held\n"
+        try:
+            yield started
+        finally:
+            started.kill()
 
 
 def test_a_live_driver_keeps_others_off_and_says_who_it_is(folder: Folder) -> None:
@@ -81,131 +112,414 @@ def test_looking_writes_nothing(folder: Folder) -> None:
     assert not Path(folder.uri).exists()
 
 
+@pytest.mark.parametrize("stored", ["folder", "object_store"])
+def test_the_number_of_a_token_grows_also_where_the_lease_is_gone(
+    stored: str, request: pytest.FixtureRequest
+) -> None:
+    where = request.getfixturevalue(stored)
+    with Lease(where) as first:
+        assert first.number == content(where)["number"] == 1
+    with Lease(where) as second:
+        assert (second.number, second.owner != first.owner) == (2, True)
+        where.delete(LEASE)
+    assert json.loads(where.read(LAST) or b"")["owner"] == second.owner
+    with Lease(where) as third:
+        assert third.number == 3
+    where.write(LAST, b"{")
+    with Lease(where) as fourth:
+        assert fourth.number == 1
+        where.write(LAST, b"")
+        with pytest.raises(LeaseLost):
+            third.check()
+        fourth.check()
+
+
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_driver_killed_on_this_host_is_followed_at_once(folder: Folder, reaped: bool) -> None:
+def test_a_driver_killed_on_this_host_is_followed_at_once(
+    folder: Folder, reaped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also while its parent has not yet asked how it ended: in a container nobody may ever ask."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", HOLD, folder.uri], stdout=subprocess.PIPE, text=True
-    )
-    assert driver.stdout
-    assert driver.stdout.readline() == "held\n"
-    with pytest.raises(InUse, match=f"process {driver.pid} "):
-        Lease(folder).__enter__()
-    driver.send_signal(signal.SIGKILL)
-    if reaped:
-        driver.wait()
-    else:
-        os.waitid(os.P_PID, driver.pid, os.WEXITED | os.WNOWAIT)
-    assert lease._left(content(folder)) > 10  # it is not time that ended it
-    with Lease(folder):
-        assert content(folder)["pid"] == os.getpid()
-    driver.wait()
-    driver.stdout.close()
+    monkeypatch.setattr(lease, "EXPIRES_S", NEVER_S)
+    with driver(folder) as other:
+        with pytest.raises(InUse, match=f"process {other.pid} on .*; `kill {other.pid}` ends it"):
+            Lease(folder).__enter__()
+        other.kill()
+        if reaped:
+            other.wait()
+        else:
+            os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        with Lease(folder):
+            assert content(folder)["pid"] == os.getpid()
 
 
-def of_another_host(folder: Folder, *, seconds_ago: float, **changes: Any) -> None:
-    holder = {"owner": "other", "host": "elsewhere", "pid": 1, "started": "1"}
-    holder |= {"time": time.time() - seconds_ago} | changes
-    folder.write(FILE, json.dumps(holder).encode())
+@pytest.mark.usefixtures("quick")
+def test_a_suspended_driver_of_this_host_keeps_its_lease(folder: Folder) -> None:
+    with driver(folder) as other:
+        other.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, other.pid, os.WSTOPPED | os.WNOWAIT)
+        refused = (
+            rf"process {other.pid} on this host is suspended \(state T\): `kill -CONT {other.pid}` "
+            rf"lets it go on, `kill -KILL {other.pid}` ends it"
+        )
+        for wait in (False, True):  # the second waits for longer than a lease lasts
+            with pytest.raises(InUse, match=refused):
+                Lease(folder, wait=wait).__enter__()
+        with pytest.raises(InUse, match=refused):
+            Lease(folder).check()
+        other.send_signal(signal.SIGCONT)
+        other.communicate()
+        assert other.returncode == 0
+        assert folder.read(LEASE) is None
+        with Lease(folder):
+            pass
 
 
-def test_a_driver_of_another_host_is_followed_when_its_heartbeat_has_stopped(
-    folder: Folder,
-) -> None:
-    of_another_host(folder, seconds_ago=lease.EXPIRES_S - 15)
-    with pytest.raises(InUse, match=r"process 1 on elsewhere .* ends in 1\d s"):
-        Lease(folder).__enter__()
-    of_another_host(folder, seconds_ago=lease.EXPIRES_S + 1)
-    with Lease(folder):
-        assert content(folder)["owner"] != "other"
+def of_another_host(folder: Folder, **changes: Any) -> None:
+    holder = {"owner": "other", "host": "elsewhere", "pid": 1, "started": "1", "number": 7}
+    folder.write(LEASE, json.dumps(holder | {"time": 1e9} | changes).encode())
 
 
-def test_a_pid_that_was_used_again_is_not_the_driver(folder: Folder) -> None:
-    here = lease.socket.gethostname()
-    of_another_host(folder, seconds_ago=0, host=here, pid=os.getpid(), started="1")
-    Lease(folder).check()
-
-
-def test_a_driver_without_proc_to_ask_is_believed_its_heartbeat(folder: Folder) -> None:
-    """As on macOS, where it could not say when it started."""
-    here = lease.socket.gethostname()
-    of_another_host(folder, seconds_ago=0, host=here, pid=os.getpid(), started="")
-    with pytest.raises(InUse):
-        Lease(folder).check()
-
-
-def test_the_heartbeat_keeps_a_lease_that_would_have_ended(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
-    with Lease(folder):
-        first = content(folder)
-        until(lambda: content(folder)["time"] > first["time"] + 0.1)
-        assert content(folder) | {"time": 0} == first | {"time": 0}
-    assert folder.names() == []  # no heartbeat after the end
-    assert "lease" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_a_storage_that_fails_for_a_while_does_not_end_the_heartbeat(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.01)
-    write, failed = Folder.write, threading.Event()
-
-    def fails(self: Folder, name: str, content: bytes) -> None:
-        failed.set()
-        raise OSError("no space")
-
-    with Lease(folder):
-        monkeypatch.setattr(Folder, "write", fails)
-        assert failed.wait(PATIENCE_S)
-        before = content(folder)["time"]
-        monkeypatch.setattr(Folder, "write", write)
-        until(lambda: content(folder)["time"] > before)
-
-
-def test_who_waits_follows_a_driver_that_has_died_but_not_one_that_lives(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(lease, "EXPIRES_S", 0.5)
-    of_another_host(folder, seconds_ago=0)
-    with Lease(folder, wait=True):
-        assert content(folder)["owner"] != "other"
-
-    alive = True
+@contextlib.contextmanager
+def beating(folder: Folder) -> Iterator[None]:
+    """The heartbeat of that one."""
+    ended = threading.Event()
 
     def beat() -> None:
-        while alive:
-            of_another_host(folder, seconds_ago=0)
-            time.sleep(0.02)
+        number = 0
+        while not ended.wait(0.02):
+            number += 1
+            folder.write(".lease.other", str(number).encode())
 
-    of_another_host(folder, seconds_ago=0)
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(InUse):
-            Lease(folder, wait=True).__enter__()
+        yield
     finally:
-        alive = False
+        ended.set()
         thread.join()
 
 
-def test_a_driver_that_lost_its_lease_is_interrupted_and_leaves_the_others_alone(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("date", [0, 1e9, 9e9], ids=["1970", "2001", "2255"])
+@pytest.mark.parametrize("wait", [False, True])
+def test_another_hosts_driver_is_followed_by_its_silence_whatever_its_clock_says(
+    folder: Folder, date: float, wait: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_another_host(folder, time=date)
+    with (
+        beating(folder),
+        pytest.raises(InUse, match=r"process 1 on elsewhere .*; its heartbeat is alive"),
+    ):
+        Lease(folder, wait=wait).__enter__()
+    assert content(folder)["owner"] == "other"
+    caplog.clear()
+    with Lease(folder, wait=wait) as token:
+        assert content(folder)["owner"] == token.owner
+        assert token.number == 8
+    (waited,) = caplog.messages
+    assert "process 1 on elsewhere" in waited
+
+
+@pytest.mark.usefixtures("quick")
+def test_looking_waits_for_a_sign_of_life_as_entering_does(folder: Folder) -> None:
+    of_another_host(folder)
+    with beating(folder), pytest.raises(InUse):
+        Lease(folder).check()
+    Lease(folder).check()
+    assert content(folder)["owner"] == "other"
+
+
+def test_a_pid_that_was_used_again_is_not_the_driver(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRES_S", NEVER_S)
+    of_another_host(folder, machine=process.machine(), pid=os.getpid(), started="1")
+    Lease(folder).check()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("machine", ["", "another boot", "another namespace"])
+def test_a_pid_is_looked_up_nowhere_but_where_it_was_given(folder: Folder, machine: str) -> None:
+    """Two containers of one host's name; a host that was started again; no /proc to ask."""
+    boot, _, space = process.machine().partition(" ")
+    machines = {"another boot": f"{'0' * 36} {space}", "another namespace": f"{boot} pid:[1]"}
+    here = lease.socket.gethostname()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    of_another_host(folder, machine=machines.get(machine, ""), host=here, pid=dead.pid)
+    with beating(folder), pytest.raises(InUse):
+        Lease(folder).__enter__()
+    of_another_host(
+        folder,
+        machine=machines.get(machine, ""),
+        host=here,
+        pid=os.getpid(),
+        started=process.started(os.getpid()),
+    )
+    with Lease(folder) as token:
+        assert content(folder)["owner"] == token.owner
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root")
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("proc", ["--mount-proc", "--kill-child"], ids=["own proc", "host's proc"])
+def test_a_driver_in_another_pid_namespace_is_believed_its_heartbeat(
+    folder: Folder, proc: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pid there is 1, as is that of this host's first process."""
+    monkeypatch.setattr(lease, "EXPIRES_S", PATIENCE_S)
+    with driver(folder, "unshare", "--pid", "--fork", "--kill-child", proc) as other:
+        assert content(folder)["pid"] == 1
+        assert content(folder)["machine"] != process.machine()
+        with pytest.raises(InUse, match=r"process 1 on .*; its heartbeat is alive"):
+            Lease(folder).__enter__()
+        other.communicate()
+    assert folder.read(LEASE) is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_heartbeat_keeps_a_lease_that_would_have_ended(folder: Folder) -> None:
+    with Lease(folder) as token:
+        beat = f".lease.{token.owner}"
+        until(lambda: int(folder.read(beat) or 0) > 3)
+        before = content(folder)
+        assert before["owner"] == token.owner
+    assert {path.name for path in Path(folder.uri).iterdir()} == {LAST, ".lease.lock"}
+    assert "lease" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("failing", ["read", "write"])
+def test_a_storage_that_fails_for_a_while_does_not_end_the_heartbeat(
+    folder: Folder, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    works, failed = getattr(Folder, failing), threading.Event()
+
+    def fails(self: Folder, name: str, *content: bytes) -> None:
+        failed.set()
+        raise OSError("no answer")
+
+    with Lease(folder) as token:
+        beat = f".lease.{token.owner}"
+        monkeypatch.setattr(Folder, failing, fails)
+        assert failed.wait(PATIENCE_S)
+        if failing == "read":
+            with pytest.raises(OSError, match="no answer"):  # the storage's error: nothing is lost
+                token.check()
+        monkeypatch.setattr(Folder, failing, works)
+        before = int(folder.read(beat) or 0)
+        until(lambda: int(folder.read(beat) or 0) > before)
+        token.check()
+
+
+NO_LEASES = {
+    "empty": b"",
+    "half": b'{"owner": "a", "ho',
+    "list": b"[]",
+    "null": b"null",
+    "no owner": b"{}",
+    "path as owner": b'{"owner": "../a", "host": "b", "pid": 1, "time": 0}',
+    "no number": b'{"owner": "a", "host": "b", "pid": 1e30, "time": 0}',
+    "no time": b'{"owner": "a", "host": "b", "pid": 1, "time": NaN}',
+    "nested": b"[" * 100_000,
+    "not text": bytes(range(256)),
+}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("stored", [*NO_LEASES.values()], ids=[*NO_LEASES])
+def test_what_is_no_lease_is_lost_to_its_driver_and_followed_once_it_stays_so(
+    folder: Folder, stored: bytes
+) -> None:
+    def held_up() -> None:
+        with Lease(folder):
+            folder.write(LEASE, stored)
+            time.sleep(PATIENCE_S)
+
+    with pytest.raises(LeaseLost, match=f"lease on {folder} is lost: lease.json cannot be read"):
+        held_up()
+    assert folder.read(LEASE) == stored
+    with Lease(folder) as token:
+        token.check()
+
+
+def _delete_lease(folder: Folder) -> None:
+    folder.delete(LEASE)
+
+
+def _delete_folder(folder: Folder) -> None:
+    shutil.rmtree(folder.uri)
+
+
+def _make_folder(folder: Folder) -> None:
+    folder.delete(LEASE)
+    Path(folder.uri, LEASE).mkdir()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        (of_another_host, "taken over by process 1 on elsewhere at 2001-09-"),
+        (_delete_lease, "lease.json is gone"),
+        (_delete_folder, "lease.json is gone"),
+        (_make_folder, "lease.json cannot be read"),
+    ],
+)
+def test_a_driver_that_lost_its_lease_is_interrupted_and_leaves_what_is_there_alone(
+    folder: Folder,
+    happens: Callable[[Folder], None],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Held up for longer than a lease lasts, as a laptop that slept."""
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
+    there: set[Path] = set()
 
     def held_up() -> None:
         with Lease(folder):
-            of_another_host(folder, seconds_ago=0)
+            happens(folder)
+            there.update(Path(folder.uri).rglob("*"))
             time.sleep(PATIENCE_S)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(LeaseLost, match=f"lease on {folder} is lost: {said}"):
         held_up()
-    assert content(folder)["owner"] == "other"
-    assert "taken over by process 1 on elsewhere" in caplog.text
+    assert {path for path in there if ".lease." not in path.name} <= {*Path(folder.uri).rglob("*")}
+    assert Path(folder.uri).exists() == bool(there)
+    assert f"is lost: {said}" in caplog.text
+
+
+def test_who_took_over_is_named_also_when_it_has_given_the_name_back(folder: Folder) -> None:
+    with Lease(folder) as first:
+        folder.delete(LEASE)
+        with Lease(folder):
+            pass
+        with pytest.raises(LeaseLost, match=rf"taken over by process {os.getpid()} .* given it"):
+            first.check()
+
+
+def test_a_folder_in_the_place_of_a_lease_is_refused(folder: Folder) -> None:
+    Path(folder.uri, LEASE).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"lease\.json must be a file, it is a folder: remove it"):
+        Lease(folder).check()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_heartbeat_that_fails_for_no_known_reason_ends_the_driver_and_frees_the_name(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Folder, name: str, content: bytes) -> None:
+        raise TypeError("unheard of")
+
+    def held_up() -> None:
+        with Lease(folder):
+            monkeypatch.setattr(Folder, "write", fails)
+            time.sleep(PATIENCE_S)
+
+    with pytest.raises(TypeError, match="unheard of"):
+        held_up()
+    assert folder.read(LEASE) is None
+
+
+def test_a_lock_that_a_suspended_process_has_is_not_waited_for_without_end(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "EXPIRES_S", 0.2)
+    Path(folder.uri).mkdir()
+    with Path(folder.uri, ".lease.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InUse, match=r"suspended, or very slow, has its .lease.lock locked"):
+            Lease(folder).__enter__()
+    with Lease(folder):
+        pass
+
+
+def _no_locks(*_: object) -> None:
+    raise OSError(95, "Operation not supported")
+
+
+def test_without_locks_a_lease_settles_as_in_an_object_store(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease.fcntl, "flock", _no_locks)
+    monkeypatch.setattr(lease, "SETTLES_S", 0.3)
+    number = 8
+    start, tried = threading.Barrier(number), threading.Barrier(number)
+    with ThreadPoolExecutor(number) as pool:
+        won = [*pool.map(lambda _: _contend_here(folder, start, tried), range(number))]
+    assert sum(won) == 1
+
+
+def fenced(folder: Folder) -> tuple[Fence, Folder]:
+    """A token whose lease another took, and a folder of the name."""
+    with Lease(folder) as token:
+        pass
+    of_another_host(folder)
+    return token, token.over((folder / "record").uri)
+
+
+@pytest.mark.parametrize("stored", ["folder", "object_store"])
+def test_nothing_is_written_deleted_or_put_in_place_without_the_lease(
+    stored: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    where = request.getfixturevalue(stored)
+    (where / "record").write("a.json", b"the other's")
+    _, record = fenced(where)
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "file").write_bytes(b"x")
+
+    def new_folder() -> None:
+        with output.new_folder(record / "model") as path:
+            (path / "file").write_bytes(b"x")
+
+    def new_file() -> None:
+        with output.new_file(record / "table") as file:
+            file.write("x")
+
+    for attempt in (
+        lambda: record.write("a.json", b"mine"),
+        lambda: (record / "below").write("a.json", b"mine"),
+        lambda: record.delete("a.json"),
+        record.delete_all,
+        lambda: record.upload(tmp_path / "local"),
+        new_folder,
+        new_file,
+    ):
+        with pytest.raises(LeaseLost, match="taken over by process 1 on elsewhere"):
+            attempt()
+    assert (where / "record").names() == ["a.json"]
+    assert record.read("a.json") == b"the other's"
+
+
+def test_a_lease_that_is_lost_while_a_file_is_written_keeps_it_from_counting(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last check stands between the content and the rename."""
+    with Lease(folder) as token:
+        record = token.over((folder / "record").uri)
+        record.write("a.json", b"first")
+        checks = 0
+
+        def check(self: Fence) -> None:
+            nonlocal checks
+            checks += 1
+            if checks == 2:
+                of_another_host(folder)
+            works(self)
+
+        works = Fence.check
+        monkeypatch.setattr(Fence, "check", check)
+        with pytest.raises(LeaseLost):
+            record.write("a.json", b"second")
+        monkeypatch.undo()
+        folder.delete(LEASE)
+    assert checks == 2
+    assert record.read("a.json") == b"first"
+    assert [path.name for path in Path(record.uri).iterdir()] == ["a.json"]
+
+
+def test_a_token_crosses_a_process_boundary_as_primitives(folder: Folder) -> None:
+    with Lease(folder) as token:
+        Fence.model_validate(json.loads(token.model_dump_json())).check()
 
 
 def _contend(uri: str, start: Any, tried: Any, won: Any) -> None:
@@ -226,13 +540,24 @@ def test_of_many_processes_at_the_same_moment_one_wins(folder: Folder) -> None:
         context.Process(target=_contend, args=(folder.uri, start, tried, won))
         for _ in range(number)
     ]
-    for process in several:
-        process.start()
-    for process in several:
-        process.join(PATIENCE_S)
-    assert [process.exitcode for process in several] == [0] * number
+    for contender in several:
+        contender.start()
+    for contender in several:
+        contender.join(PATIENCE_S)
+    assert [contender.exitcode for contender in several] == [0] * number
     assert won.acquire(block=False)
     assert not won.acquire(block=False)
+
+
+def _contend_here(folder: Folder, start: threading.Barrier, tried: threading.Barrier) -> bool:
+    start.wait()
+    try:
+        with Lease(folder):
+            tried.wait()
+            return True
+    except InUse:
+        tried.wait()
+        return False
 
 
 @pytest.mark.parametrize("stored", ["folder", "object_store"])
@@ -241,17 +566,7 @@ def test_of_many_threads_at_the_same_moment_one_wins(
 ) -> None:
     where, number = request.getfixturevalue(stored), 8
     start, tried = threading.Barrier(number), threading.Barrier(number)
-
-    def contend(_: int) -> bool:
-        start.wait()
-        try:
-            with Lease(where):
-                tried.wait()
-                return True
-        except InUse:
-            tried.wait()
-            return False
-
     with ThreadPoolExecutor(number) as pool:
-        assert sum(pool.map(contend, range(number))) == 1
+        won = [*pool.map(lambda _: _contend_here(where, start, tried), range(number))]
+    assert sum(won) == 1
     assert where.names() == []

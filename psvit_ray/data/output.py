@@ -38,6 +38,7 @@ def new_folder(out: Folder) -> Iterator[Path]:
     with _beside(out) as work:
         work.mkdir()
         yield work
+        out.check_guard()
         if out.is_local:
             os.replace(work, out.uri)  # also onto an empty folder
         else:
@@ -53,6 +54,7 @@ def new_file(out: Folder) -> Iterator[TextIO]:
     with _beside(out) as work:
         with work.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
+        out.check_guard()
         if out.is_local:
             os.replace(work, out.uri)
         else:

@@ -6,10 +6,18 @@ import contextlib
 import re
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from pyarrow import fs
+
+
+class Guard(Protocol):
+    """Decides whether this process may still write."""
+
+    def check(self) -> None:
+        """Raises where it may not."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,9 @@ class Folder:
     """`uri` is an absolute path, or a URI such as `s3://bucket/prefix`."""
 
     uri: str
+    guard: Guard | None = field(default=None, compare=False, repr=False)
+    """Checked before anything here, or in a folder below, is written or deleted: the last time
+    immediately before the rename that makes a file count."""
 
     @classmethod
     def at(cls, uri: str) -> Folder:
@@ -26,10 +37,8 @@ class Folder:
 
     def __truediv__(self, name: str) -> Folder:
         """What it holds, with the same query, which says how a store is reached."""
-        if self.is_local:
-            return Folder(f"{self.uri}/{name}")
-        path, mark, query = self.uri.partition("?")
-        return Folder(f"{path}/{name}{mark}{query}")
+        path, mark, query = (self.uri, "", "") if self.is_local else self.uri.partition("?")
+        return Folder(f"{path}/{name}{mark}{query}", self.guard)
 
     def __str__(self) -> str:
         """Fit to be shown: without user and password."""
@@ -38,6 +47,11 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return "://" not in self.uri
+
+    def check_guard(self) -> None:
+        """Raises what the guard does, where there is one and this process may not write."""
+        if self.guard:
+            self.guard.check()
 
     def open(self) -> tuple[fs.FileSystem, str]:
         """Raises ValueError for a kind of storage that pyarrow does not know."""
@@ -62,6 +76,7 @@ class Folder:
 
         Raises OSError where it cannot be written.
         """
+        self.check_guard()
         filesystem, path = self.open()
         filesystem.create_dir(path, recursive=True)
         target = f"{path}/{name}"
@@ -71,24 +86,28 @@ class Folder:
             with filesystem.open_output_stream(written) as file:
                 file.write(content)
             if written != target:
+                self.check_guard()
                 filesystem.move(written, target)
-        except OSError:
+        except Exception:
             if written != target:
                 with contextlib.suppress(OSError):
                     filesystem.delete_file(written)
             raise
 
     def delete(self, name: str) -> None:
+        self.check_guard()
         filesystem, path = self.open()
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(f"{path}/{name}")
 
     def delete_all(self) -> None:
+        self.check_guard()
         filesystem, path = self.open()
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_dir(path)
 
     def upload(self, local: Path) -> None:
+        self.check_guard()
         filesystem, path = self.open()
         filesystem.create_dir(path, recursive=True)
         fs.copy_files(str(local), path, destination_filesystem=filesystem)

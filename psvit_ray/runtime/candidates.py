@@ -56,7 +56,7 @@ def score_candidates(
     known = {score.spec: score for score in store.all()}
     scores: list[Score] = []
     reason = ""
-    tracker = Tracker(session.experiment)
+    tracker = Tracker(session.experiment, session.fence)
     with contextlib.ExitStack() as stack:
         heard = stack.enter_context(listening(deadline))
         actors: SubnetActors | None = None

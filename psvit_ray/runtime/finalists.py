@@ -78,7 +78,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
         )
         for record in untested
     }
-    tracker = Tracker(session.experiment)
+    tracker = Tracker(session.experiment, session.fence)
     tested = []
     for record in records:
         if record.key in asked:

@@ -18,6 +18,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster, tracking, tracking_uri
+from psvit_ray.runtime.fence import Fence
 from psvit_ray.runtime.lease import Lease
 from psvit_ray.runtime.output import writable
 from psvit_ray.search.record import Record, RecordStore, differences
@@ -43,12 +44,15 @@ class Launch(Value):
 
 @dataclass(frozen=True)
 class Session:
-    """An open name: nobody else writes under it."""
+    """An open name: nobody else writes under it. Its `folder` is written only while the driver has
+    the lease on the name."""
 
     name: str
     folder: Folder
     store: RecordStore
     records: list[Record]
+    fence: Fence
+    """Checked before what else is written for the name: `folder` and `store` do so themselves."""
     experiment: tracking.Experiment
 
 
@@ -92,7 +96,8 @@ def opened(
     cluster.check_shared(storage)
     cluster.check_readable(source.train, source.name)
     tracking_uri.check_shared(uri, num_hosts=cluster.num_hosts())
-    with lease:
+    with lease as fence:
+        folder = fence.over(folder.uri)
         # Another driver may have begun, and ended, while this one was on its way here.
         description = read_description(folder)
         check_resume(launch.resume, folder, name, description, identity)
@@ -105,6 +110,7 @@ def opened(
             folder=folder,
             store=store,
             records=store.all(),
+            fence=fence,
             experiment=tracking.Experiment(
                 tracking_uri=uri,
                 name=f"psvit/{source.name}",

@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import GivesUpWaiting, NoHosts, SavesBeforeResize, Workers
+from psvit_ray.runtime.fence import Fence, LeaseLost
 from psvit_ray.runtime.gauges import Gauges
 from psvit_ray.runtime.launch import Session
 from psvit_ray.runtime.mailbox import BEGUN, STOP, STOPPED, Mailbox
@@ -110,7 +111,8 @@ def train(
 
     Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
     process, or a SIGTERM to a worker's, ends it with a checkpoint, as does the `deadline`, a moment
-    of time.monotonic(). The record says how it ended.
+    of time.monotonic(). The record says how it ended. Raises LeaseLost, once the workers have
+    ended, where another driver took the name.
     """
     record = next(iter(session.records), None) or Record(
         number=0, kind="fixed", params={}, configuration=configuration
@@ -121,6 +123,7 @@ def train(
         checkpoints=(session.folder / CHECKPOINTS).uri,
         quarantine=session.folder.uri,
         mailbox=uuid.uuid4().hex,
+        fence=session.fence,
         test=test,
         patience_s=patience_s,
     )
@@ -134,7 +137,7 @@ def train(
             workers=workers,
             resources_per_worker=resources_per_worker,
             wait_minutes=wait_minutes,
-            callbacks=[_Recorder(session.folder.uri, task.mailbox)],
+            callbacks=[_Recorder(session.store, task.fence, task.mailbox)],
         )
         fit = _Fit(trainer, session.folder / CHECKPOINTS)
         return _Driver(session, Mailbox(task.mailbox), heard).drive(fit)
@@ -172,8 +175,9 @@ class _Driver:
     a run while it lasts, says what workers warn about, and passes signals on."""
 
     def __init__(self, session: Session, mailbox: Mailbox, heard: Heard) -> None:
-        self._store, self._mailbox, self._heard = session.store, mailbox, heard
-        self._tracker = Tracker(session.experiment)
+        self._store, self._fence = session.store, session.fence
+        self._mailbox, self._heard = mailbox, heard
+        self._tracker = Tracker(session.experiment, session.fence)
         self._gauges = Gauges(session.name)
         self._seen: Record | None = None
         self._first: tuple[int, float] | None = None
@@ -197,9 +201,11 @@ class _Driver:
                 (record,) = self._store.all()
                 status, reason = ("failed" if record.reason else "completed"), record.reason
         finally:
-            record = self._put(status, reason)
-            ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
-            self._tracker.close(ended)
+            try:
+                record = self._put(status, reason)
+            finally:
+                ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+                self._tracker.close(ended)
         by = self._heard.number
         if not self._heard.reason:
             by = signal.SIGTERM  # a worker was sent it
@@ -253,6 +259,7 @@ class _Driver:
         )
 
     def _put(self, status: Status, reason: str) -> Record:
+        self._fence.check()
         (record,) = self._store.all()
         run_id = self._tracker.run_id(record.key) or record.run_id
         seconds = self._seconds_before + time.monotonic() - self._began
@@ -284,15 +291,18 @@ def _one_line(failures: dict[int, Exception]) -> str:
 class _Recorder(UserCallback):
     """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
 
-    def __init__(self, folder: str, mailbox: str) -> None:
-        self._folder, self._mailbox = folder, mailbox
+    def __init__(self, store: RecordStore, fence: Fence, mailbox: str) -> None:
+        self._store, self._fence, self._mailbox = store, fence, mailbox
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        store = RecordStore(Folder(self._folder))
-        (record,) = store.all()
-        store.put(record.reported(metrics[0]))
+        try:
+            self._fence.check()  # the record may be gone with the lease
+            (record,) = self._store.all()
+            self._store.put(record.reported(metrics[0]))
+        except LeaseLost as error:
+            Mailbox(self._mailbox).tell(STOP, str(error))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         Mailbox(self._mailbox).note(_one_line(worker_exceptions))

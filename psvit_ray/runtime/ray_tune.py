@@ -21,6 +21,7 @@ from psvit_ray.runtime.asha import Asha, Halving
 from psvit_ray.runtime.asking import HEAD
 from psvit_ray.runtime.budget import UNBOUNDED, Budget
 from psvit_ray.runtime.cluster import WorkerResources, workers_that_fit
+from psvit_ray.runtime.fence import Fence
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
 from psvit_ray.runtime.mailbox import Mailbox
@@ -87,7 +88,8 @@ class _Stop(tune.Stopper):
     @property
     def reason(self) -> str:
         """Empty until there is one."""
-        if reason := self._heard.reason or self._recorder.storage_fault:
+        recorder = self._recorder
+        if reason := self._heard.reason or recorder.storage_fault or recorder.lease_fault:
             return reason
         over = self._recorder.hours_in_training > self._trial_hours
         return "its budget of GPU-hours was over" if over else ""
@@ -128,6 +130,7 @@ class _Tasks:
     """What the trial of a configuration is told."""
 
     folder: Folder
+    fence: Fence
     trials: Trials
     resources: dict[str, float]
     mailbox: str
@@ -140,6 +143,7 @@ class _Tasks:
                 checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
                 quarantine=(self.folder / QUARANTINE / configuration.key).uri,
                 mailbox=self.mailbox,
+                fence=self.fence,
                 test=self.test,
             ),
             workers=self.trials.workers_per_trial,
@@ -162,15 +166,18 @@ def run_trials(
     """Trains what is proposed until no more is. Everything that happens goes into the record.
 
     `trainable` runs in the process of each trial: it is told a TrialTask, as primitives, and
-    reports what `Report.values()` has to Tune.
+    reports what `Report.values()` has to Tune. Raises LeaseLost, once the trials have ended, where
+    another driver took the name.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
     concurrency = trials.concurrency()
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
-    tracker = Tracker(session.experiment)
+    tracker = Tracker(session.experiment, session.fence)
     resources = trials.resources.resolved()
-    task_of = _Tasks(session.folder, trials, resources, mailbox=uuid.uuid4().hex, test=test)
+    task_of = _Tasks(
+        session.folder, session.fence, trials, resources, mailbox=uuid.uuid4().hex, test=test
+    )
     recorder = Recorder(
         session.store,
         tracker,
@@ -207,6 +214,7 @@ def run_trials(
             ),
         )
         tuner.fit()
+    session.fence.check()
     recorder.interrupt(stop.reason)
     for key in (session.folder / QUARANTINE).names():
         quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.experiment import Trial
 
+from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.runtime.mailbox import Mailbox
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.search.proposals import Proposal
@@ -46,6 +47,8 @@ class Recorder(tune.Callback):
         self._ended_here = 0
         self.storage_fault = ""
         """A checkpoint that could not be written: no trial's own fault."""
+        self.lease_fault = ""
+        """Why nothing is written any more, once another driver has the name."""
         for record in self._records.values():
             tracker.put(record)  # what an outage or a kill kept from the store
 
@@ -150,7 +153,11 @@ class Recorder(tune.Callback):
 
     def _put(self, record: Record) -> Record:
         self._records[record.key] = record
-        self._store.put(record)
+        try:
+            self._store.put(record)
+        except LeaseLost as error:  # the search ends in order
+            self.lease_fault = str(error)
+            return record
         self._tracker.put(record)
         return record
 

@@ -24,8 +24,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import without_secrets
+from psvit_ray.data.storage import Guard, without_secrets
 from psvit_ray.runtime import tracking_uri
+from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.search.record import ENDED, Record
 from psvit_ray.search.rows import as_csv
 from psvit_ray.search.scores import Score, generations, rows
@@ -58,14 +59,17 @@ class Tracker:
     """Takes records at once and writes them in a thread. `close` it: that waits for what is still
     to be written, a minute at most."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        # A store that is down is tried again here, with the newest record, not inside the client.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    def __init__(self, experiment: Experiment, guard: Guard | None = None) -> None:
+        """`guard` is checked before each call; once it says that the runs are another driver's, the
+        thread ends and leaves them as they are."""
+        # A store that is down is tried again here, with the newest record and after a check, not
+        # inside the client.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         # Where a run ends, the client prints the store's address: with user and password.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        self._experiment = experiment
-        self._client: MlflowClient | None = None
+        self._experiment, self._guard = experiment, guard
+        self._opened: MlflowClient | None = None
         self._experiment_id = self._parent_id = ""
         self._run_ids: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
@@ -114,25 +118,28 @@ class Tracker:
                     self._changed.wait()
                 key, waiting = next(iter(self._waiting.items()), ("", None))
             try:
-                client = self._connected()
+                self._connect()
                 if waiting is None:
-                    client.set_terminated(self._parent_id, self._parent_status)
+                    self._client.set_terminated(self._parent_id, self._parent_status)
                     return
                 if isinstance(waiting, Record):
-                    self._write(client, waiting)
+                    self._write(waiting)
                 else:
-                    self._write_scores(client, waiting)
+                    self._write_scores(waiting)
                 with self._changed:
                     if self._waiting[key] is waiting:
                         del self._waiting[key]
                 failed = False
+            except LeaseLost:
+                return  # the runs are another driver's
             except Exception as error:  # whatever it is: no trial may be lost by it
                 if not failed:
                     logger.warning("MLflow did not take a record, trying again: %s", _brief(error))
                 failed = True
                 if time.monotonic() > self._give_up:
                     with contextlib.suppress(Exception):
-                        self._connected().set_terminated(self._parent_id, self._parent_status)
+                        self._connect()
+                        self._client.set_terminated(self._parent_id, self._parent_status)
                     return
                 self._distrust(key)
                 time.sleep(1 if self._closing else RETRY_S)
@@ -148,45 +155,54 @@ class Tracker:
             with self._changed:
                 self._waiting.move_to_end(key)
 
-    def _connected(self) -> MlflowClient:
+    @property
+    def _client(self) -> MlflowClient:
+        """For one call. Raises LeaseLost where the runs are another driver's by now."""
+        if self._opened is None:
+            self._opened = MlflowClient(self._experiment.tracking_uri)
+        if self._guard:
+            self._guard.check()
+        return self._opened
+
+    def _connect(self) -> None:
         """Opens store, experiment and parent run at the first call: creating SQLite's tables takes
         seconds, which training need not wait for."""
-        if self._client and self._parent_id:
-            return self._client
-        client = MlflowClient(self._experiment.tracking_uri)
-        found = client.get_experiment_by_name(self._experiment.name)
+        if self._parent_id:
+            return
+        found = self._client.get_experiment_by_name(self._experiment.name)
         self._experiment_id = (
             found.experiment_id
             if found
-            else client.create_experiment(
+            else self._client.create_experiment(
                 self._experiment.name, tracking_uri.artifacts(self._experiment.tracking_uri)
             )
         )
         tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
-        parent = self._find(client, tags)
+        parent = self._find(tags)
         if parent is None:
             tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
-            parent = client.create_run(
+            parent = self._client.create_run(
                 self._experiment_id, run_name=self._experiment.run_name, tags=tags
             )
-        client.update_run(parent.info.run_id, status="RUNNING")
-        self._client, self._parent_id = client, parent.info.run_id
-        return client
+        self._client.update_run(parent.info.run_id, status="RUNNING")
+        self._parent_id = parent.info.run_id
 
-    def _find(self, client: MlflowClient, tags: dict[str, str]) -> Run | None:
+    def _find(self, tags: dict[str, str]) -> Run | None:
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        return next(iter(client.search_runs([self._experiment_id], wanted, max_results=1)), None)
+        return next(
+            iter(self._client.search_runs([self._experiment_id], wanted, max_results=1)), None
+        )
 
-    def _write(self, client: MlflowClient, record: Record) -> None:
+    def _write(self, record: Record) -> None:
         key = record.key
         if key not in self._run_ids:
-            run = self._open(client, record)
+            run = self._open(record)
             self._run_ids[key], self._statuses[key] = run.info.run_id, run.info.status
             if _has_ended(run, record):
                 return
         run_id = self._run_ids[key]
         if key not in self._steps:
-            history = client.get_metric_history(run_id, "epoch")
+            history = self._client.get_metric_history(run_id, "epoch")
             self._steps[key] = {metric.step for metric in history}
         steps = self._steps[key]
 
@@ -203,18 +219,18 @@ class Tracker:
                 for point in points
                 for name, value in (point.metrics | {"epoch": float(point.epoch)}).items()
             ]
-            client.log_batch(run_id, metrics=metrics, tags=tags)
+            self._client.log_batch(run_id, metrics=metrics, tags=tags)
             steps.update(point.step for point in points)
         status = STATUS.get(record.status, "RUNNING")
         if record.status in STATUS:
-            self._end(client, record, now)
+            self._end(record, now)
         elif self._statuses[key] != status:
-            client.update_run(run_id, status=status)
+            self._client.update_run(run_id, status=status)
         self._statuses[key] = status
 
-    def _write_scores(self, client: MlflowClient, scores: Sequence[Score]) -> None:
+    def _write_scores(self, scores: Sequence[Score]) -> None:
         if CANDIDATES not in self._steps:
-            history = client.get_metric_history(self._parent_id, "candidates/scored")
+            history = self._client.get_metric_history(self._parent_id, "candidates/scored")
             self._steps[CANDIDATES] = {metric.step for metric in history}
         now = int(time.time() * 1000)
         for one in generations(scores):
@@ -226,16 +242,17 @@ class Tracker:
                     "candidates/generation_median_top1": one.quartiles[1],
                 }
                 points = [Metric(name, value, now, one.number) for name, value in values.items()]
-                client.log_batch(self._parent_id, points)
+                self._client.log_batch(self._parent_id, points)
                 self._steps[CANDIDATES].add(one.number)
-        client.log_text(self._parent_id, as_csv(rows(scores)).decode(), f"{CANDIDATES}.csv")
+        table = as_csv(rows(scores)).decode()
+        self._client.log_text(self._parent_id, table, f"{CANDIDATES}.csv")
 
-    def _open(self, client: MlflowClient, record: Record) -> Run:
+    def _open(self, record: Record) -> Run:
         """The run of this configuration: a resume finds the one that is there, and adds what the
         store did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
         tags = {"psvit.search_id": self._experiment.search_id, "psvit.key": record.key}
-        run = self._find(client, tags)
+        run = self._find(tags)
         if run is None:
             tags |= _source_tags() | {
                 "mlflow.parentRunId": self._parent_id,
@@ -247,19 +264,19 @@ class Tracker:
                 "psvit.data": train.data,
             }
             name = f"{record.number:03d} {spec.pattern}"
-            run = client.create_run(self._experiment_id, run_name=name, tags=tags)
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
         params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
         costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}
         now = int(time.time() * 1000)
         fresh = [Param(n, str(v)) for n, v in params.items() if n not in run.data.params]
         unknown = [Metric(n, v, now, 0) for n, v in costs.items() if n not in run.data.metrics]
         if fresh or unknown:
-            client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
+            self._client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
         return run
 
-    def _end(self, client: MlflowClient, record: Record, now: int) -> None:
+    def _end(self, record: Record, now: int) -> None:
         """Touches nothing of a run that has ended so already."""
-        run = client.get_run(self._run_ids[record.key])
+        run = self._client.get_run(self._run_ids[record.key])
         metrics: list[Metric] = []
 
         def add(name: str, value: float, step: int) -> None:
@@ -274,9 +291,9 @@ class Tracker:
         if record.test_top1 is not None:
             add("test/top1", record.test_top1, record.curve[-1].step)
         if metrics:
-            client.log_batch(run.info.run_id, metrics=metrics)
+            self._client.log_batch(run.info.run_id, metrics=metrics)
         if run.info.status != STATUS[record.status]:
-            client.set_terminated(run.info.run_id, STATUS[record.status])
+            self._client.set_terminated(run.info.run_id, STATUS[record.status])
 
 
 def _has_ended(run: Run, record: Record) -> bool:

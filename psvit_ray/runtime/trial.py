@@ -11,13 +11,12 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.mailbox import STOP, Mailbox, Watch
 from psvit_ray.runtime.ray_train import make_trainer
-from psvit_ray.runtime.worker import TOP1, WorkerTask, name_bad_images
+from psvit_ray.runtime.worker import FAULTS, TOP1, WorkerTask, name_bad_images
 from psvit_ray.training.agreement import Request
-from psvit_ray.training.checkpoint import CheckpointError, Kept
+from psvit_ray.training.checkpoint import Kept
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.place import Place
 from psvit_ray.training.steps import Diverged
@@ -45,7 +44,7 @@ def train_trial(raw_task: dict[str, Any]) -> None:
 
 
 def _train_here(task: TrialTask) -> None:
-    configuration = task.worker.configuration
+    configuration, fence = task.worker.configuration, task.worker.fence
     keep, on_gpu = configuration.train.keep_checkpoints, bool(ray.get_gpu_ids())
     torch.set_num_threads(int(task.resources_per_worker["CPU"]))
     values: dict[str, Any] = {"epoch": 0, "step": 0}
@@ -57,7 +56,7 @@ def _train_here(task: TrialTask) -> None:
             stack.enter_context(mailbox.noting())
             watch = Watch(lambda: mailbox.read(STOP), every_s=WATCH_S)
             stack.enter_context(contextlib.closing(watch))
-            kept = Kept(Folder(task.worker.checkpoints), keep=keep)
+            kept = Kept(fence.over(task.worker.checkpoints), keep=keep)
             stack.enter_context(contextlib.closing(kept))
             reports = run(
                 configuration,
@@ -72,13 +71,13 @@ def _train_here(task: TrialTask) -> None:
             )
             stack.enter_context(contextlib.closing(reports))  # type: ignore[type-var]
             for report in reports:
-                name_bad_images(report, Folder(task.worker.quarantine))
+                name_bad_images(report, fence.over(task.worker.quarantine))
                 if report.checkpoint_due:
                     kept.put(report.checkpoint(), top1=report.top1)
                 if report.metrics:
                     values = report.values()
                     tune.report(values)
-    except CheckpointError as error:  # not this trial's: so the next would fare too
+    except FAULTS as error:  # not this trial's: so the next would fare too
         tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
     except (Diverged, ValueError, torch.OutOfMemoryError) as error:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.

@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.fence import Fence, LeaseLost
 from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox, Watch
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
@@ -30,6 +31,8 @@ from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 TOP1 = "holdout/top1"
 LOOK_S = 0.25
+FAULTS = (CheckpointError, LeaseLost)
+"""What ends a driver's work, and is no fault of a configuration."""
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +46,8 @@ class WorkerTask(Value):
     """Folder of the file that names images which cannot be read."""
     mailbox: str
     """Of its driver."""
+    fence: Fence
+    """Of its driver's lease: checked before anything is written."""
     test: bool = False
     """Score the test images once, at the end."""
     patience_s: Positive = 300.0
@@ -170,12 +175,12 @@ class Keeper:
 
     def __init__(self, task: WorkerTask, rank: int, requests: Requests) -> None:
         keep = task.configuration.train.keep_checkpoints
-        self._kept = Kept(Folder(task.checkpoints), keep=keep)
-        self._quarantine = Folder(task.quarantine)
+        self._kept = Kept(task.fence.over(task.checkpoints), keep=keep)
+        self._quarantine = task.fence.over(task.quarantine)
         self._rank, self._requests = rank, requests
         self.written = ""
         self.fault = ""
-        """Of the storage. Only rank 0 meets it, so all are asked to stop."""
+        """Error of rank 0 while writing: the storage's, or a lost lease. All are asked to stop."""
 
     def agreed_start(self) -> Checkpoint | None:
         """The newest that rank 0 can read; None if there is none.
@@ -202,21 +207,27 @@ class Keeper:
     def take(self, report: Report) -> None:
         if self._rank != 0:
             return
-        name_bad_images(report, self._quarantine)
+        try:
+            name_bad_images(report, self._quarantine)
+        except LeaseLost as error:
+            self._fail(error)
         if report.checkpoint_due:
             checkpoint = report.checkpoint()
-            with contextlib.suppress(CheckpointError):  # of the one before: `_ended` has been told
+            with contextlib.suppress(*FAULTS):  # of the one before: `_ended` has been told
                 writing = self._kept.put(checkpoint, top1=report.top1)
                 writing.add_done_callback(self._ended)
                 self.written = checkpoint.name
 
     def close(self) -> None:
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(*FAULTS):
             self._kept.close()
 
     def _ended(self, writing: Future[None]) -> None:
         if (error := writing.exception()) is None:
             self._requests.tell_saved()
-        elif isinstance(error, CheckpointError):
-            self.fault = str(error)
-            self._requests.stop()
+        elif isinstance(error, FAULTS):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.fault = str(error)
+        self._requests.stop()
