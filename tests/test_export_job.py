@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_wrong_input_is_one_line(
     other = json.loads(record.read_text())
     other["configuration"]["train"]["lr"] = 1.0
     record.with_name("other.json").write_text(json.dumps(other))
-    Folder(str(tmp_path / "begun" / "checkpoints")).delete_all()
+    shutil.rmtree(tmp_path / "begun" / "checkpoints")
     (weights,) = tmp_path.glob(f"broken/checkpoints/*/{WEIGHTS}")
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     (tmp_path / "full").mkdir()

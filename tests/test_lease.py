@@ -479,7 +479,7 @@ def test_nothing_is_written_deleted_or_put_in_place_without_the_lease(
         lambda: record.write("a.json", b"mine"),
         lambda: (record / "below").write("a.json", b"mine"),
         lambda: record.delete("a.json"),
-        record.delete_all,
+        lambda: record.delete_files(["a.json"]),
         lambda: record.upload(tmp_path / "local"),
         new_folder,
         new_file,

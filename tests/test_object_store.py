@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import moto.settings
 import pytest
 
-from psvit_ray.data import sources
+from psvit_ray.data import sources, storage
 from psvit_ray.data.loader import eval_loader
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
 from tests.drawn import drawn_folder
 from tests.object_store import ACCESS_KEY, SECRET_KEY, Store, object_store
@@ -81,8 +83,82 @@ def test_a_store_that_cannot_be_reached_is_said_without_secrets(data: str, said:
     ) as caught:
         sources.read(data)
     assert said in str(caught.value)
-    assert "den" not in str(caught.value)
+    assert "hid" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server that takes connections and never answers."""
+    monkeypatch.setattr(storage, "ANSWER_S", 1.0)
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+GOOGLES = (
+    "credentials tried: those of GOOGLE_APPLICATION_CREDENTIALS, of gcloud or of this machine's "
+    "account (for a public bucket put anonymous@ before its name)"
+)
+
+
+@pytest.mark.parametrize(
+    ("store", "tried"),
+    [
+        ("gs://anonymous@bucket", "no credentials"),
+        ("gs://bucket", GOOGLES),
+        ("s3://KEY:hidden@bucket", "the credentials of the URI"),
+    ],
+)
+def test_a_store_that_never_answers_is_waited_for_with_a_bound_and_what_was_tried_is_said(
+    silent: str, store: str, tried: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = "&region=eu" if store.startswith("s3") else ""
+    query = f"?endpoint_override={silent}&scheme=http{region}"
+    shown = re.sub("//.*@", "//", store) + query
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:hidden@proxy:3128")
+    said = (
+        f"{shown} cannot be reached: no answer after 1 s; tried {silent}, {tried}, HTTPS_PROXY is "
+        "http://proxy:3128"
+    )
+    uri = f"{store}/some/where{query}"
+    with pytest.raises(OSError, match=f"^{re.escape(said)}$"):
+        Folder.at(uri).open()
+    shown = shown.replace("bucket", "bucket/some/where")
+    with pytest.raises(
+        ValueError, match=re.escape(f"storage must be writable, got {shown}: {said}")
+    ):
+        Folder.at(uri).check_writable()
+    with pytest.raises(
+        ValueError, match=re.escape(f"data must be readable, got '{shown}': {said}")
+    ):
+        sources.read(uri)
+
+
+def test_googles_own_reason_is_said_where_it_comes_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = f"127.0.0.1:{server.getsockname()[1]}"
+    query = f"endpoint_override={closed}&scheme=http&retry_limit_seconds=1"
+    said = r"^gs://bucket\?.* cannot be reached: .*Could not connect to server.* after \d s; tried "
+    with pytest.raises(OSError, match=said + re.escape(f"{closed}, no credentials")):
+        Folder(f"gs://anonymous@bucket/x?{query}").open()
+
+
+def test_a_process_opens_a_store_once_whichever_folder_in_it_is_meant(store: Store) -> None:
+    folder = Folder(store.uri("a"))
+    assert folder.open()[1] == "bucket/a"
+    assert (folder / "b").open()[1] == "bucket/a/b"
+    assert (folder / "b").open()[0] is folder.open()[0]
+    assert Folder(store.uri("")).open() == (folder.open()[0], "bucket")
+
+
+@pytest.mark.parametrize("name", ["a b", "50%20", "a#b", "why?", "ü", "a+b", "a&b=c"])
+def test_a_name_in_a_store_is_taken_as_it_is(store: Store, name: str) -> None:
+    folder = Folder(store.uri("names")) / name
+    folder.write("x", b"1")
+    assert folder.read("x") == b"1"
+    assert store.client.get_object(Bucket="bucket", Key=f"names/{name}/x")["Body"].read() == b"1"
 
 
 def test_a_store_that_refuses_the_credentials_is_said(

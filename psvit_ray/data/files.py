@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -13,25 +12,6 @@ from pyarrow import fs
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder, without_secrets
 
-GCS_RETRY_SECONDS = 60
-"""Google's library goes on for 15 minutes, also where the credentials are missing."""
-
-
-def opened(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, kept for this process, and the path in it.
-
-    Raises ValueError for a URI that is none, OSError where storage cannot be reached.
-    """
-    return _opened(uri, os.getpid())
-
-
-@functools.lru_cache(maxsize=8)
-def _opened(uri: str, process: int) -> tuple[fs.FileSystem, str]:
-    """Connections do not survive a fork, hence the process."""
-    if uri.startswith("gs://") and "retry_limit_seconds" not in uri:
-        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GCS_RETRY_SECONDS}"
-    return fs.FileSystem.from_uri(uri)
-
 
 def read(folder: Folder, path: str) -> bytes:
     """A file below a folder. Raises BadImage for a fault of this file, OSError where storage
@@ -39,7 +19,7 @@ def read(folder: Folder, path: str) -> bytes:
     try:
         if folder.is_local:
             return Path(folder.uri, path).read_bytes()
-        filesystem, root = opened(folder.uri)
+        filesystem, root = folder.open()
         with filesystem.open_input_file(f"{root}/{path}") as file:
             return file.read()
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -47,14 +27,14 @@ def read(folder: Folder, path: str) -> bytes:
 
 
 def kind(folder: Folder) -> fs.FileType:
-    """File, Directory or NotFound. Raises as `opened`."""
-    filesystem, path = opened(folder.uri)
+    """File, Directory or NotFound. Raises as `Folder.open`."""
+    filesystem, path = folder.open()
     return filesystem.get_file_info(path).type
 
 
 def below(folder: Folder) -> tuple[list[str], list[str]]:
     """All folders and all files below it, in order, as paths relative to it; hidden ones are not
-    among them. Links are followed. Raises as `opened`."""
+    among them. Links are followed. Raises as `Folder.open`."""
     folders, files = [], []
     if folder.is_local:  # asks for nothing but names, which on a network disk is much faster
         for root, subfolders, names in os.walk(folder.uri, onerror=_raise, followlinks=True):
@@ -64,7 +44,7 @@ def below(folder: Folder) -> tuple[list[str], list[str]]:
             folders += [prefix + name for name in subfolders]
             files += [prefix + name for name in names if not name.startswith(".")]
     else:
-        filesystem, path = opened(folder.uri)
+        filesystem, path = folder.open()
         for found in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
             relative = found.path[len(path) :].strip("/")
             if not re.search(r"(^|/)\.", relative):
@@ -89,7 +69,7 @@ def has_wildcards(folder: Folder) -> bool:
 
 def matching(folder: Folder) -> tuple[Folder, list[str]]:
     """For a path or URI with wildcards, the folder above the first, and the files below it that
-    match, in order, relative to it. `*` stays within a name. Raises as `opened`."""
+    match, in order, relative to it. `*` stays within a name. Raises as `Folder.open`."""
     pattern: list[str] = []
     while has_wildcards(folder):
         folder, name = parent(folder)

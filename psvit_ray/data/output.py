@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from pyarrow import fs
 
-from psvit_ray.data import files
+from psvit_ray.data import disk, files
 from psvit_ray.data.storage import Folder
 
 
 def check_new_folder(out: Folder, field: str = "out") -> None:
-    """Raises ValueError, naming `field`, where something stands in it."""
-    if there := out.names():
+    """Raises ValueError, naming `field`, where something stands in it, hidden or not."""
+    if files.kind(out) == fs.FileType.File:
+        raise ValueError(f"{field} must be a new or empty folder, got {out}, which is a file")
+    if there := out.names(hidden=True):
         raise ValueError(f"{field} must be new or empty, got {out}, which holds {there[0]!r}")
 
 
@@ -38,9 +38,11 @@ def new_folder(out: Folder) -> Iterator[Path]:
     with _beside(out) as work:
         work.mkdir()
         yield work
+        if out.is_local:
+            disk.sync_tree(work)
         out.check_guard()
         if out.is_local:
-            os.replace(work, out.uri)  # also onto an empty folder
+            disk.put(work, Path(out.uri))  # also onto an empty folder
         else:
             out.upload(work)
 
@@ -54,9 +56,11 @@ def new_file(out: Folder) -> Iterator[TextIO]:
     with _beside(out) as work:
         with work.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
+            file.flush()
+            disk.sync(file.fileno())
         out.check_guard()
         if out.is_local:
-            os.replace(work, out.uri)
+            disk.put(work, Path(out.uri))
         else:
             above, name = files.parent(out)
             filesystem, path = above.open()
@@ -71,11 +75,11 @@ def _beside(out: Folder) -> Iterator[Path]:
             yield Path(folder, "work")
         return
     target = Path(out.uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    disk.make_folder(target.parent)
+    work = disk.beside(target)
     try:
         yield work
-    finally:
+    finally:  # it bears a name that nobody else gave
         if work.is_dir():
             shutil.rmtree(work)
         else:

@@ -120,5 +120,5 @@ def open_parquet(root: Folder, file: str) -> pq.ParquetFile:
     Not mapped into memory: that is 10 microseconds an image faster, of some 4,000 with decoding,
     but a file that is cut meanwhile would kill the process, and pages once read count as its own.
     """
-    filesystem, path = files.opened(root.uri)
+    filesystem, path = root.open()
     return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))

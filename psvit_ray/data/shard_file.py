@@ -96,7 +96,7 @@ def write(
         classes=tuple(np.bincount(table.labels[kept], minlength=len(class_names)).tolist()),
         bad=tuple(bad[index] for index in sorted(bad)),
     )
-    (folder / PROGRESS).write(_note(name), written.model_dump_json().encode())
+    (folder / PROGRESS).write(note_name(name), written.model_dump_json().encode())
     return written
 
 
@@ -105,13 +105,13 @@ def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
     notes, sizes = (folder / PROGRESS).sizes(), folder.sizes()
     found = {}
     for name in names:
-        note = (folder / PROGRESS).read(_note(name)) if _note(name) in notes else None
+        note = (folder / PROGRESS).read(note_name(name)) if note_name(name) in notes else None
         if note and (written := Written.model_validate_json(note)).bytes == sizes.get(name):
             found[name] = written
     return found
 
 
-def _note(name: str) -> str:
+def note_name(name: str) -> str:
     return f"{name}.json"
 
 

@@ -1,16 +1,49 @@
-"""A folder on a disk or in an object store, the same either way (pyarrow's file systems)."""
+"""A folder on a disk or in an object store, the same either way.
+
+A disk is written by `disk`, so that what is written lasts; a store by pyarrow's file systems, all
+of which are opened here, so that none is waited for without end.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import re
+import subprocess
+import sys
 import tempfile
+import textwrap
+import time
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import parse_qs, unquote
 
+import pyarrow as pa
 from pyarrow import fs
+
+from psvit_ray.data import disk
+
+ANSWER_S = 60.0
+"""Seconds that a store has for its first answer in a process. The libraries go on for minutes,
+Google's for 15, also where the credentials are missing."""
+GCS_RETRY_S = 60
+"""Seconds that Google's library tries again after a fault of the network."""
+GCS_RETRY_AT_FIRST_S = 20
+"""The same for the first question, so that the library's own reason comes before ANSWER_S."""
+BUCKETS = ("s3", "gs", "gcs")
+"""Schemes of URIs whose host is a bucket."""
+QUOTED = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
+CREDENTIALS = {
+    "s3": "those of AWS_ACCESS_KEY_ID, of ~/.aws or of this machine's role",
+    "gs": "those of GOOGLE_APPLICATION_CREDENTIALS, of gcloud or of this machine's account (for a "
+    "public bucket put anonymous@ before its name)",
+    "abfs": "those of Azure's variables, of az or of this machine's identity",
+}
+"""Where the library of a store looks for credentials."""
 
 
 class Guard(Protocol):
@@ -37,8 +70,10 @@ class Folder:
 
     def __truediv__(self, name: str) -> Folder:
         """What it holds, with the same query, which says how a store is reached."""
-        path, mark, query = (self.uri, "", "") if self.is_local else self.uri.partition("?")
-        return Folder(f"{path}/{name}{mark}{query}", self.guard)
+        if self.is_local:
+            return Folder(f"{self.uri}/{name}", self.guard)
+        path, mark, query = self.uri.partition("?")
+        return Folder(f"{path}/{name.translate(QUOTED)}{mark}{query}", self.guard)
 
     def __str__(self) -> str:
         """Fit to be shown: without user and password."""
@@ -54,92 +89,129 @@ class Folder:
             self.guard.check()
 
     def open(self) -> tuple[fs.FileSystem, str]:
-        """Raises ValueError for a kind of storage that pyarrow does not know."""
+        """pyarrow's file system, kept for this process, and the path in it.
+
+        Raises ArrowInvalid, which is a ValueError, for a storage of a kind that pyarrow does not
+        know, and OSError, which says what was tried, where a store does not answer its first
+        question within ANSWER_S seconds.
+        """
+        if self.is_local:
+            return fs.LocalFileSystem(), self.uri
+        store, path = _parted(self.uri)
+        filesystem, root = _opened(store, os.getpid())
+        return filesystem, "/".join(part for part in (root, path) if part)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[tuple[fs.FileSystem, str]]:
+        """Whatever a store says no with is an OSError."""
+        opened = self.open()
         try:
-            filesystem, path = fs.FileSystem.from_uri(self.uri)
-        except (OSError, ValueError) as error:
-            reason = without_secrets(str(error))
-            raise ValueError(f"storage must be a path or a URI, got {self}: {reason}") from None
-        return filesystem, path
+            yield opened
+        except pa.ArrowException as error:
+            raise OSError(_one_line(error)) from None
 
     def read(self, name: str) -> bytes | None:
-        """What stands in a file, or None where there is none."""
-        filesystem, path = self.open()
+        """What stands in a file, or None where there is none. Raises OSError."""
         try:
-            with filesystem.open_input_stream(f"{path}/{name}") as file:
+            if self.is_local:
+                return Path(self.uri, name).read_bytes()
+            with (
+                self._asking() as (filesystem, path),
+                filesystem.open_input_stream(f"{path}/{name}") as file,
+            ):
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Replaces a file whole: a reader sees the old or the new, never a part.
+    def write(self, name: str, content: bytes, *, durable: bool = True) -> None:
+        """Replaces a file whole: a reader sees the old or the new, never a part. With `durable` it
+        is there after a power cut too, once this returns. What means nothing without the process
+        that wrote it, such as a heartbeat, need not be.
 
         Raises OSError where it cannot be written.
         """
         self.check_guard()
-        filesystem, path = self.open()
-        filesystem.create_dir(path, recursive=True)
-        target = f"{path}/{name}"
-        # Object stores replace whole by themselves; a disk does by renaming.
-        written = f"{path}/.{name}.{uuid.uuid4().hex[:8]}" if self.is_local else target
-        try:
-            with filesystem.open_output_stream(written) as file:
+        if self.is_local:
+            target = Path(self.uri, name)
+            disk.write(target, content, durable=durable, before_rename=self.check_guard)
+            return
+        with self._asking() as (filesystem, path):
+            filesystem.create_dir(path, recursive=True)
+            # A store replaces whole by itself, and what it has taken lasts.
+            with filesystem.open_output_stream(f"{path}/{name}") as file:
                 file.write(content)
-            if written != target:
-                self.check_guard()
-                filesystem.move(written, target)
-        except Exception:
-            if written != target:
-                with contextlib.suppress(OSError):
-                    filesystem.delete_file(written)
-            raise
 
     def delete(self, name: str) -> None:
+        """Raises OSError where a file is there and cannot be deleted."""
         self.check_guard()
-        filesystem, path = self.open()
         with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(f"{path}/{name}")
+            if self.is_local:
+                os.unlink(Path(self.uri, name))
+            else:
+                with self._asking() as (filesystem, path):
+                    filesystem.delete_file(f"{path}/{name}")
 
-    def delete_all(self) -> None:
+    def delete_files(self, names: Iterable[str]) -> None:
+        """Deletes these files, in this order, with what writers that died left half written of
+        them, and then the folder, if nothing else is in it. Only where nobody writes any more.
+
+        Raises OSError.
+        """
+        names = list(names)
+        for name in names:
+            self.delete(name)
+        self.delete_leftovers(names)
         self.check_guard()
-        filesystem, path = self.open()
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_dir(path)
+        if self.is_local:
+            with contextlib.suppress(OSError):  # somebody else's file is in it
+                os.rmdir(self.uri)
+        elif not self._listed():
+            with self._asking() as (filesystem, path), contextlib.suppress(FileNotFoundError):
+                filesystem.delete_dir(path)
+
+    def delete_leftovers(self, names: Iterable[str]) -> None:
+        """Deletes what writers of these files that died left half written. Only where nobody writes
+        any more. Raises OSError."""
+        written = "|".join(map(re.escape, names))
+        for name in self.names(hidden=True):
+            if re.fullmatch(rf"\.({written})\.[0-9a-f]{{8}}", name):
+                self.delete(name)
 
     def upload(self, local: Path) -> None:
         self.check_guard()
-        filesystem, path = self.open()
-        filesystem.create_dir(path, recursive=True)
-        fs.copy_files(str(local), path, destination_filesystem=filesystem)
+        with self._asking() as (filesystem, path):
+            filesystem.create_dir(path, recursive=True)
+            fs.copy_files(str(local), path, destination_filesystem=filesystem)
 
-    def download(self, local: Path) -> None:
-        filesystem, path = self.open()
-        fs.copy_files(path, str(local), source_filesystem=filesystem)
+    def names(self, *, hidden: bool = False) -> list[str]:
+        """Files and folders in it, in order; none where it does not exist. With `hidden` also those
+        whose names begin with a dot, as those do that a process which died left half written.
 
-    def names(self) -> list[str]:
-        """Files and folders in it, in order; none where it does not exist. Files half written by
-        a process that died are not among them."""
-        filesystem, path = self.open()
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return sorted(file.base_name for file in found if not file.base_name.startswith("."))
+        Raises OSError.
+        """
+        names: list[str] = []
+        if not self.is_local:
+            names = [file.base_name for file in self._listed()]
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                names = os.listdir(self.uri)
+        return sorted(name for name in names if hidden or not name.startswith("."))
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file directly in it, but for those half written."""
-        filesystem, path = self.open()
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        return {
-            file.base_name: file.size
-            for file in found
-            if file.is_file and not file.base_name.startswith(".")
-        }
+        """Bytes of every file directly in it, but for those half written. Raises OSError."""
+        if not self.is_local:
+            files = [file for file in self._listed() if file.is_file]
+            return {f.base_name: f.size for f in files if not f.base_name.startswith(".")}
+        sizes = {}
+        for path in (Path(self.uri, name) for name in self.names()):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                if path.is_file():
+                    sizes[path.name] = path.stat().st_size
+        return sizes
 
-    def delete_leftovers(self) -> None:
-        """What processes that died left half written. Only where nobody writes any more."""
-        filesystem, path = self.open()
-        found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        for file in found:
-            if re.fullmatch(r"\..+\.[0-9a-f]{8}", file.base_name):
-                self.delete(file.base_name)
+    def _listed(self) -> list[fs.FileInfo]:
+        with self._asking() as (filesystem, path):
+            return filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
 
     def check_writable(self, field: str = "storage") -> None:
         """Raises ValueError with the reason, naming `field`. Leaves nothing behind."""
@@ -160,9 +232,103 @@ class Folder:
         try:
             self.write(marker, b"")
             self.delete(marker)
+        except ValueError as error:
+            raise ValueError(f"{field} must be a path or a URI, got {self}: {error}") from None
         except OSError as error:
             reason = without_secrets(str(error))
             raise ValueError(f"{field} must be writable, got {self}: {reason}") from None
+
+
+def _parted(uri: str) -> tuple[str, str]:
+    """The URI of a store and the path in it, of which other folders in the same store differ."""
+    place, mark, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    bucket, _, path = rest.partition("/")
+    if scheme not in BUCKETS or "@" in path:  # of a raw password that holds a slash
+        return uri, ""
+    return f"{scheme}://{bucket}{mark}{query}", unquote(path).strip("/")
+
+
+@functools.lru_cache(maxsize=32)
+def _opened(uri: str, process: int) -> tuple[fs.FileSystem, str]:
+    """Connections do not survive a fork, hence the process. Raises as `Folder.open`."""
+    try:
+        if "://" in uri and uri not in _answered:
+            _check_answers(uri)
+            _answered.add(uri)
+        return fs.FileSystem.from_uri(_retrying(uri, GCS_RETRY_S))
+    except ValueError as error:
+        raise pa.ArrowInvalid(_one_line(error)) from None
+
+
+_answered: set[str] = set()
+"""Stores that have answered this process, or the one that it was forked from."""
+
+
+def _check_answers(uri: str) -> None:
+    """Asks a store something, whatever the answer. Raises ValueError, and OSError for no answer."""
+    began, reason = time.monotonic(), ""
+    try:
+        # A process of its own can be ended, as no call into a library that waits can.
+        asked = subprocess.run(
+            [sys.executable, "-c", _QUESTION],
+            input=_retrying(uri, GCS_RETRY_AT_FIRST_S),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=ANSWER_S,
+        )
+    except subprocess.TimeoutExpired:
+        reason = "no answer"
+    else:
+        if asked.returncode == INVALID:
+            raise ValueError(asked.stdout)
+        if asked.returncode and not re.search(r"DENIED|FORBIDDEN|\b403\b", asked.stdout, re.I):
+            reason = _one_line(asked.stdout or f"the library ended with {asked.returncode}")
+    if reason:
+        shown, seconds = without_secrets(uri), time.monotonic() - began
+        raise OSError(f"{shown} cannot be reached: {reason} after {seconds:.0f} s; {_tried(uri)}")
+
+
+INVALID = 3
+_QUESTION = f"""
+import sys
+from pyarrow import fs
+try:
+    filesystem, path = fs.FileSystem.from_uri(sys.stdin.read())
+    filesystem.get_file_info(path)
+except Exception as error:
+    print(error)
+    sys.exit({INVALID} if isinstance(error, ValueError) else 1)
+"""
+
+
+def _retrying(uri: str, seconds: int) -> str:
+    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={seconds}"
+
+
+def _tried(uri: str) -> str:
+    """Which address, credentials and proxies were used."""
+    place, _, query = uri.partition("?")
+    scheme, _, rest = place.partition("://")
+    scheme = {"gcs": "gs", "abfss": "abfs"}.get(scheme, scheme)
+    user, at, _ = rest.rpartition("@")
+    address = parse_qs(query).get("endpoint_override", [""])[0]
+    tried = [f"tried {address}"] if address else []
+    if at and scheme in ("s3", "gs"):
+        tried.append("no credentials" if user == "anonymous" else "the credentials of the URI")
+    elif scheme in CREDENTIALS:
+        tried.append(f"credentials tried: {CREDENTIALS[scheme]}")
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        if proxy := os.environ.get(name):
+            tried.append(f"{name} is {without_secrets(proxy)}")
+    return ", ".join(tried)
+
+
+def _one_line(error: object) -> str:
+    return textwrap.shorten(without_secrets(str(error)), 500, placeholder=" ...")
 
 
 def without_secrets(text: str) -> str:

@@ -128,7 +128,7 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
     if num_hosts() == 1:
         return
     marker = f".shared-{uuid.uuid4().hex[:8]}"
-    storage.write(marker, b"")
+    storage.write(marker, b"", durable=False)
     try:
         answers = ask(alive(), _why_not_shared, storage.uri, marker, limit_s=ANSWER_S)
     finally:

@@ -4,14 +4,15 @@ network."""
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.output import new_folder
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.launch import Session
@@ -24,7 +25,7 @@ from psvit_ray.training import export
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.export_config import CONFIG, Facts
+from psvit_ray.training.export_config import CARD, CONFIG, WEIGHTS, Facts
 from psvit_ray.training.place import Place
 from psvit_ray.training.subnets import load_supernet
 
@@ -56,10 +57,13 @@ def export_inherited(
 
 
 def export_to(folder: Folder, checkpoint: Checkpoint, *, name: str, **facts: Any) -> None:
-    """Replaces what stands there. `facts`: what else is known, as in `Facts.of`."""
-    folder.delete_all()
-    with new_folder(folder) as path:
-        export.write(path, checkpoint, Facts.of(checkpoint, which="last", name=name, **facts))
+    """Replaces the network that stands there, and leaves whatever else does. It counts once
+    `config.json` is there. `facts`: what else is known, as in `Facts.of`."""
+    with tempfile.TemporaryDirectory() as work:
+        export.write(Path(work), checkpoint, Facts.of(checkpoint, which="last", name=name, **facts))
+        folder.delete(CONFIG)
+        for file in (WEIGHTS, CARD, CONFIG):
+            folder.write(file, Path(work, file).read_bytes())
 
 
 def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:

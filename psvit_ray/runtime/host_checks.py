@@ -90,7 +90,7 @@ def write(uri: str, mark: str) -> list[str]:
     path = Path(folder.uri)
     above = (path, *path.parents) if folder.is_local else ()
     made = [str(one) for one in above if not one.exists()]
-    folder.write(file_of(mark, ray.get_runtime_context().get_node_id()), b"")
+    folder.write(file_of(mark, ray.get_runtime_context().get_node_id()), b"", durable=False)
     return made
 
 

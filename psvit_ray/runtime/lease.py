@@ -172,7 +172,8 @@ class Lease:
                 with contextlib.suppress(OSError):
                     token.check()
                     beats += 1
-                    self._folder.write(_heartbeat_of(self._owner), str(beats).encode())
+                    beat = str(beats).encode()
+                    self._folder.write(_heartbeat_of(self._owner), beat, durable=False)
         except Exception as error:  # whatever it is: no driver goes on without a heartbeat
             self._failure = error
             reason = error if isinstance(error, LeaseLost) else f"heartbeat failed: {error!r}"

@@ -194,9 +194,9 @@ def _finish(
         },
     )
     quarantine.add(out, _bad(written))
-    out.delete_leftovers()
+    out.delete_leftovers([*written, MANIFEST, quarantine.NAME])
     out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
-    (out / PROGRESS).delete_all()
+    (out / PROGRESS).delete_files([*map(shard_file.note_name, written), PLAN])
     return manifest
 
 

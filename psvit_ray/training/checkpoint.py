@@ -31,6 +31,8 @@ from psvit_ray.training.config import Configuration
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # there while a folder is written: without a manifest it never counted
+FILES = (MANIFEST, "run.json", "model.safetensors", "ema.safetensors", "state.pt", UNFINISHED)
+"""All that a checkpoint holds, in the order in which it is deleted."""
 logger = logging.getLogger(__name__)
 
 
@@ -91,7 +93,7 @@ class Checkpoint:
             folder.delete(UNFINISHED)
         except OSError as error:
             with contextlib.suppress(OSError):
-                folder.delete_all()
+                folder.delete_files(FILES)
             reason = error.strerror or without_secrets(str(error))
             raise CheckpointError(
                 f"checkpoint cannot be written to {folder}: {reason} (after {size:,} bytes)"
@@ -244,7 +246,7 @@ class Kept:
         kept = {*names[-self._keep :], self._best(names)}
         for name in self._folder.names():
             if name not in kept:
-                (self._folder / name).delete_all()
+                (self._folder / name).delete_files(FILES)
 
 
 def last_checkpoint(folder: Folder) -> Checkpoint:
