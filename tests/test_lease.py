@@ -295,7 +295,7 @@ def test_a_storage_that_fails_for_a_while_does_not_end_the_heartbeat(
 ) -> None:
     works, failed = getattr(Folder, failing), threading.Event()
 
-    def fails(self: Folder, name: str, *content: bytes) -> None:
+    def fails(self: Folder, name: str, *content: bytes, **how: bool) -> None:
         failed.set()
         raise OSError("no answer")
 
@@ -407,7 +407,7 @@ def test_a_folder_in_the_place_of_a_lease_is_refused(folder: Folder) -> None:
 def test_a_heartbeat_that_fails_for_no_known_reason_ends_the_driver_and_frees_the_name(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(self: Folder, name: str, content: bytes) -> None:
+    def fails(self: Folder, name: str, content: bytes, *, durable: bool) -> None:
         raise TypeError("unheard of")
 
     def held_up() -> None:
