@@ -21,8 +21,9 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, listed
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
 from psvit_ray.report.evaluation import Answers

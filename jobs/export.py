@@ -14,6 +14,7 @@ checked against the network; where one answers otherwise, nothing is written and
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from typing import Annotated
 
@@ -21,8 +22,10 @@ import tyro
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import files
 from psvit_ray.data.output import check_new_folder, new_folder
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import registry, tracking_uri
 from psvit_ray.runtime.launch import read_description
 from psvit_ray.runtime.output import writable
@@ -64,7 +67,7 @@ def work(job: ExportJob) -> int:
         conversion.check_onnx_installed()
     record = record_of(run)
     checkpoint = checkpoint_of(run, job.which)
-    storage, _, name = run.uri.rpartition("/")
+    storage, name = files.parent(run)
     facts = Facts.of(
         checkpoint,
         which=job.which,
@@ -74,7 +77,7 @@ def work(job: ExportJob) -> int:
     )
     store = ""
     if job.register_as:
-        store = tracking_uri.of(job.tracking_uri, Folder(storage))
+        store = tracking_uri.of(job.tracking_uri, storage)
         registry.check(store, record.run_id, job.register_as, job.alias)
     version = ""
     try:
@@ -87,13 +90,14 @@ def work(job: ExportJob) -> int:
                     exported, folder, tracking_uri=store, name=job.register_as, alias=job.alias
                 )
     except (ConversionError, OSError) as error:
-        print(f"error: nothing was exported: {error}", file=sys.stderr)
+        print(f"error: nothing was exported: {without_secrets(str(error))}", file=sys.stderr)
         return 1
     print(summary(facts, record, out))
     if job.register_as:
         what = f"{job.register_as}@{job.alias}" if job.alias else f"{job.register_as}/{version}"
         print(f"registered: {job.register_as}, version {version}")
-        print(f"MLFLOW_TRACKING_URI={without_secrets(store)} mlflow models serve -m models:/{what}")
+        where, model = shlex.quote(without_secrets(store)), shlex.quote(f"models:/{what}")
+        print(f"MLFLOW_TRACKING_URI={where} mlflow models serve -m {model}")
     return 0
 
 

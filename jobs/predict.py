@@ -24,7 +24,8 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data import files, unlabelled
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.output import check_new_file, new_file
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.unlabelled import Part
 from psvit_ray.report import predictions
 from psvit_ray.report.progress import told

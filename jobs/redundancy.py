@@ -30,8 +30,8 @@ from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.loader import eval_loader
 from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.sources import Source
-from psvit_ray.data.storage import without_secrets
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.model.psvit import PSViT

@@ -18,6 +18,7 @@ import yaml
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.secrets import without_secrets_in
 from psvit_ray.data.sources import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report import oneshot as oneshot_report
@@ -75,7 +76,7 @@ def work(job: TuneJob) -> int:
     if job.strategy == "oneshot":
         job.oneshot.check(search, train)
     if job.dry_run:
-        print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+        print(yaml.safe_dump(without_secrets_in(job.model_dump(mode="json")), sort_keys=False))
         shown = job.oneshot if job.strategy == "oneshot" else None
         print(describe(search, train, shown, concurrency=job.trials.max_concurrent))
         return 0

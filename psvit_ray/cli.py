@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.sources import Source
 from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.training import export
@@ -53,7 +54,7 @@ def run(job: type[Job], work: Callable[[Job], int]) -> NoReturn:
 
 
 def fail(line: str, *, code: int = 2) -> NoReturn:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    print(f"error: {' '.join(without_secrets(line).split())}", file=sys.stderr)
     sys.exit(code)
 
 

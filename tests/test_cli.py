@@ -237,8 +237,16 @@ Refused = Callable[[str], str]
         ("train_psvit --arch a/spec.json", "arch 'a/spec.json' does not exist"),
         ("train_psvit --arch a/best.yaml", "arch 'a/best.yaml' does not exist"),
         # where it writes
-        ("tune_psvit --name a/b", "name must be usable as a folder name, got 'a/b'"),
-        ("tune_psvit --name .a", "name must be usable as a folder name, got '.a'"),
+        (
+            "tune_psvit --name a/b",
+            r"name must be usable as a folder name, got 'a/b': without / and \, without . or - at "
+            "its start, without spaces around it",
+        ),
+        (
+            "tune_psvit --name .a",
+            r"name must be usable as a folder name, got '.a': without / and \, without . or - at "
+            "its start, without spaces around it",
+        ),
         ("tune_psvit --resume", "resume needs the name to go on with: add --name"),
         ("tune_psvit --resume --name a", "name must exist to be resumed, got 'a'"),
         (
@@ -722,6 +730,15 @@ def test_a_dry_run_says_all_and_starts_and_writes_nothing(run: Run, tmp_path: Pa
     assert f"{search.space.size().count:,} architectures, {within.count:,} within" in sizes
     assert f"trials: {search.num_trials}, 2 at a time, 9 epochs each" in sizes
     assert " h, from " in sizes
+
+
+def test_a_dry_run_shows_no_password(run: Run) -> None:
+    stores = "--storage s3://KEY:hunter2@bucket/x --tracking-uri postgresql://h/d?password=hunter2"
+    said = run(f"tune_psvit --dry-run {stores}")
+    assert said.code == 0
+    launch = yaml.safe_load(said.out.partition("\n\n")[0])["launch"]
+    assert launch["storage"] == "s3://bucket/x"
+    assert launch["tracking_uri"] == "postgresql://h/d?password=***"
 
 
 def test_help_names_every_option_of_the_issue(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

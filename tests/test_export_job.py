@@ -72,7 +72,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, run_id: str = "", top1: floa
             "out must be a folder, got {here}/full/a.txt/o: {here}/full/a.txt is a file",
         ),
         ("--run a --out o --alias champion", "alias needs --register"),
-        ("--run a --out o --register a/b", "register must be a name without / and :, got 'a/b'"),
+        ("--run a --out o --register a/b", "register must be a name without /, : and ?, got 'a/b'"),
         (
             "--run a --out o --register m --alias v3",
             "alias must be of letters, digits, _ and -, and not latest or a version such as v1, "

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 
 
 @pytest.fixture(params=["disk", "object store"])

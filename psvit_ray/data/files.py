@@ -6,11 +6,13 @@ import fnmatch
 import os
 import re
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from pyarrow import fs
 
 from psvit_ray.data.images import BadImage
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 
 
 def read(folder: Folder, path: str) -> bytes:
@@ -60,7 +62,7 @@ def parent(folder: Folder) -> tuple[Folder, str]:
     """The folder that holds what this path or URI names, and its name."""
     base, mark, query = _parts(folder.uri)
     above, _, name = base.rpartition("/")
-    return Folder(f"{above}{mark}{query}" or "/"), name
+    return Folder(f"{above}{mark}{query}" or "/"), name if folder.is_local else unquote(name)
 
 
 def has_wildcards(folder: Folder) -> bool:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress"

@@ -13,8 +13,9 @@ import torch
 from pyarrow import fs
 
 from psvit_ray.data import files, folder, parquet_files, vision
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, cut, listed
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 TEST_IMAGES = 360

@@ -20,12 +20,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs
 
 from psvit_ray.data import disk
+from psvit_ray.data.secrets import without_secrets
 
 ANSWER_S = 60.0
 """Seconds that a store has for its first answer in a process. The libraries go on for minutes,
@@ -36,7 +37,8 @@ GCS_RETRY_AT_FIRST_S = 20
 """The same for the first question, so that the library's own reason comes before ANSWER_S."""
 BUCKETS = ("s3", "gs", "gcs")
 """Schemes of URIs whose host is a bucket."""
-QUOTED = str.maketrans({"%": "%25", "?": "%3F", "#": "%23"})
+RESERVED = ":/?#[]@!$&'()*+,;=%~|"
+"""What parts a URI, and stays when it is encoded."""
 CREDENTIALS = {
     "s3": "those of AWS_ACCESS_KEY_ID, of ~/.aws or of this machine's role",
     "gs": "those of GOOGLE_APPLICATION_CREDENTIALS, of gcloud or of this machine's account (for a "
@@ -64,16 +66,32 @@ class Folder:
 
     @classmethod
     def at(cls, uri: str) -> Folder:
-        """A path is made absolute, also one written `file://`; any other URI stays."""
-        uri = uri.removeprefix("file://")
-        return cls(uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().absolute()))
+        """A path is made absolute, also one written `file://`; in any other URI, spaces and letters
+        beyond ASCII are percent-encoded.
+
+        `~` and `~user` are homes; a path that begins with ~ and no user's name must exist. Raises
+        ValueError for that, and for what no path may hold.
+        """
+        if re.search("[\0\ud800-\udfff]", uri):
+            raise ValueError(f"path must be UTF-8 without NUL, got {uri!r}")
+        if uri.startswith("file://"):
+            uri = unquote(uri.removeprefix("file://"))
+        elif re.match("[A-Za-z][A-Za-z0-9+.-]*://", uri):
+            return cls(quote(uri.rstrip("/"), safe=RESERVED))
+        path = os.path.expanduser(uri)
+        if path.startswith("~") and not os.path.exists(path):
+            raise ValueError(
+                f"path must begin with ~/ or the ~ of a user, or exist, got {uri!r}; for a new one "
+                f"of that name write ./{uri}"
+            )
+        return cls(str(Path(path).absolute()))
 
     def __truediv__(self, name: str) -> Folder:
         """What it holds, with the same query, which says how a store is reached."""
         if self.is_local:
             return Folder(f"{self.uri}/{name}", self.guard)
         path, mark, query = self.uri.partition("?")
-        return Folder(f"{path}/{name.translate(QUOTED)}{mark}{query}", self.guard)
+        return Folder(f"{path}/{quote(name)}{mark}{query}", self.guard)
 
     def __str__(self) -> str:
         """Fit to be shown: without user and password."""
@@ -329,8 +347,3 @@ def _tried(uri: str) -> str:
 
 def _one_line(error: object) -> str:
     return textwrap.shorten(without_secrets(str(error)), 500, placeholder=" ...")
-
-
-def without_secrets(text: str) -> str:
-    """Without user and password of the URIs in it. A raw password may hold slashes, as AWS's do."""
-    return re.sub(r"://(?:[^/@\s]*|[^/:@\s]+:[^@\s]*)@", "://", text)

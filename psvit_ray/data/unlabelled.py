@@ -12,7 +12,8 @@ from pyarrow import fs
 
 from psvit_ray.data import files, parquet_files
 from psvit_ray.data.folder import FileTable, is_image
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 
 STDIN = "-"

@@ -6,6 +6,8 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from psvit_ray.data import files
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.unit import MacsUnit
 from psvit_ray.search.record import Record, Status, best, best_deit, ranking
@@ -123,8 +125,8 @@ def _verdict(records: Sequence[Record]) -> str:
 
 
 def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) -> str:
-    storage, _, name = folder.uri.rpartition("/")
-    where = f"--storage {shlex.quote(str(Folder(storage)))}"
+    storage, name = files.parent(folder)
+    where = f"--storage {shlex.quote(str(storage))}"
     steps = [("All configurations", f"{folder / 'leaderboard.csv'}, pareto.png beside it")]
     if best(records):
         arch = shlex.quote(str(folder / "best.yaml"))
@@ -138,6 +140,6 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
 
 def mlflow(tracking_uri: str) -> str:
     """Where the runs are seen: a server's address, or the command that starts one."""
-    shown = str(Folder(tracking_uri))
+    shown = without_secrets(tracking_uri)
     is_server = shown.startswith(("http://", "https://"))
     return shown if is_server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"

@@ -13,6 +13,7 @@ import numpy as np
 import ray
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.runtime.asking import HEAD, alive, ask
@@ -166,5 +167,5 @@ def _why_not_shared(uri: str, marker: str) -> str:
             return "what another host wrote is not there"
         storage.check_writable()
     except (OSError, ValueError) as error:
-        return str(error)
+        return without_secrets(str(error))
     return ""

@@ -21,8 +21,9 @@ from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.sources import Source
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import bandwidth, host_checks, tracking_uri
 from psvit_ray.runtime.asking import Host, ask
 from psvit_ray.runtime.bandwidth import Measured, Step, TooSlow

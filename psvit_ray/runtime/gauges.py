@@ -11,6 +11,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.util.metrics import Gauge
 
+from psvit_ray.runtime.ray_names import ray_name
+
 IMAGES, LOSS, WAIT = "perf/img_per_s", "train/loss", "perf/data_wait"
 DESCRIPTIONS = {
     "images_per_second": "Training images a second, of all workers.",
@@ -22,7 +24,7 @@ DESCRIPTIONS = {
 
 
 class Gauges:
-    """Tagged with the name of a search or a training."""
+    """Tagged with the name of a search or a training, as `ray_name` writes it."""
 
     def __init__(self, name: str) -> None:
         self._gauges = {
@@ -30,7 +32,7 @@ class Gauges:
             for key, text in DESCRIPTIONS.items()
         }
         for gauge in self._gauges.values():
-            gauge.set_default_tags({"name": name})
+            gauge.set_default_tags({"name": ray_name(name)})
 
     def training(self, runs: Iterable[Mapping[str, float]]) -> None:
         """The newest metrics of each run that is under way."""

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import ray
 import requests
 
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.runtime import tracking_uri
@@ -117,7 +118,7 @@ def why_not_read(table: ImageTable) -> str:
     try:
         table.read(0)
     except (OSError, ValueError) as error:
-        return str(error)
+        return without_secrets(str(error))
     return ""
 
 

@@ -15,6 +15,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import files
+from psvit_ray.data.file_names import check_folder_name
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster, tracking, tracking_uri
@@ -22,6 +24,7 @@ from psvit_ray.runtime.fence import Fence
 from psvit_ray.runtime.lease import Lease
 from psvit_ray.runtime.output import writable
 from psvit_ray.search.record import Record, RecordStore, differences
+from psvit_ray.training.markdown import code
 
 Resume = Literal["never", "must", "auto"]
 DESCRIPTION = "search.json"
@@ -64,8 +67,7 @@ def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
         if launch.resume != "never":
             raise ValueError("resume needs the name to go on with: add --name")
         name = f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if not name or "/" in name or name.startswith("."):
-        raise ValueError(f"name must be usable as a folder name, got {name!r}")
+    check_folder_name(name, "name")
     return storage, name
 
 
@@ -113,10 +115,10 @@ def opened(
             fence=fence,
             experiment=tracking.Experiment(
                 tracking_uri=uri,
-                name=f"psvit/{source.name}",
+                name=tracking.experiment_name(source.name),
                 search_id=description["search_id"],
                 run_name=name,
-                description=f"`{name}` in `{storage}`",
+                description=f"{code(name)} in {code(str(storage))}",
             ),
         )
 
@@ -128,6 +130,7 @@ def read_description(folder: Folder) -> dict[str, Any] | None:
 
 def records_of(storage: Folder, name: str) -> list[Record]:
     """What a search or a training has recorded. Raises ValueError if there is none of this name."""
+    check_folder_name(name, "name")
     if not read_description(storage / name):
         near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
         hint = f"; nearest is {near[0]!r}" if near else ""
@@ -149,7 +152,7 @@ def check_resume(
     """Raises ValueError if the name is, or is not, there against what was asked for."""
     if description is None:
         if resume == "must":
-            known = _known(Folder(folder.uri.rpartition("/")[0]))
+            known = _known(files.parent(folder)[0])
             there = f"; there are {', '.join(known)}" if known else ""
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return

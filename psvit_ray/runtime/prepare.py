@@ -20,10 +20,11 @@ from psvit_ray.data.manifest import (
     SplitManifest,
     read_manifest,
 )
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.shard_file import ShardSettings, Written
 from psvit_ray.data.shards import Shard
 from psvit_ray.data.splits import Splits
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.search.record import differences

@@ -21,6 +21,7 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import GivesUpWaiting, NoHosts, SavesBeforeResize, Workers
 from psvit_ray.runtime.fence import Fence, LeaseLost
@@ -28,6 +29,7 @@ from psvit_ray.runtime.gauges import Gauges
 from psvit_ray.runtime.launch import Session
 from psvit_ray.runtime.mailbox import BEGUN, STOP, STOPPED, Mailbox
 from psvit_ray.runtime.network import TalksWhereRayDoes
+from psvit_ray.runtime.ray_names import ray_name
 from psvit_ray.runtime.signals import Heard, listening
 from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.runtime.worker import HearsSigterm, WorkerTask, train_worker
@@ -70,8 +72,8 @@ def make_trainer(
     if workers.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
     return TorchTrainer(
-        train_worker,
-        train_loop_config=task.model_dump(mode="json"),
+        # Not as `train_loop_config`, which Ray's dashboard shows: a storage may hold a password.
+        functools.partial(train_worker, task.model_dump(mode="json")),
         # By torch's own half hour, a lost worker's peers would wait as long.
         torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
         scaling_config=ScalingConfig(
@@ -132,7 +134,7 @@ def train(
         trainer = functools.partial(
             make_trainer,
             task,
-            name=session.name,
+            name=ray_name(session.name),
             scratch=scratch,
             workers=workers,
             resources_per_worker=resources_per_worker,
@@ -279,13 +281,13 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
     if waited := _no_hosts(error):
         return str(waited)
     failures = getattr(error, "worker_failures", None)
-    return _one_line(failures) if failures else str(error).splitlines()[-1]
+    return _one_line(failures) if failures else without_secrets(str(error)).splitlines()[-1]
 
 
 def _one_line(failures: dict[int, Exception]) -> str:
     """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
     rank, failure = min(failures.items(), key=lambda one: (not isinstance(one[1], Hung), one[0]))
-    return f"worker {rank}: {type(failure).__name__}: {failure}".splitlines()[0]
+    return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
 
 
 class _Recorder(UserCallback):

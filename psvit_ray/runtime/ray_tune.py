@@ -25,6 +25,7 @@ from psvit_ray.runtime.fence import Fence
 from psvit_ray.runtime.gauges import ShowsTrials
 from psvit_ray.runtime.launch import Launch, Session, exit_code, opened
 from psvit_ray.runtime.mailbox import Mailbox
+from psvit_ray.runtime.ray_names import ray_name
 from psvit_ray.runtime.ray_train import CHECKPOINTS
 from psvit_ray.runtime.recorder import Learner, Recorder
 from psvit_ray.runtime.signals import Heard, listening
@@ -205,7 +206,7 @@ def run_trials(
             # What Tune itself notes of a search, nothing goes on from: it is of this host, and for
             # this once.
             run_config=tune.RunConfig(
-                name=session.name,
+                name=ray_name(session.name),
                 storage_path=scratch,
                 callbacks=[recorder, ShowsTrials(session.name)],
                 stop=stop,

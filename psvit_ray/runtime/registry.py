@@ -21,18 +21,26 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from psvit_ray.data.storage import without_secrets
+from psvit_ray.data.file_names import check_file_name
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.runtime import tracking_uri as stores
 from psvit_ray.training.conversion import check_agreement
 from psvit_ray.training.export import Exported
+
+LOGGED_MODEL = "model"
+"""Name of an exported model within its run, where MLflow takes fewer characters than in the
+registry."""
 
 
 def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
     """Raises ValueError for names that MLflow does not take, and for a store that does not hold
     the run. Writes nothing. `alias` may be empty."""
-    if not name.strip() or re.search("[/:]", name):
-        raise ValueError(f"register must be a name without / and :, got {name!r}")
-    if alias and (not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)):
+    check_file_name(name, "register")
+    if not name.strip(" .") or re.search("[/:?]", name):  # `?` would end the name in models:/NAME
+        raise ValueError(f"register must be a name without /, : and ?, got {name!r}")
+    if alias and (
+        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)
+    ):
         raise ValueError(
             "alias must be of letters, digits, _ and -, and not latest or a version such as v1, "
             f"got {alias!r}"
@@ -63,7 +71,7 @@ def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, 
     with _one_line(tracking_uri), tempfile.TemporaryDirectory() as work:
         client = MlflowClient(tracking_uri)
         logged = client.create_logged_model(
-            run.info.experiment_id, name=name, source_run_id=run.info.run_id, tags=tags
+            run.info.experiment_id, name=LOGGED_MODEL, source_run_id=run.info.run_id, tags=tags
         )
         status = LoggedModelStatus.FAILED
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import math
 import os
@@ -24,7 +25,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Guard, without_secrets
+from psvit_ray.data.printable import printable
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Guard
 from psvit_ray.runtime import tracking_uri
 from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.search.record import ENDED, Record
@@ -35,6 +38,7 @@ RETRY_S = 5.0
 FLUSH_S = 60.0
 CANDIDATES = "candidates"
 MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
+MAX_EXPERIMENT_NAME, MAX_RUN_NAME = 256, 250  # columns of MLflow's databases
 POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
 STATUS = {
     "completed": "FINISHED",
@@ -53,6 +57,15 @@ class Experiment(Value):
     search_id: str
     run_name: str
     description: str = ""
+
+
+def experiment_name(data: str) -> str:
+    """The experiment of all runs on `data`, which MLflow's databases take."""
+    name = f"psvit/{printable(data)}"
+    if len(name) <= MAX_EXPERIMENT_NAME:
+        return name
+    digest = hashlib.sha256(data.encode()).hexdigest()[:12]
+    return f"{name[: MAX_EXPERIMENT_NAME - len(digest) - 1]}-{digest}"
 
 
 class Tracker:
@@ -209,7 +222,7 @@ class Tracker:
         now = int(time.time() * 1000)
         tags = [
             RunTag("psvit.status", record.status),
-            RunTag("psvit.reason", record.reason[:MOST_OF_A_REASON]),
+            RunTag("psvit.reason", printable(record.reason)[:MOST_OF_A_REASON]),
         ]
         lacking = [point for point in record.curve if point.step not in steps]
         for first in range(0, max(len(lacking), 1), POINTS):
@@ -263,7 +276,7 @@ class Tracker:
                 "psvit.seed": str(train.seed),
                 "psvit.data": train.data,
             }
-            name = f"{record.number:03d} {spec.pattern}"
+            name = f"{record.number:03d} {spec.pattern}"[:MAX_RUN_NAME]
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
         params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
         costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from requests import RequestException, get
 
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -60,7 +61,7 @@ def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
     if num_hosts > 1 and _sqlite_file(tracking_uri):
         raise ValueError(
             f"tracking_uri must be a tracking server's on a cluster of {num_hosts} hosts, got "
-            f"{tracking_uri}; add --tracking-uri http://HOST:5000"
+            f"{without_secrets(tracking_uri)}; add --tracking-uri http://HOST:5000"
         )
 
 

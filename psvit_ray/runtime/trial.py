@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.mailbox import STOP, Mailbox, Watch
 from psvit_ray.runtime.ray_train import make_trainer
@@ -81,7 +82,7 @@ def _train_here(task: TrialTask) -> None:
         tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
     except (Diverged, ValueError, torch.OutOfMemoryError) as error:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = without_secrets(f"{type(error).__name__}: {error}").splitlines()[0]
         tune.report({**values, TOP1: 0.0, "failed": reason})
 
 

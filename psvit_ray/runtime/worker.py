@@ -19,6 +19,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.fence import Fence, LeaseLost
 from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox, Watch
@@ -79,7 +80,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
         except (BrokenCheckpoint, Diverged, TooManyBadImages) as error:
             # The configuration's own fault, the same on all workers: a result, not to be tried
             # again.
-            failed = f"{type(error).__name__}: {error}"
+            failed = without_secrets(f"{type(error).__name__}: {error}")
         keeper.close()
         failed = broadcast_from_rank_zero(failed or keeper.fault)
     if failed:

@@ -25,7 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.training.config import Configuration
 

@@ -14,7 +14,8 @@ from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.images import Decoder
-from psvit_ray.data.storage import Folder, without_secrets
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Augmentation, Probability
 
 Positive = Annotated[float, Field(gt=0)]

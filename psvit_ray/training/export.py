@@ -101,8 +101,8 @@ def write(
         conversion.write_torch_export(model, folder / TORCH_EXPORT)
     sha256 = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
     config = config.model_copy(update={"sha256": sha256})
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-    (folder / CARD).write_text(model_card(config))
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(config), encoding="utf-8")
     return Exported(model, config)
 
 

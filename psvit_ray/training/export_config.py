@@ -8,7 +8,7 @@ from pydantic import Field
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.data.storage import without_secrets
+from psvit_ray.data.secrets import without_secrets, without_secrets_in
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.training.checkpoint import Checkpoint
 
@@ -74,10 +74,7 @@ class Facts(Value):
             test_top1=test_top1 if measured and checkpoint.epoch == train.epochs else None,
             macs=count_macs(spec),
             params=count_params(spec),
-            settings={
-                setting: without_secrets(value) if isinstance(value, str) else value
-                for setting, value in train.model_dump(mode="json").items()
-            },
+            settings=without_secrets_in(train.model_dump(mode="json")),
         )
 
 

@@ -9,6 +9,7 @@ import yaml
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.conversion import OPSET, TOLERANCE
 from psvit_ray.training.export_config import ONNX, TORCH_EXPORT, ExportConfig, Facts
+from psvit_ray.training.markdown import code, text
 
 MOST_CLASSES = 20
 """That are listed; config.json has all."""
@@ -40,7 +41,7 @@ def model_card(config: ExportConfig) -> str:
 
 def _what(config: ExportConfig) -> str:
     spec, facts = config.spec, config.training
-    names = ", ".join(config.class_names[:MOST_CLASSES])
+    names = ", ".join(map(text, config.class_names[:MOST_CLASSES]))
     rest = len(config.class_names) - MOST_CLASSES
     more = f" and {rest:,} more, all in `config.json`" if rest > 0 else ""
     giga = facts.macs >= 1e8  # as papers say, but for networks of tiny images
@@ -138,10 +139,10 @@ def _training(facts: Facts) -> str:
         for name, value in facts.settings.items()
         if name not in said and value != usual.get(name)
     }
-    rows = [(f"`{name}`", _code(value)) for name, value in settings.items()]
+    rows = [(f"`{name}`", code(value)) for name, value in settings.items()]
     others = _table(("setting", "value"), rows) if rows else "None."
     return (
-        f"{_table(('', ''), [(name, _code(value)) for name, value in said.items()])}\n\n"
+        f"{_table(('', ''), [(name, code(value)) for name, value in said.items()])}\n\n"
         f"Settings that are not the usual ones of psvit_ray (`config.json` has all):\n\n{others}"
     )
 
@@ -157,15 +158,9 @@ def _limits(config: ExportConfig) -> str:
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Cells are Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(
-        f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |"
-        for line in lines
-    )
-
-
-def _code(value: object) -> str:
-    return f"`{value}`"
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _numbers(values: Iterable[float]) -> str:

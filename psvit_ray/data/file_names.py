@@ -1,0 +1,36 @@
+"""Which names a user may give to a file or a folder."""
+
+from __future__ import annotations
+
+MAX_BYTES = 240
+"""File systems take 255; what is being written is called `.NAME.0123abcd` until it is complete."""
+MAX_SHOWN = 40
+
+
+def check_file_name(name: str, field: str) -> None:
+    """Raises ValueError, naming `field`, for a name that some disk, terminal or database that it
+    comes to would not take: empty, too long or with control characters."""
+    if not name:
+        raise ValueError(f"{field} must not be empty")
+    if not name.isprintable():
+        char = next(char for char in name if not char.isprintable())
+        raise ValueError(f"{field} must be of printable characters, got {char!r} in {_short(name)}")
+    if (size := len(name.encode())) > MAX_BYTES:
+        raise ValueError(
+            f"{field} must be at most {MAX_BYTES} bytes long in UTF-8, got {size} in {_short(name)}"
+        )
+
+
+def check_folder_name(name: str, field: str) -> None:
+    """Raises ValueError, as `check_file_name` does, and for what would name a hidden folder or one
+    somewhere else."""
+    check_file_name(name, field)
+    if "/" in name or "\\" in name or name[0] in ".-" or name != name.strip():
+        raise ValueError(
+            f"{field} must be usable as a folder name, got {_short(name)}: without / and \\, "
+            "without . or - at its start, without spaces around it"
+        )
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]!r}..."

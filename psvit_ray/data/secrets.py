@@ -1,0 +1,125 @@
+"""Passwords, keys and tokens in URLs: whatever is shown or recorded goes through here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import SplitResult, unquote_plus, urlsplit
+
+HIDDEN = "***"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LINE_END = re.compile(r"[\r\n]")
+_URL_END = re.compile(rf"(?<=[\s'\"(<\[]){_SCHEME.pattern}|[\r\n]")
+"""Where the next URL of a text begins, or its line ends."""
+_SECRET_NAME = re.compile(
+    ".*(passw|pwd|passphrase|secret|token|credential|signature|apikey|accesskey|accountkey"
+    "|privatekey|sharedkey|authkey).*|pass|sig|sas|key|jwt|auth|authorization"
+)
+_CLOSING = "'\"`)>]},.;:"
+_WITH_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")
+"""Schemes of CONTAINER@ACCOUNT, where others have a user."""
+
+
+def without_secrets(text: str) -> str:
+    """`text` without user and password of the URLs in it, and with `***` for parameters that are
+    secrets by their name, such as password, client_secret, sig and token.
+
+    Raw passwords may hold spaces and all that parts a URL, as AWS's keys do. So where a URL has a
+    password, all up to the last `@` before the next URL or line is taken for it. A text without
+    secrets is returned as it is.
+    """
+    return _parameters_hidden(_users_removed(text))
+
+
+def without_secrets_in(value: Any) -> Any:
+    """`value` with `without_secrets` of every text in its dicts, lists and tuples."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {key: without_secrets_in(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_secrets_in(item) for item in value)
+    return value
+
+
+def _users_removed(text: str) -> str:
+    parts, position = [], 0
+    while url := _SCHEME.search(text, position):
+        parts.append(text[position : url.end()])
+        position = url.end() + _length_of_user(text, url)
+    return "".join([*parts, text[position:]])
+
+
+def _length_of_user(text: str, url: re.Match[str]) -> int:
+    """Characters of `user:password@`, or `user@`, after `://`."""
+    line = text[url.end() : _position(_LINE_END, text, url.end())]
+    rest = text[url.end() : _position(_URL_END, text, url.end())]
+    authority = _matched(r"\[[^\]\s]*\](:\d+)?|[^/?#@\s]*", rest)
+    following = rest[len(authority) :][:1]
+    user, colon, password = authority.partition(":")
+    if not colon:
+        is_public = url[1].lower() in _WITH_CONTAINER or user == "anonymous"
+        return len(authority) + 1 if following == "@" and not is_public else 0
+    if authority.startswith("["):  # IPv6
+        return 0
+    if following != "@" and password.rstrip(_CLOSING).isdigit():
+        # A port, unless a password begins like one. A text that begins with the URL is all of it.
+        word = rest if url.start() == 0 else _matched(r"\S*", rest)
+        query = re.search(r"\?[\w.-]+=", word)
+        return word.rfind("@", 0, query.start() if query else len(word)) + 1
+    return rest.rfind("@") + 1 or line.rfind("@") + 1
+
+
+def _position(pattern: re.Pattern[str], text: str, start: int) -> int:
+    match = pattern.search(text, start)
+    return match.start() if match else len(text)
+
+
+def _matched(pattern: str, text: str) -> str:
+    match = re.match(pattern, text)
+    return match[0] if match else ""
+
+
+def _parameters_hidden(text: str) -> str:
+    # A text that is one URL may have spaces in its parameters.
+    alone = _SCHEME.match(text) and not re.search(r"\s", text.partition("?")[0])
+    return re.sub(_SCHEME.pattern + (".*" if alone else r"\S*"), _url_hidden, text)
+
+
+def _url_hidden(match: re.Match[str]) -> str:
+    url = match[0].rstrip(_CLOSING)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL, such as one with half an IPv6 address
+        return f"{match[1]}://{HIDDEN}"
+    hidden = SplitResult(
+        match[1],
+        _pairs_hidden(parts.netloc),
+        parts.path,
+        _pairs_hidden(parts.query),
+        _pairs_hidden(parts.fragment),
+    )
+    if hidden[1:] == parts[1:]:
+        return match[0]
+    query = f"?{hidden.query}" if hidden.query else ""
+    fragment = f"#{hidden.fragment}" if hidden.fragment else ""
+    closing = match[0][len(url) :]
+    return f"{hidden.scheme}://{hidden.netloc}{hidden.path}{query}{fragment}{closing}"
+
+
+def _pairs_hidden(query: str) -> str:
+    def shown(pair: re.Match[str]) -> str:
+        return f"{pair[1]}={HIDDEN}" if _is_secret(pair[1], pair[2]) else pair[0]
+
+    return re.sub("([^&;=]+)=([^&;]*)", shown, query)
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Whether a parameter is one by its name, or its value holds URLs or parameters that are."""
+    plain = re.sub("[^a-z0-9]", "", unquote_plus(name).lower())
+    inner = unquote_plus(value)
+    return bool(value) and (
+        _SECRET_NAME.fullmatch(plain) is not None
+        or without_secrets(inner) != inner
+        or _pairs_hidden(inner) != inner
+    )
