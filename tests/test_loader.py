@@ -272,10 +272,19 @@ def drawn_array() -> ArrayTable:
     return ArrayTable(images.byte(), np.arange(97) % 10)
 
 
+NUMBERS_OF_IMAGES = [97, 1, 2, 3, 4, 5]
+
+
+def scores(batch_size: int) -> list[tuple[float, float, torch.Tensor]]:
+    """Of tables of so many images."""
+    tables = (drawn_array().take(np.arange(number)) for number in NUMBERS_OF_IMAGES)
+    found = (evaluate(Linear64(), t, PREPROCESSING, batch_size=batch_size) for t in tables)
+    return [(score.loss, score.top1, score.correct) for score in found]
+
+
 def evaluate_in_group(rank: int, world_size: int, folder: str, batch_size: int) -> None:
     join_group(rank, world_size, folder)
-    score = evaluate(Linear64(), drawn_array(), PREPROCESSING, batch_size=batch_size)
-    torch.save((score.loss, score.top1, score.correct), f"{folder}/score-{rank}")
+    torch.save(scores(batch_size), f"{folder}/scores-{rank}")
     dist.destroy_process_group()  # else its threads may outlive what they use, and abort
 
 
@@ -283,16 +292,19 @@ def evaluate_in_group(rank: int, world_size: int, folder: str, batch_size: int) 
 def test_a_score_is_the_same_whatever_the_workers_and_the_batch(
     tmp_path: Path, world_size: int, batch_size: int
 ) -> None:
-    alone = evaluate(Linear64(), drawn_array(), PREPROCESSING, batch_size=32)
+    alone = scores(batch_size=32)
     logits = Linear64()(PREPROCESSING.normalize(drawn_array().images))
-    expected = F.cross_entropy(logits, torch.as_tensor(drawn_array().labels)).item()
-    assert alone.loss == pytest.approx(expected, abs=1e-9)
+    for number, (loss, _, _) in zip(NUMBERS_OF_IMAGES, alone, strict=True):
+        labels = torch.as_tensor(drawn_array().labels[:number])
+        expected = F.cross_entropy(logits[:number], labels).item()
+        assert loss == pytest.approx(expected, abs=1e-9)
     mp.spawn(evaluate_in_group, (world_size, str(tmp_path), batch_size), nprocs=world_size)
     for rank in range(world_size):
-        loss, top1, correct = torch.load(tmp_path / f"score-{rank}")
-        assert loss == pytest.approx(alone.loss, abs=1e-9)
-        assert top1 == alone.top1
-        assert torch.equal(correct, alone.correct)
+        ours = torch.load(tmp_path / f"scores-{rank}")
+        for (loss, top1, correct), theirs in zip(ours, alone, strict=True):
+            assert loss == pytest.approx(theirs[0], abs=1e-9)
+            assert top1 == theirs[1]
+            assert torch.equal(correct, theirs[2])
 
 
 def test_a_shift_moves_whole_images_and_repeats_their_edge() -> None:

@@ -232,9 +232,10 @@ class Steps:
         however it was shared out. Returns the sum of the losses.
         """
         if not len(images):
-            # The others wait for a gradient of this worker too. An image that weighs nothing gives
-            # zeros by the same way; a pass over no images does not on every device (attention
-            # on a GPU refuses them) nor in every teacher.
+            # The other workers wait for this one's gradient too. A blank image that weighs nothing
+            # gives zeros by the usual way; no images at all are refused by attention on a GPU
+            # (pytorch#133780) and by some teachers. Where no worker has an image, as none of the
+            # batch can be read, that is the step: momentum and weight decay go on.
             stand_in, target = (one.new_zeros(1, *one.shape[1:]) for one in (images, targets))
             return 0 * self._backward(stand_in, target, scale=0.0)
         size = self._config.micro_batch_size or len(images)
