@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from psvit_ray import cli
-from psvit_ray.arch.spec import Value
 from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
-from psvit_ray.data.splits import Splits, listed
+from psvit_ray.data.splits import Splits, listed, numbers_in
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
@@ -37,7 +37,7 @@ from psvit_ray.training.scoring import scored
 Split = Literal["test", "holdout", "train", "all"]
 
 
-class EvaluateJob(Value):
+class EvaluateJob(DataLayout):
     """Score an exported model on labelled images."""
 
     model: str
@@ -66,12 +66,22 @@ def work(job: EvaluateJob) -> int:
     exported = export.load(job.model)
     split, table, stored = images_of(job, exported)
     labels = numbers_in_model(stored.class_names, exported.class_names)[table.labels]
+    counts = np.bincount(labels, minlength=len(exported.class_names))
+    absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]
     about = {
         "model": without_secrets(job.model),
         "spec_id": exported.config.spec.spec_id,
         "data": stored.name,
         "split": split,
+        **({"absent_classes": absent} if absent else {}),
     }
+    for note in stored.notes:
+        print(note)
+    if absent:
+        print(
+            f"no image of class {listed(absent)}: scored on {len(counts) - len(absent):,} of "
+            f"{len(counts):,} classes"
+        )
     title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
     try:
         answers = answers_of(job, exported, table, labels)
@@ -111,14 +121,18 @@ def answers_of(
 def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits]:
     """Raises ValueError where the data does not have this split, or images that the model does not
     take."""
-    stored = sources.read(job.data)
+    trained = exported.config.training
+    layout: DataLayout = job
+    same = Folder.at(trained.data) == Folder.at(without_secrets(job.data))
+    if same and not any(getattr(job, field) for field in DataLayout.model_fields):
+        layout = trained.layout
+    stored = sources.read(job.data, layout)
     for field in ("img_size", "in_chans"):
         ours, theirs = getattr(exported.preprocessing, field), getattr(stored, field)
         if theirs is not None and theirs != ours:
             raise ValueError(
                 f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
             )
-    trained = exported.config.training
     val_as_test = trained.settings["val_as_test"] and stored.val is not None
     there: list[Split] = ["train", "holdout"]
     if stored.test is not None or val_as_test:
@@ -127,7 +141,6 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
         there.append("all")
     split = job.split
     if split is None:
-        same = Folder.at(trained.data) == Folder.at(stored.name)
         split = "holdout" if there[-1] == "all" and same else there[-1]
     if split not in there:
         known = f"{', '.join(there[:-1])} or {there[-1]}"
@@ -146,20 +159,9 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
 
 
 def numbers_in_model(data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:
-    """Of each class of the data, its number in the model. Raises ValueError where they are not the
-    same classes."""
-    said = [
-        f"{what} {listed(found)}"
-        for what, found in (
-            ("only in the model:", [name for name in model if name not in set(data)]),
-            ("only in the data:", [name for name in data if name not in set(model)]),
-        )
-        if found
-    ]
-    if said:
-        raise ValueError(f"data must have the classes of the model, got {'; '.join(said)}")
-    number = {name: number for number, name in enumerate(model)}
-    return np.array([number[name] for name in data])
+    """The number in the model of each class of the data. The data may lack classes of the model;
+    raises ValueError, naming the nearest, for one that the model does not know."""
+    return numbers_in(model, data, rule="the classes of the model", where="the data")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import files, unlabelled
 from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_file, new_file
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
@@ -52,6 +53,8 @@ class PredictJob(Value):
     a line from standard input."""
     out: str
     """File to write, new: .csv or .jsonl."""
+    image_column: str = ""
+    """Column of Parquet that holds the images; by default `image`, or the only one that can."""
     top_k: Number = 5
     """Classes of each image, the likeliest first."""
     batch_size: Number = 64
@@ -80,7 +83,7 @@ def work(job: PredictJob) -> int:
     writable(above.uri, "out")
     check_new_file(out)
     exported = export.load(job.model)
-    parts = unlabelled.read(job.data, sys.stdin)
+    parts = unlabelled.read(job.data, sys.stdin, DataLayout(image_column=job.image_column))
     top_k = min(job.top_k, len(exported.class_names))
     images = bad = 0
     try:

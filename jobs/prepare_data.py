@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from psvit_ray import cli
-from psvit_ray.arch.spec import Value
 from psvit_ray.data import shards
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.manifest import MANIFEST, Manifest, faults, read_manifest
 from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import read
@@ -28,7 +28,7 @@ from psvit_ray.runtime.prepare import Stopped, check_out, prepare
 from psvit_ray.training.config import Fraction, NumberOrZero
 
 
-class PrepareJob(Value):
+class PrepareJob(DataLayout):
     """Write images as Parquet shards."""
 
     data: str = ""
@@ -56,7 +56,7 @@ def work(job: PrepareJob) -> int:
     out = writable(job.out, "out")
     if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
         raise ValueError(f"out must be outside data, got {out} in {job.data}")
-    splits = read(job.data)
+    splits = read(job.data, job)
     identity = shards.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)
     for note in splits.notes:

@@ -25,9 +25,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from psvit_ray import cli
-from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.loader import eval_loader
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
@@ -52,7 +53,7 @@ from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
 from psvit_ray.training.networks import TIMM, load_network
 
 
-class RedundancyJob(Value):
+class RedundancyJob(DataLayout):
     """Measure how alike a network's attention maps are, and propose a sharing."""
 
     model: str
@@ -87,7 +88,7 @@ def work(job: RedundancyJob) -> int:
     check_new_folder(out)
     model, preprocessing, settings = network(job)
     check_maps(model)
-    source = source_for(job.data, preprocessing, settings)
+    source = source_for(job, preprocessing, settings)
     spec, reason = described(model)
     try:
         measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
@@ -166,10 +167,12 @@ def check_maps(model: nn.Module) -> None:
         raise ValueError(f"{error}; nearest is {TIMM}{near}") from None
 
 
-def source_for(data: str, preprocessing: Preprocessing, settings: dict[str, Any]) -> Source:
+def source_for(
+    job: RedundancyJob, preprocessing: Preprocessing, settings: dict[str, Any]
+) -> Source:
     """Divided as in the network's training. Raises ValueError for images of one size, which are not
     made to fit, where the network takes another."""
-    stored = sources.read(data)
+    stored = sources.read(job.data, job)
     for field in ("img_size", "in_chans"):
         ours, theirs = getattr(preprocessing, field), getattr(stored, field)
         if theirs is not None and theirs != ours:

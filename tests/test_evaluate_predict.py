@@ -454,8 +454,8 @@ def test_what_is_not_finished_is_not_there(tmp_path: Path) -> None:
         ),
         (
             "evaluate --model {model} --data others --out o",
-            "data must have the classes of the model, got only in the model: 'striped-triangle'; "
-            "only in the data: 'plain-ring', 'plain-star'",
+            "data must have the classes of the model, got only in the data: 'plain-ring', "
+            "'plain-star'; nearest is 'dotted-ring'",
         ),
         (
             "evaluate --model {model} --data digits --out o",
@@ -492,7 +492,7 @@ def test_what_is_not_finished_is_not_there(tmp_path: Path) -> None:
         ),
         (
             "predict --model {model} --data label.parquet --out o.csv",
-            "data must have the column image (struct of bytes and path, or bytes), got label: "
+            "data must have a column of images (struct of bytes and path, or bytes), got label: "
             "int64 in label.parquet in {here}",
         ),
         (

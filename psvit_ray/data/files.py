@@ -2,30 +2,119 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
+import heapq
 import os
 import re
-from pathlib import Path, PurePosixPath
+import stat
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import unquote
 
+import numpy as np
 from pyarrow import fs
 
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 
+MAX_BYTES = 512 << 20
+"""Of one image as it is stored."""
+FILE_ERRORS = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EOVERFLOW,
+}
+"""What is wrong with one file. A disk that fails (EIO), a server that has forgotten the file
+(ESTALE), too many open files and whatever else there is are the storage's."""
+NOT_DATA = ("__MACOSX", "@eaDir", "lost+found")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is below a folder, as paths relative to it, in order; hidden names, and the folders that
+    a Mac or a NAS leaves, are not among them."""
+
+    folders: list[str]
+    files: list[str]
+    links: dict[str, str]
+    """Names left out, as they lead to a folder or file that is there under another name, which is
+    the value. Links to a folder around them, which never end, lead to that folder."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should be told, a line each."""
+        if not self.links:
+            return []
+        name, kept = next(iter(self.links.items()))
+        return [
+            f"left out, as each file is used once: {len(self.links):,} links or second names, such "
+            f"as {shown(name)}, which is {shown(kept) or 'a folder around it'}"
+        ]
+
 
 def read(folder: Folder, path: str) -> bytes:
-    """A file below a folder. Raises BadImage for a fault of this file, OSError where storage
-    fails."""
+    """A file below a folder. Raises BadImage for a fault of this file, which is also that it is no
+    file (a pipe, a device) or too large for an image; OSError where storage fails."""
     try:
         if folder.is_local:
-            return Path(folder.uri, path).read_bytes()
+            return _read_local(os.path.join(folder.uri, path))
         filesystem, root = folder.open()
         with filesystem.open_input_file(f"{root}/{path}") as file:
+            _check_size(file.size())
             return file.read()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise BadImage((os.strerror(error.errno) if error.errno else "not found").lower()) from None
+    except OSError as error:
+        if is_of_the_file(error):
+            reason = os.strerror(error.errno) if error.errno else "not found"
+            raise BadImage(reason.lower()) from None
+        raise
+    except UnicodeError:
+        raise BadImage("no path of a file here: not UTF-8") from None
+
+
+def check_regular(path: str) -> None:
+    """Raises BadImage for a pipe, a device or a socket, which might never end, and for a folder;
+    OSError for a local path that leads nowhere."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise BadImage(os.strerror(errno.EISDIR).lower())
+    if not stat.S_ISREG(mode):
+        raise BadImage("not a regular file")
+
+
+def _read_local(path: str) -> bytes:
+    if "\0" in path:
+        raise BadImage("no path of a file: embedded null byte")
+    check_regular(path)  # before it is opened, to which a device may answer in any way
+    with open(path, "rb", opener=_without_waiting) as file:
+        _check_size(os.fstat(file.fileno()).st_size)
+        content = file.read(MAX_BYTES + 1)
+    _check_size(len(content))
+    return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadImage(f"more than {MAX_BYTES:,} bytes")
+
+
+def is_of_the_file(error: OSError) -> bool:
+    """Whether an error is this file's own; any other is the storage's, and meets all files."""
+    return isinstance(error, FileNotFoundError | PermissionError) or error.errno in FILE_ERRORS
 
 
 def kind(folder: Folder) -> fs.FileType:
@@ -34,28 +123,110 @@ def kind(folder: Folder) -> fs.FileType:
     return filesystem.get_file_info(path).type
 
 
-def below(folder: Folder) -> tuple[list[str], list[str]]:
-    """All folders and all files below it, in order, as paths relative to it; hidden ones are not
-    among them. Links are followed. Raises as `Folder.open`."""
-    folders, files = [], []
-    if folder.is_local:  # asks for nothing but names, which on a network disk is much faster
-        for root, subfolders, names in os.walk(folder.uri, onerror=_raise, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            base = os.path.relpath(root, folder.uri)
-            prefix = "" if base == "." else f"{base}/"
-            folders += [prefix + name for name in subfolders]
-            files += [prefix + name for name in names if not name.startswith(".")]
-    else:
-        filesystem, path = folder.open()
-        for found in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
-            relative = found.path[len(path) :].strip("/")
-            if not re.search(r"(^|/)\.", relative):
-                (files if found.is_file else folders).append(relative)
-    return sorted(folders), sorted(files)
+def below(folder: Folder) -> Listing:
+    """All folders and files below it. Links are followed, but each file comes once: by its own
+    name rather than by a link's, and else by the first. Raises as `Folder.open`."""
+    if folder.is_local:
+        return _walked(folder.uri)
+    folders: list[str] = []
+    files: list[str] = []
+    filesystem, path = folder.open()
+    for found in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+        relative = found.path[len(path) :].strip("/")
+        if all(map(_is_visible, relative.split("/"))):
+            (files if found.is_file else folders).append(relative)
+    return Listing(sorted(folders), sorted(files), {})
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in NOT_DATA
+
+
+def _walked(root: str) -> Listing:
+    """Asks for nothing but names, which on a network disk is much faster; links are looked at."""
+    top = os.path.realpath(root)
+    name_of = {top: ""}  # of each real folder, and of each file that a link leads to
+    folders: list[str] = []
+    files: list[str] = []
+    inodes: list[int] = []
+    links: list[str] = []  # that are to be looked at, a heap
+    left_out: dict[str, str] = {}
+
+    def walk(name: str, real: str) -> None:
+        todo = [(name, real)]
+        while todo:
+            name, real = todo.pop()
+            with os.scandir(os.path.join(root, name)) as entries:
+                there = [entry for entry in entries if _is_visible(entry.name)]
+            for entry in there:
+                path = os.path.join(name, entry.name)
+                if entry.is_symlink():
+                    heapq.heappush(links, path)
+                elif entry.is_dir(follow_symlinks=False):
+                    todo.append((path, add_folder(path, os.path.join(real, entry.name))))
+                else:
+                    files.append(path)
+                    inodes.append(entry.inode())
+
+    def add_folder(name: str, real: str) -> str:
+        folders.append(name)
+        name_of[real] = name
+        return real
+
+    walk("", top)
+    own = set(files) if links else set()
+    while links:
+        link = heapq.heappop(links)
+        there = os.path.join(root, link)
+        real = os.path.realpath(there)
+        inside = os.path.relpath(real, top)
+        if real in name_of:
+            left_out[link] = name_of[real]
+        elif inside in own:
+            left_out[link] = inside
+        elif not os.path.isdir(there):
+            name_of[real] = link
+            files.append(link)
+            inodes.append(_inode(there))
+        elif is_in(top, real) or is_in(os.path.realpath(os.path.dirname(there)), real):
+            left_out[link] = ""
+        else:
+            walk(link, add_folder(link, real))
+    left_out |= _hard_links(root, files, inodes)
+    files = [name for name in files if name not in left_out]
+    return Listing(sorted(folders), sorted(files), dict(sorted(left_out.items())))
+
+
+def is_in(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder, or of something in it."""
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def _inode(path: str) -> int:
+    """0 for what cannot be had, as a link that leads nowhere."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _hard_links(root: str, files: list[str], inodes: list[int]) -> dict[str, str]:
+    """Names of files that have another name before them, and that name. What only looks so by its
+    number, which some file systems give to several files, is asked for."""
+    numbers = np.array(inodes, dtype=np.uint64)
+    values, counts = np.unique(numbers, return_counts=True)
+    several = np.flatnonzero(np.isin(numbers, values[(counts > 1) & (values > 0)]))
+    first: dict[tuple[int, int], str] = {}
+    others = {}
+    for name in sorted(files[place] for place in several):
+        try:
+            status = os.stat(os.path.join(root, name))
+        except OSError:
+            continue
+        kept = first.setdefault((status.st_dev, status.st_ino), name)
+        if kept != name:
+            others[name] = kept
+    return others
 
 
 def parent(folder: Folder) -> tuple[Folder, str]:
@@ -71,17 +242,38 @@ def has_wildcards(folder: Folder) -> bool:
 
 def matching(folder: Folder) -> tuple[Folder, list[str]]:
     """For a path or URI with wildcards, the folder above the first, and the files below it that
-    match, in order, relative to it. `*` stays within a name. Raises as `Folder.open`."""
+    match, in order, relative to it; of several names of one file the first. `*` stays within a
+    name. Raises as `Folder.open`."""
     pattern: list[str] = []
     while has_wildcards(folder):
         folder, name = parent(folder)
         pattern.insert(0, name)
-    return folder, [path for path in below(folder)[1] if _matches(path, pattern)]
+    if not folder.is_local:
+        wanted = "/".join(pattern)
+        return folder, [path for path in below(folder).files if matches(path, wanted)]
+    names = [""]
+    for part in pattern:  # not all that is below, of which a link's other name would be left out
+        names = [
+            os.path.join(name, entry)
+            for name in names
+            if os.path.isdir(os.path.join(folder.uri, name))
+            for entry in sorted(os.listdir(os.path.join(folder.uri, name)))
+            if _is_visible(entry) and fnmatch.fnmatchcase(entry, part)
+        ]
+    files = [name for name in names if not os.path.isdir(os.path.join(folder.uri, name))]
+    once = {os.path.realpath(os.path.join(folder.uri, name)): name for name in reversed(files)}
+    return folder, sorted(once.values())
 
 
-def _matches(path: str, pattern: list[str]) -> bool:
-    names = PurePosixPath(path).parts
-    return len(names) == len(pattern) and all(map(fnmatch.fnmatchcase, names, pattern))
+def matches(path: str, pattern: str) -> bool:
+    """Whether a relative path is as a pattern says, name by name."""
+    names, wanted = PurePosixPath(path).parts, PurePosixPath(pattern).parts
+    return len(names) == len(wanted) and all(map(fnmatch.fnmatchcase, names, wanted))
+
+
+def shown(path: str) -> str:
+    """A path fit to be shown and written down: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _parts(uri: str) -> tuple[str, str, str]:

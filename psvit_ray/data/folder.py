@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from psvit_ray.data import files
-from psvit_ray.data.splits import SPLIT_OF, Splits, listed
+from psvit_ray.data import files, split_folders
+from psvit_ray.data.files import Listing, shown
+from psvit_ray.data.layout import DataLayout
+from psvit_ray.data.split_folders import Tree
+from psvit_ray.data.splits import Split, Splits, class_name, described_places
 from psvit_ray.data.storage import Folder
 
 # torchvision's IMG_EXTENSIONS, and GIF.
@@ -23,21 +26,25 @@ class FileTable:
     """Images that are files."""
 
     root: Folder
-    paths: pa.StringArray
-    """(N,), relative to `root`."""
+    paths: pa.BinaryArray
+    """(N,), relative to `root`, as the file system has them: they need not be UTF-8."""
     labels: np.ndarray
     """(N,) int64."""
 
     blocks = None
 
+    @classmethod
+    def of(cls, root: Folder, paths: Iterable[str], labels: np.ndarray) -> FileTable:
+        return cls(root, pa.array([os.fsencode(path) for path in paths], pa.binary()), labels)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        return files.read(self.root, self.paths[int(index)].as_py())
+        return files.read(self.root, self.place(index)[1])
 
     def place(self, index: int) -> tuple[str, str]:
-        return str(self.root), self.paths[int(index)].as_py()
+        return str(self.root), os.fsdecode(self.paths[int(index)].as_py())
 
     def take(self, indices: np.ndarray) -> Self:
         return replace(self, paths=self.paths.take(pa.array(indices)), labels=self.labels[indices])
@@ -47,66 +54,81 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def read(name: str, root: Folder, folders: list[str], paths: list[str]) -> Splits:
-    """The class folders below `root`, or those of its folders `train`, `val` and `test`.
-
-    `folders` and `paths` are all that is below it. Raises ValueError.
-    """
-    images = [path for path in paths if is_image(path)]
+def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+    """The class folders below `root`, or below those of its folders that are splits, by what
+    `layout` says or by their names. Raises ValueError."""
+    images = [path for path in listing.files if is_image(path)]
     if not images:
         raise ValueError(f"data must be a folder of class folders, got one without images: {root}")
-    notes = []
-    if len(images) < len(paths):
-        such = next(path for path in paths if not is_image(path))
-        notes = [f"{len(paths) - len(images):,} files are no images by name, such as {such}"]
-    below = defaultdict(list)  # images by the folder in `root` that holds them
-    for path in images:
-        below[path.partition("/")[0] if "/" in path else ""].append(path)
-    outer = {folder.partition("/")[0] for folder in folders if "/" in folder}
-    splits = [folder for folder in folders if SPLIT_OF.get(folder.lower()) and folder in outer]
-    if not splits:
-        class_names, table = _labelled(root, "", folders, images)
-        return Splits.of(name, {"train": class_names}, {"train": table}, notes)
-
-    others = [folder for folder in below if folder not in splits and folder.lower() not in SPLIT_OF]
-    if others:
-        what = f"{others[0]}/" if others[0] else below[""][0]
-        raise ValueError(f"data must hold splits or classes, got {splits[0]}/ beside {what}")
-    splits += [folder for folder in folders if folder.lower() in SPLIT_OF and folder not in splits]
+    notes = [*listing.notes]
+    if len(images) < len(listing.files):
+        such = next(path for path in listing.files if not is_image(path))
+        number = len(listing.files) - len(images)
+        notes.append(f"{number:,} files are no images by name, such as {shown(such)}")
+    tree = Tree(root, listing.folders, images)
+    if layout.splits:
+        folders = split_folders.said(tree, layout)
+    else:
+        folders = split_folders.recognised(tree, notes)
+        test = folders.get("test", [""])[0]
+        if len(folders) > 1 and test in tree.direct and test not in tree.inner:
+            notes.append(f"{shown(test)}/ has no class folders: its images are not used")
+            del folders["test"]
+    _check_links(listing, folders)
     names, tables = {}, {}
-    for folder in sorted(splits, key=lambda folder: list(SPLIT_OF).index(folder.lower())):
-        split = SPLIT_OF[folder.lower()]
-        if split in tables:
-            raise ValueError(f"data must name each split once, got {listed(sorted(splits))}")
-        if split == "test" and folder not in outer and below[folder]:
-            notes.append(f"{folder}/ has no class folders: its images are not used")
-            continue
-        names[split], tables[split] = _labelled(root, f"{folder}/", folders, below[folder])
+    for split, several in folders.items():
+        names[split], tables[split] = _labelled(tree, several)
+    if folders != {"train": [""]}:
+        by_split = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
+        notes += described_places(by_split)
+        prefixes = tuple(f"{folder}/" for several in folders.values() for folder in several)
+        if unused := [path for path in images if not path.startswith(prefixes)]:
+            notes.append(f"{len(unused):,} images are in no split, such as {shown(unused[0])}")
     return Splits.of(name, names, tables, notes)
 
 
-def _labelled(
-    root: Folder, prefix: str, folders: Iterable[str], images: list[str]
-) -> tuple[tuple[str, ...], FileTable]:
-    """The classes that are folders below `prefix`, and their images, class by class."""
-    inner = [folder[len(prefix) :] for folder in folders if folder.startswith(prefix)]
-    class_names = tuple(sorted(folder for folder in inner if "/" not in folder))
-    here = f"{root}/{prefix}".rstrip("/")
-    if stray := [path for path in images if "/" not in path[len(prefix) :]]:
-        got = f"the image {stray[0]} beside them" if class_names else "images only"
-        raise ValueError(f"data must be a folder of class folders, got {got} in {here}")
+def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
+    """Raises ValueError where one file has names in two classes: it cannot be both."""
+    prefixes = [
+        f"{folder}/" if folder else "" for several in folders.values() for folder in several
+    ]
+
+    def class_of(path: str) -> str | None:
+        inside = next((path[len(p) :] for p in prefixes if path.startswith(p)), None)
+        return class_name(inside.partition("/")[0]) if inside else None
+
+    names = {link: kept for link, kept in listing.links.items() if is_image(kept)}
+    for link, kept in names.items():
+        here, there = class_of(link), class_of(kept)
+        if here is not None and there is not None and here != there:
+            raise ValueError(
+                f"data must have each image in one class, got {shown(link)}, which is the file "
+                f"{shown(kept)}"
+            )
+
+
+def _labelled(tree: Tree, folders: list[str]) -> tuple[tuple[str, ...], FileTable]:
+    """The classes that are folders directly in these, and their images, class by class."""
+    names: set[str] = set()
+    paths: list[str] = []
+    classes: list[str] = []
+    for folder in folders:
+        inner = [os.path.basename(path) for path in tree.inner.get(folder, ())]
+        names |= {class_name(name) for name in inner}
+        if folder in tree.direct:
+            here = f"{tree.root}/{shown(folder)}".rstrip("/")
+            beside = f"the image {shown(tree.direct[folder])} beside them"
+            raise ValueError(
+                f"data must be a folder of class folders, got {beside if inner else 'images only'} "
+                f"in {here}; jobs/predict.py takes images without classes"
+            )
+        prefix = f"{folder}/" if folder else ""
+        for path in tree.images:
+            if path.startswith(prefix):
+                paths.append(path)
+                classes.append(class_name(path[len(prefix) :].partition("/")[0]))
+    class_names = tuple(sorted(names))
     number = {name: label for label, name in enumerate(class_names)}
-    class_of = [number[path[len(prefix) :].partition("/")[0]] for path in images]
-    labels = np.array(class_of, dtype=np.int64)
-    counts = np.bincount(labels, minlength=len(class_names))
-    if images and not counts.all():
-        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
-        raise ValueError(
-            f"data must have images of every class, got none of {listed(empty)} in {here}"
-        )
-    try:
-        named = pa.array(images, pa.string())
-    except UnicodeEncodeError as error:
-        raise ValueError(f"data must have file names in UTF-8, got {error.object!r}") from None
+    labels = np.array([number[name] for name in classes], dtype=np.int64)
     order = np.argsort(labels, kind="stable")
-    return class_names, FileTable(root, named, labels).take(order)
+    return class_names, FileTable.of(tree.root, paths, labels).take(order)

@@ -1,5 +1,5 @@
-"""Images in Parquet, as the `datasets` library and our own shards have them: columns `image`, a
-struct of `bytes` and `path` (or just bytes), and `label`, an integer."""
+"""Images in Parquet, as the `datasets` library and our own shards have them: a column that is a
+struct of `bytes` and `path` (or just bytes). The Arrow files of that library are read the same."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import functools
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psvit_ray.data import files
+from psvit_ray.data import arrow, files
+from psvit_ray.data.columns import BYTES
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
 
@@ -30,9 +31,10 @@ class ParquetTable:
     files: tuple[str, ...]
     """Relative to `root`."""
     groups: np.ndarray
-    """(G, 3) int64: of each row group the number of its file, its number there, its first row."""
+    """(G, 3) int64: of each row group the number of its file, its number there (in an Arrow file
+    the byte at which it starts), its first row."""
     column: str
-    """The one with the bytes: `image.bytes` or `image`."""
+    """The one with the bytes: `image.bytes` or `image`, whatever its name."""
     rows: np.ndarray
     """(N,) int64: of each image, in its file."""
     blocks: np.ndarray
@@ -44,8 +46,9 @@ class ParquetTable:
 
     def read(self, index: int) -> bytes:
         content = self._value(index, self.column)
-        if content is None and self.column == "image.bytes":
-            return _read_named(self.root, self._value(index, "image.path"))
+        if content is None and self.column.endswith(BYTES):
+            name = self._value(index, f"{self.column.removesuffix(BYTES)}.path")
+            return _read_named(self.root, name) if name else b""
         return content or b""
 
     def place(self, index: int) -> tuple[str, str]:
@@ -59,15 +62,24 @@ class ParquetTable:
     def _value(self, index: int, column: str) -> Any:
         file, group, first = self.groups[self.blocks[index]].tolist()
         values = row_groups.get(self.root, self.files[file], group, column)
-        return values[int(self.rows[index]) - first].as_py()
+        row = int(self.rows[index]) - first
+        if row >= len(values):
+            raise BadImage(f"broken row group: {len(values):,} rows")
+        return values[row].as_py()
 
 
-def _read_named(root: Folder, path: str | None) -> bytes:
+def _read_named(root: Folder, path: str) -> bytes:
     """An image that Parquet only names: a file beside it or, as `datasets` has it, in the working
-    directory."""
-    if root.is_local and path and not Path(root.uri, path).is_file():
-        root = Folder.at(".")
-    return files.read(root, path) if path else b""
+    directory. A name may come from anybody, so it leads to nothing else: raises BadImage."""
+    if "\0" in path or os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
+        raise BadImage(f"path leads out of the data: {path!r}"[:200])
+    if root.is_local:
+        if not os.path.lexists(os.path.join(root.uri, path)):
+            root = Folder.at(".")
+        real = os.path.realpath(os.path.join(root.uri, path))
+        if not files.is_in(real, os.path.realpath(root.uri)):
+            raise BadImage(f"path is a link out of the data: {path!r}"[:200])
+    return files.read(root, path)
 
 
 class RowGroups:
@@ -102,11 +114,35 @@ row_groups = RowGroups(CACHE_BYTES)
 
 def _read(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
     try:
+        if is_arrow(file):
+            with open_file(root, file) as source:
+                return arrow.read_batch(source, group, column)
         parquet = _parquet_file(root, file, os.getpid())
-        values = parquet.read_row_group(group, columns=[column], use_threads=False).column(0)
-    except pa.ArrowInvalid as error:
+        table = parquet.read_row_group(group, columns=[column], use_threads=False)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        if _is_of_storage(error, root, file, group):
+            raise
         raise BadImage(f"broken row group: {files.reason(error)}"[:100]) from None
-    return values.flatten()[0] if "." in column else values
+    values = table.column(0)
+    return values.flatten()[0] if pa.types.is_struct(values.type) else values
+
+
+def _is_of_storage(error: Exception, root: Folder, file: str, group: int) -> bool:
+    """Whether storage failed. Of broken data pyarrow raises OSError too, without a number; so it
+    does where an object store fails, which is then asked for the same bytes again."""
+    if not isinstance(error, OSError) or files.is_of_the_file(error):
+        return False
+    if error.errno or is_arrow(file) or root.is_local:
+        return bool(error.errno)
+    row_group = _parquet_file(root, file, os.getpid()).metadata.row_group(group)
+    chunks = [row_group.column(number) for number in range(row_group.num_columns)]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    try:
+        with open_file(root, file) as source:
+            source.read_at(sum(chunk.total_compressed_size for chunk in chunks), min(starts))
+    except OSError:
+        return True
+    return False
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)
@@ -115,10 +151,26 @@ def _parquet_file(root: Folder, file: str, process: int) -> pq.ParquetFile:
 
 
 def open_parquet(root: Folder, file: str) -> pq.ParquetFile:
-    """Raises pyarrow.ArrowInvalid where it is no Parquet, OSError.
+    """Raises pyarrow.ArrowInvalid where it is no Parquet, BadImage, OSError."""
+    return pq.ParquetFile(open_file(root, file), page_checksum_verification=True)
+
+
+def open_file(root: Folder, file: str) -> pa.NativeFile:
+    """Raises BadImage for a pipe or a device, which might never end, and OSError.
 
     Not mapped into memory: that is 10 microseconds an image faster, of some 4,000 with decoding,
     but a file that is cut meanwhile would kill the process, and pages once read count as its own.
     """
     filesystem, path = root.open()
-    return pq.ParquetFile(filesystem.open_input_file(f"{path}/{file}"))
+    if root.is_local:
+        files.check_regular(f"{path}/{file}")
+    return filesystem.open_input_file(f"{path}/{file}")
+
+
+def is_arrow(file: str) -> bool:
+    return file.lower().endswith(".arrow")
+
+
+def is_table(path: str) -> bool:
+    """Whether a file is one of rows, by its name."""
+    return path.lower().endswith((".parquet", ".arrow"))

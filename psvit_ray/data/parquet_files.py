@@ -1,27 +1,51 @@
-"""From Parquet files to splits: which files there are, their classes, and all labels."""
+"""From Parquet and Arrow files to splits: which files there are, their classes, and all labels."""
 
 from __future__ import annotations
 
+import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 
-from psvit_ray.data import files
+from psvit_ray.data import arrow, columns, files
+from psvit_ray.data.columns import Columns
+from psvit_ray.data.files import Listing, shown
+from psvit_ray.data.images import BadImage
+from psvit_ray.data.layout import AS_NAMED, DataLayout
 from psvit_ray.data.manifest import MANIFEST, read_manifest
-from psvit_ray.data.parquet import CACHE_BYTES, ParquetTable, open_parquet
-from psvit_ray.data.splits import SPLIT_OF, Splits, listed
+from psvit_ray.data.parquet import (
+    CACHE_BYTES,
+    ParquetTable,
+    is_arrow,
+    is_table,
+    open_file,
+    open_parquet,
+)
+from psvit_ray.data.splits import (
+    SPLIT_OF,
+    WORDS,
+    Split,
+    Splits,
+    advice,
+    class_name,
+    described_places,
+    listed,
+    look_alikes,
+    splits_in,
+)
 from psvit_ray.data.storage import Folder
 
 READERS = 16
 """Files read at the same time: in an object store nearly all the time is waiting."""
 MISSING = np.iinfo(np.int64).min
 """In place of a label that is null."""
+STATE = "state.json"
+"""Beside the Arrow files of `save_to_disk`: which files are the data, among others of its cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,150 +54,287 @@ class Content:
 
     path: str
     labels: np.ndarray
+    """(N,) int64: numbers of classes, or what stands in their place where they have no names."""
     group_rows: tuple[int, ...]
+    group_numbers: tuple[int, ...]
+    """By which `ParquetTable` finds them."""
     largest_group: int
     """Bytes."""
     column: str
     class_names: tuple[str, ...] | None
-    """None where the file has no names of classes."""
+    """None where the labels are numbers without names."""
+    in_words: bool
+    """The labels are words, and the classes those that there are."""
 
 
-def read(name: str, root: Folder, paths: Sequence[str]) -> Splits:
+def read(
+    name: str, root: Folder, paths: Sequence[str], layout: DataLayout, notes: Sequence[str] = ()
+) -> Splits:
     """The data that these files below `root` are. Raises ValueError, OSError."""
-    return _splits(name, root, _contents(root, _by_split(paths)), None)
+    by_split = _said(root, paths, layout) if layout.splits else _by_split(root, paths)
+    if layout.splits or list(by_split) != ["train"]:
+        notes = [*notes, *described_places({s: [*map(shown, by_split[s])] for s in by_split})]
+        if unused := sorted(
+            set(paths) - {path for several in by_split.values() for path in several}
+        ):
+            notes.append(f"{len(unused):,} files are in no split, such as {shown(unused[0])}")
+    return _splits(name, root, by_split, layout, None, notes)
 
 
-def read_folder(name: str, root: Folder, paths: Sequence[str]) -> Splits:
+def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
     """As `read`, of all files of a folder; if it has a manifest, that says which are what."""
+    paths = _of_datasets(root, listing)
     manifest = read_manifest(root)
     if manifest is None:
-        return read(name, root, paths)
-    by_split = {split: list(said.files) for split, said in manifest.splits.items()}
+        return read(name, root, paths, layout, listing.notes)
+    layout.check_unused(name)
     said = {path: file for split in manifest.splits.values() for path, file in split.files.items()}
-    differ = set(paths) ^ set(said)
-    contents = {} if differ else _contents(root, by_split)
-    for content in (content for split in contents.values() for content in split):
-        if len(content.labels) != said[content.path].rows:
-            differ.add(content.path)
-    if differ:
-        raise ValueError(
-            f"data must match {MANIFEST} in {root}, got other files or rows: "
-            f"{listed(sorted(differ))}; jobs/prepare_data.py --verify says more"
-        )
-    return _splits(name, root, contents, manifest.class_names)
+    if differ := set(paths) ^ set(said):
+        raise _differs(root, differ)
+    by_split = {
+        split: [*manifest.splits[split].files] for split in WORDS if split in manifest.splits
+    }
+    rows = {path: file.rows for path, file in said.items()}
+    return _splits(name, root, by_split, layout, manifest.class_names, listing.notes, rows)
 
 
-def images(root: Folder, paths: Sequence[str]) -> ParquetTable:
+def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) -> ParquetTable:
     """The images of these files, in their order, with -1 for every label: there need be none.
 
     Raises ValueError, OSError.
     """
+    chosen = _columns(root, paths[0], layout, labelled=False)
     with ThreadPoolExecutor(READERS) as pool:
-        return _table(root, [*pool.map(lambda path: _content(root, path, False), paths)])
+        return _table(root, [*pool.map(lambda path: _content(root, path, chosen), paths)])
 
 
-def _by_split(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Files by the word for a split in their name or that of a folder: train-00000-of-00008."""
-    by_split: dict[str | None, list[str]] = {}
-    for path in sorted(paths):
-        *folders, name = PurePosixPath(path).parts
-        words = [re.split(r"[-_.]", name)[0], *reversed(folders)]
-        found = [SPLIT_OF[word.lower()] for word in words if word.lower() in SPLIT_OF]
-        by_split.setdefault(found[0] if found else None, []).append(path)
-    if None in by_split and len(by_split) > 1:
-        named = next(split for split in by_split.items() if split[0])[1][0]
-        raise ValueError(
-            f"data must name the split of every file or of none, got {named} beside "
-            f"{by_split[None][0]}"
-        )
-    order = list(dict.fromkeys([*SPLIT_OF.values(), None]))
-    return {split or "train": by_split[split] for split in order if split in by_split}
-
-
-def _contents(root: Folder, by_split: Mapping[str, list[str]]) -> dict[str, list[Content]]:
-    with ThreadPoolExecutor(READERS) as pool:
-        reading = {
-            split: [pool.submit(_content, root, path) for path in paths]
-            for split, paths in by_split.items()
-        }
-        return {split: [one.result() for one in several] for split, several in reading.items()}
-
-
-def _content(root: Folder, path: str, labelled: bool = True) -> Content:
-    try:
-        parquet = open_parquet(root, path)
-        column = _column(parquet.schema_arrow, f"{path} in {root}", labelled)
-        labels = np.full(parquet.metadata.num_rows, -1, dtype=np.int64)
-        if labelled:
-            read = parquet.read(columns=["label"], use_threads=False).column("label")
-            labels = read.cast(pa.int64()).fill_null(MISSING).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f"data must be Parquet that can be read, got {path} in {root}: {files.reason(error)}"
-        ) from None
-    groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
-    return Content(
-        path,
-        labels,
-        tuple(group.num_rows for group in groups),
-        max((group.total_byte_size for group in groups), default=0),
-        column,
-        _class_names(parquet.schema_arrow),
+def _differs(root: Folder, paths: set[str]) -> ValueError:
+    return ValueError(
+        f"data must match {MANIFEST} in {root}, got other files or rows: "
+        f"{listed(sorted(paths))}; jobs/prepare_data.py --verify says more"
     )
 
 
-def _column(schema: pa.Schema, where: str, labelled: bool) -> str:
-    """The column with the bytes. Raises ValueError where there is none or, if `labelled`, no
-    labels."""
-    types = dict(zip(schema.names, schema.types, strict=True))
-    image, label = types.get("image"), types.get("label")
-    column = "image"
-    if image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-        column, image = "image.bytes", image.field("bytes").type
-    is_bytes = (pa.types.is_binary, pa.types.is_large_binary)
-    missing = labelled and label is None
-    if missing or image is None or not any(fits(image) for fits in is_bytes):
-        has = ", ".join(f"{name}: {kind}" for name, kind in types.items())
-        columns = "columns" if labelled else "column"
-        also = " and label" if labelled else ""
+def _of_datasets(root: Folder, listing: Listing) -> list[str]:
+    """The files of rows, of Arrow files only those that `save_to_disk` names where it wrote them.
+    Raises ValueError where one of these is missing."""
+    tables = [path for path in listing.files if is_table(path)]
+    for state in (path for path in listing.files if PurePosixPath(path).name == STATE):
+        above = PurePosixPath(state).parent
+        try:
+            content = json.loads(files.read(root, state))
+            own = {str(above / file["filename"]) for file in content["_data_files"]}
+        except (BadImage, KeyError, TypeError, ValueError):
+            continue  # of something else
+        beside = [path for path in tables if PurePosixPath(path).parent == above]
+        if missing := own - set(beside):
+            raise ValueError(
+                f"data must have the files that {state} names, got none for {listed(missing)} in "
+                f"{root}"
+            )
+        tables = [path for path in tables if path not in beside or path in own]
+    return tables
+
+
+def _said(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split, list[str]]:
+    """The files of each split that a user names, by their paths, with or without the suffix, or by
+    a folder of theirs. Raises ValueError for a pattern that fits none, or a file named twice."""
+    names = {
+        path: [".", path, str(PurePosixPath(path).with_suffix("")), *map(str, _folders(path))]
+        for path in sorted(paths)
+    }
+    split_of: dict[str, Split] = {}
+    for split, pattern in layout.patterns:
+        fits = [path for path in names if any(files.matches(n, pattern) for n in names[path])]
+        if not fits:
+            known = sorted({name for path in names for name in names[path][1:]})
+            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
+            hint = f"; nearest is {shown(near[0])!r}" if near else ""
+            raise ValueError(f"splits must name files of the data, got {pattern!r} in {root}{hint}")
+        for path in fits:
+            if split_of.setdefault(path, split) != split:
+                raise ValueError(
+                    f"splits must name each file once, got {shown(path)} as {split_of[path]} and "
+                    f"{split}"
+                )
+    return _in_order(split_of)
+
+
+def _folders(path: str) -> list[PurePosixPath]:
+    return [*PurePosixPath(path).parents][:-1]
+
+
+def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
+    """Files by the words for splits in their names and those of their folders:
+    train-00000-of-00008, data/test/0000. Without any, all are train.
+
+    Raises ValueError where some name a split and some do not, or one names two.
+    """
+    splits = {path: set().union(*map(splits_in, PurePosixPath(path).parts)) for path in paths}
+    clear: dict[Split, str] = {}
+    for path in sorted(paths):
+        if len(splits[path]) == 1:
+            clear.setdefault(next(iter(splits[path])), path)
+    say = advice(clear)
+    if len(paths) > 1 and (double := [path for path in splits if len(splits[path]) > 1]):
         raise ValueError(
-            f"data must have the {columns} image (struct of bytes and path, or bytes){also}, got "
-            f"{has} in {where}"
+            f"data must name one split for each file, got {shown(double[0])} in {root}; {say}"
         )
-    if labelled and not pa.types.is_integer(label):
-        raise ValueError(f"data must have integers as label, got {label} in {where}")
-    return column
+    nameless = [path for path in sorted(paths) if not splits[path]]
+    if clear and nameless:
+        raise ValueError(
+            f"data must name the split of every file or of none, got {shown(min(clear.values()))} "
+            f"beside {shown(nameless[0])} in {root}; {say}"
+        )
+    if not clear:
+        alike = look_alikes(part for path in sorted(paths) for part in PurePosixPath(path).parts)
+        if alike:
+            raise ValueError(
+                f"data must have files whose names say whether they are splits, got "
+                f"{listed(sorted(alike.values()))} in {root}; {advice(alike)}"
+            )
+        return {"train": sorted(paths)}
+    words: dict[Split, dict[str, str]] = {}
+    for path, (split,) in sorted(splits.items()):
+        words.setdefault(split, {}).setdefault(_word(path), path)
+    for split, by_word in words.items():
+        if len(by_word) > 1 and split != "train":
+            raise ValueError(
+                f"data must name each split in one way, got {listed(sorted(by_word.values()))} for "
+                f"{split} in {root}; {say}"
+            )
+    return _in_order({path: split for path, (split,) in splits.items()})
 
 
-def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """The names that `datasets` keeps."""
+def _word(path: str) -> str:
+    """The word for the split in a path that names one."""
+    parts = "/".join(PurePosixPath(path).parts).lower()
+    return next(word for word in SPLIT_OF if word in parts)
+
+
+def _in_order(split_of: Mapping[str, Split]) -> dict[Split, list[str]]:
+    found = set(split_of.values())
+    return {
+        split: [path for path in sorted(split_of) if split_of[path] == split]
+        for split in WORDS
+        if split in found
+    }
+
+
+def _columns(root: Folder, path: str, layout: DataLayout, *, labelled: bool = True) -> Columns:
+    where = f"{shown(path)} in {root}"
+    return columns.columns_of(_schema(root, path), layout, where, labelled=labelled)
+
+
+def _schema(root: Folder, path: str) -> pa.Schema:
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(map(str, features["label"]["names"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+        if not is_arrow(path):
+            return open_parquet(root, path).schema_arrow
+        with open_file(root, path) as source:
+            return arrow.schema_of(source)
+    except (pa.ArrowException, OSError, BadImage) as error:
+        raise _unreadable(root, path, error) from None
+
+
+def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
+    kind = "an Arrow stream" if is_arrow(path) else "Parquet"
+    return ValueError(
+        f"data must be {kind} that can be read, got {shown(path)} in {root}: {files.reason(error)}"
+    )
+
+
+def _content(root: Folder, path: str, chosen: Columns) -> Content:
+    where = f"{shown(path)} in {root}"
+    try:
+        schema, values, rows, numbers, largest = (_arrow if is_arrow(path) else _parquet)(
+            root, path, chosen.label
+        )
+        columns.check_image(schema, chosen.image, where)
+        names = columns.class_names(schema, chosen.label)
+        labels, words = _numbers(values, where)
+    except (pa.ArrowException, OSError, BadImage) as error:
+        raise _unreadable(root, path, error) from None
+    in_words = words is not None
+    return Content(path, labels, rows, numbers, largest, chosen.image, words or names, in_words)
+
+
+Parts = tuple[pa.Schema, pa.ChunkedArray, tuple[int, ...], tuple[int, ...], int]
+"""Of a file: schema, labels, rows of each group, its number, bytes of the largest."""
+
+
+def _parquet(root: Folder, path: str, label: str) -> Parts:
+    parquet = open_parquet(root, path)
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+    rows = tuple(group.num_rows for group in groups)
+    values = pa.chunked_array([pa.nulls(sum(rows))])
+    if label in parquet.schema_arrow.names:
+        values = parquet.read(columns=[label], use_threads=False).column(0)
+    largest = max((group.total_byte_size for group in groups), default=0)
+    return parquet.schema_arrow, values, rows, tuple(range(len(rows))), largest
+
+
+def _arrow(root: Folder, path: str, label: str) -> Parts:
+    rows, numbers, labels, largest = [], [], [], 0
+    with open_file(root, path) as source:
+        schema = arrow.schema_of(source)
+    with open_file(root, path) as source:
+        for start, batch in arrow.batches(source):
+            numbers.append(start)
+            rows.append(batch.num_rows)
+            largest = max(largest, batch.nbytes)
+            has = label in schema.names
+            labels.append(batch.column(label) if has else pa.nulls(batch.num_rows))
+    kind = schema.field(label).type if label in schema.names else pa.null()
+    return schema, pa.chunked_array(labels, kind), tuple(rows), tuple(numbers), largest
+
+
+def _numbers(values: pa.ChunkedArray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels as integers; words as numbers of the distinct ones, which are given too."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values = values.cast(kind.value_type)
+        kind = kind.value_type
+    if not columns.is_label(kind):
+        raise ValueError(
+            f"data must have integers, strings or bool as label, got {kind} in {where}"
+        )
+    if pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return values.cast(pa.int64()).fill_null(MISSING).to_numpy(), None
+    if pa.types.is_boolean(kind):
+        values = values.cast(pa.string())
+    encoded = values.cast(pa.large_string()).combine_chunks().dictionary_encode()
+    labels = encoded.indices.cast(pa.int64()).fill_null(MISSING).to_numpy(zero_copy_only=False)
+    return labels, tuple(encoded.dictionary.to_pylist())
 
 
 def _splits(
     name: str,
     root: Folder,
-    contents: dict[str, list[Content]],
+    by_split: Mapping[Split, list[str]],
+    layout: DataLayout,
     class_names: tuple[str, ...] | None,
+    notes: Sequence[str],
+    rows: Mapping[str, int] | None = None,
 ) -> Splits:
-    notes = []
+    chosen = _columns(root, next(iter(by_split.values()))[0], layout)
+    notes = [*notes, *chosen.notes]
+    with ThreadPoolExecutor(READERS) as pool:
+        reading = {
+            split: [pool.submit(_content, root, path, chosen) for path in paths]
+            for split, paths in by_split.items()
+        }
+        contents = {split: [task.result() for task in tasks] for split, tasks in reading.items()}
+    every = [content for several in contents.values() for content in several]
+    if rows and (differ := {c.path for c in every if len(c.labels) != rows[c.path]}):
+        raise _differs(root, differ)
     if len(contents) > 1 and "test" in contents and _unlabelled(contents["test"]):
-        rows = sum(len(content.labels) for content in contents.pop("test"))
-        notes.append(f"the {rows:,} images of test have no labels and are not used")
-    for content in (content for split in contents.values() for content in split):
-        _check_present(content, root)
-    if class_names is None:
-        names = _names_by_split(contents)
-    else:
-        names = dict.fromkeys(contents, class_names)
-    for split, several in contents.items():
+        number = sum(len(content.labels) for content in contents.pop("test"))
+        notes.append(f"the {number:,} images of test have no labels and are not used")
+    for several in contents.values():
         for content in several:
-            _check_range(content, len(names[split]), root)
-    largest = max(content.largest_group for split in contents.values() for content in split)
+            _check_present(content, root)
+    names = _with_names(contents, class_names, root)
+    largest = max(content.largest_group for several in contents.values() for content in several)
     if largest > CACHE_BYTES // 2:
         notes.append(
             f"row groups of up to {largest / 1e6:,.0f} MB are read as a whole: "
@@ -188,51 +349,84 @@ def _unlabelled(contents: list[Content]) -> bool:
     return all((content.labels < 0).all() for content in contents)
 
 
-def _names_by_split(contents: Mapping[str, list[Content]]) -> dict[str, tuple[str, ...]]:
-    """What the files call their classes; else their numbers, all of which train must have."""
-    named: dict[str, tuple[str, ...]] = {}
-    for split, several in contents.items():
-        for content in several:
-            if content.class_names is None:
-                continue
-            if named.setdefault(split, content.class_names) != content.class_names:
-                raise ValueError(
-                    f"data must have the same classes in every file of {split}, "
-                    f"got others in {content.path}"
-                )
-    if named:
-        some = next(iter(named.values()))
-        return {split: named.get(split, some) for split in contents}
-    numbers = {
-        split: np.unique(np.concatenate([content.labels for content in several]))
-        for split, several in contents.items()
-    }
-    first = next(iter(numbers.values()))
-    if len(first) and (first[0] != 0 or first[-1] != len(first) - 1):
+def _with_names(
+    contents: dict[Split, list[Content]], class_names: tuple[str, ...] | None, root: Folder
+) -> dict[Split, tuple[str, ...]]:
+    """The classes of each split, by whose numbers its `contents` are then labelled: those that are
+    given or that the files name; else the distinct labels, sorted. Raises ValueError."""
+    every = [content for several in contents.values() for content in several]
+    if len({content.in_words for content in every if len(content.labels)}) > 1:
+        odd = next(content for content in every if content.in_words != every[0].in_words)
         raise ValueError(
-            f"data must have labels 0 to {len(first) - 1} for {len(first)} classes without names, "
-            f"got {first[0]} to {first[-1]}"
+            f"data must have labels of one kind in every file, got numbers and words, such as in "
+            f"{shown(odd.path)} in {root}"
         )
-    names = tuple(map(str, range(len(first))))
-    return dict.fromkeys(contents, names)
+    declared = class_names or next(
+        (content.class_names for content in every if content.class_names is not None), None
+    )
+    names: dict[Split, tuple[str, ...]] = {}
+    for split, several in contents.items():
+        if any(content.in_words for content in several):
+            names[split] = tuple(sorted({w for c in several for w in map(class_name, _words(c))}))
+            contents[split] = [_numbered(content, names[split]) for content in several]
+        elif declared is not None:
+            own = [c.class_names for c in several if c.class_names is not None]
+            names[split] = class_names or (own or [declared])[0]
+            for content in several:
+                if class_names is None and content.class_names not in (None, names[split]):
+                    raise ValueError(
+                        f"data must have the same classes in every file of {split}, got others in "
+                        f"{shown(content.path)}"
+                    )
+                _check_range(content, len(names[split]), root)
+        else:
+            for content in several:
+                _check_range(content, None, root)
+            numbers = np.unique(np.concatenate([content.labels for content in several]))
+            names[split] = tuple(map(str, numbers))
+            contents[split] = [
+                replace(content, labels=np.searchsorted(numbers, content.labels))
+                for content in several
+            ]
+    return names
+
+
+def _words(content: Content) -> tuple[str, ...]:
+    return content.class_names or ()
+
+
+def _numbered(content: Content, names: tuple[str, ...]) -> Content:
+    """With labels that are numbers of these classes."""
+    number = {name: number for number, name in enumerate(names)}
+    of = np.array([number[class_name(word)] for word in _words(content)], dtype=np.int64)
+    return replace(content, labels=of[content.labels])
 
 
 def _check_present(content: Content, root: Folder) -> None:
+    if (content.labels == MISSING).all() and len(content.labels):
+        raise ValueError(
+            f"data must have labels, got none in {shown(content.path)} in {root}; "
+            "jobs/predict.py takes images without labels"
+        )
     if (content.labels == MISSING).any():
         row = int((content.labels == MISSING).argmax())
         raise ValueError(
-            f"data must have a label for every image, got none in row {row} of {content.path} "
-            f"in {root}"
+            f"data must have a label for every image, got none in row {row} of "
+            f"{shown(content.path)} in {root}"
         )
 
 
-def _check_range(content: Content, num_classes: int, root: Folder) -> None:
-    outside = (content.labels < 0) | (content.labels >= num_classes)
+def _check_range(content: Content, num_classes: int | None, root: Folder) -> None:
+    outside = content.labels < 0
+    if num_classes is not None:
+        outside |= content.labels >= num_classes
     if outside.any():
         row = int(outside.argmax())
+        rule = "from 0 on" if num_classes is None else f"0 to {num_classes - 1}"
+        why = "" if num_classes is None else f", as it has {num_classes} classes"
         raise ValueError(
-            f"data must have labels 0 to {num_classes - 1}, as it has {num_classes} classes, got "
-            f"{content.labels[row]} in row {row} of {content.path} in {root}"
+            f"data must have labels {rule}{why}, got {content.labels[row]} in row {row} of "
+            f"{shown(content.path)} in {root}"
         )
 
 
@@ -243,14 +437,13 @@ def _table(root: Folder, contents: list[Content]) -> ParquetTable:
         first = np.cumsum([0, *content.group_rows])
         for group, count in enumerate(content.group_rows):
             blocks.append(np.full(count, len(groups), dtype=np.int64))
-            groups.append((number, group, first[group]))
+            groups.append((number, content.group_numbers[group], first[group]))
         rows.append(np.arange(len(content.labels), dtype=np.int64))
-    columns = {content.column for content in contents}
     return ParquetTable(
         root,
         tuple(content.path for content in contents),
         np.array(groups, dtype=np.int64).reshape(-1, 3),
-        columns.pop(),
+        contents[0].column,
         np.concatenate(rows),
         np.concatenate(blocks or [np.empty(0, dtype=np.int64)]),
         np.concatenate([content.labels for content in contents]),

@@ -13,6 +13,8 @@ import torch
 from pyarrow import fs
 
 from psvit_ray.data import files, folder, parquet_files, vision
+from psvit_ray.data.layout import AS_NAMED, DataLayout
+from psvit_ray.data.parquet import is_table
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, cut, listed
 from psvit_ray.data.storage import Folder
@@ -48,19 +50,35 @@ class Source:
 
 
 def load(
-    data: str, *, holdout: float, split_seed: int, fraction: float = 1.0, val_as_test: bool = False
+    data: str,
+    layout: DataLayout = AS_NAMED,
+    *,
+    holdout: float,
+    split_seed: int,
+    fraction: float = 1.0,
+    val_as_test: bool = False,
 ) -> Source:
-    """The source that `data` names (see `read`), divided (see `divided`).
+    """The source that `data` and `layout` name (see `read`), divided (see `divided`).
 
     Raises ValueError for data that cannot be used.
     """
+    splits = read(data, layout)
+    _check_classes(splits)
     return divided(
-        read(data),
+        splits,
         holdout=holdout,
         split_seed=split_seed,
         fraction=fraction,
         val_as_test=val_as_test,
     )
+
+
+def _check_classes(splits: Splits) -> None:
+    """Raises ValueError where there is nothing to tell apart."""
+    classes = np.unique(splits.train.labels)
+    if len(classes) < 2:
+        got = ", ".join(repr(splits.class_names[number]) for number in classes)
+        raise ValueError(f"data must have at least 2 classes, got {got}")
 
 
 def divided(
@@ -117,18 +135,23 @@ def _classes(splits: Splits, table: ImageTable, images: int) -> list[str]:
     return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
 
 
-def read(data: str) -> Splits:
+def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     """What is stored, nothing cut: `digits`; a folder of class folders, or of splits that hold
-    them; Parquet as a file, a folder or a pattern; `torchvision:NAME:FOLDER`. Folders and Parquet
-    may be in an object store. Raises ValueError for data that cannot be used."""
+    them; Parquet or Arrow as a file, a folder or a pattern; `torchvision:NAME:FOLDER`. Folders and
+    tables may be in an object store; `layout` says what their names do not.
+
+    Raises ValueError for data that cannot be used.
+    """
     if data == "digits":
+        layout.check_unused(data)
         return _digits()
     if data.partition(":")[0] in (vision.PREFIX, vision.DOWNLOAD):
+        layout.check_unused(data)
         return vision.read(data)
     if not data:
         raise _unknown(data, Folder.at("."))
     try:
-        return _stored(without_secrets(data), Folder.at(data))
+        return _stored(without_secrets(data), Folder.at(data), layout)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
             f"data must be readable, got {without_secrets(data)!r}: {files.reason(error)}"
@@ -147,32 +170,39 @@ def _digits() -> Splits:
     return Splits("digits", tuple("0123456789"), train, None, test, 8, 1, (0.305,), (0.376,))
 
 
-def _stored(name: str, there: Folder) -> Splits:
+def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
     """A folder, a file or a pattern. Raises ValueError, OSError."""
     kind = files.kind(there)
     if kind == fs.FileType.File:
         above, file = files.parent(there)
-        if not file.endswith(".parquet"):
+        if not is_table(file):
             raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
-        return parquet_files.read(name, above, [file])
+        return parquet_files.read(name, above, [file], layout)
     if kind == fs.FileType.Directory:
-        folders, paths = files.below(there)
-        parquet = [path for path in paths if path.endswith(".parquet")]
-        if not parquet:
-            return folder.read(name, there, folders, paths)
-        if image := next(filter(folder.is_image, paths), None):
+        listing = files.below(there)
+        table = next(filter(is_table, listing.files), None)
+        if table is None:
+            _check_no_columns(layout, name)
+            return folder.read(name, there, listing, layout)
+        if image := next(filter(folder.is_image, listing.files), None):
             raise ValueError(
-                f"data must be images or Parquet, got {image} beside {parquet[0]} in {there}"
+                f"data must be images or Parquet, got {image} beside {table} in {there}"
             )
-        return parquet_files.read_folder(name, there, parquet)
+        return parquet_files.read_folder(name, there, listing, layout)
     if files.has_wildcards(there):
         root, paths = files.matching(there)
         if not paths:
             raise ValueError(f"data must match a file, got none for {name!r}")
-        if strange := [path for path in paths if not path.endswith(".parquet")]:
+        if strange := [path for path in paths if not is_table(path)]:
             raise ValueError(f"data must match Parquet only, got {strange[0]} for {name!r}")
-        return parquet_files.read(name, root, paths)
+        return parquet_files.read(name, root, paths, layout)
     raise _unknown(name, there)
+
+
+def _check_no_columns(layout: DataLayout, name: str) -> None:
+    for field in ("image_column", "label_column"):
+        if value := getattr(layout, field):
+            raise ValueError(f"{field} must be empty, as {name!r} has no Parquet, got {value!r}")
 
 
 def _unknown(name: str, there: Folder) -> ValueError:

@@ -6,26 +6,60 @@ training images, the same way for every kind.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from psvit_ray.data.tables import ImageTable
 
-SPLIT_OF = {
-    "train": "train",
-    "val": "val",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "test": "test",
+Split = Literal["train", "val", "test"]
+WORDS: dict[Split, tuple[str, ...]] = {
+    "train": ("training", "train"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("testing", "test", "evaluation", "eval"),
 }
-"""The words by which files and folders name their split."""
+"""The words by which folders and files name their split: the SPLIT_KEYWORDS of the `datasets`
+library, to which `eval` is a test split. Of two that begin alike the longer comes first."""
+SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 
 Table = TypeVar("Table", bound=ImageTable)
+
+
+def splits_in(name: str) -> set[Split]:
+    """The splits whose words stand in the name of a folder or file: seg_train, TestImages, val2017.
+
+    A word ends at whatever is no letter, and at a capital after a small letter: contest, latest and
+    trainers are no splits.
+    """
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return {SPLIT_OF[word.lower()] for word in words if word.lower() in SPLIT_OF}
+
+
+def look_alikes(names: Iterable[str]) -> dict[Split, str]:
+    """Names, by split, that are the same but for the word for a split within a longer word, such
+    as trainset and testset; empty where there are none."""
+    alike: dict[str, dict[Split, str]] = {}
+    for name in names:
+        bare = re.sub(r"\d", "", name.lower())
+        if match := re.search("|".join(SPLIT_OF), bare):
+            frame = f"{bare[: match.start()]}*{bare[match.end() :]}"
+            alike.setdefault(frame, {}).setdefault(SPLIT_OF[match[0]], name)
+    return next((by_split for by_split in alike.values() if len(by_split) > 1), {})
+
+
+def advice(by_split: Mapping[Split, str]) -> str:
+    """How a user says what was not clear, with the names that look like a split."""
+    parts = [f"{split}={by_split.get(split, 'NAME')}" for split in WORDS if split in by_split]
+    if "train" not in by_split:
+        parts.insert(0, "train=NAME")
+    return f"say --splits {','.join(parts)}, or --splits train=. where none is a split"
 
 
 @dataclass(frozen=True)
@@ -47,49 +81,84 @@ class Splits:
     def of(
         cls,
         name: str,
-        class_names: Mapping[str, tuple[str, ...]],
-        tables: Mapping[str, ImageTable],
+        class_names: Mapping[Split, tuple[str, ...]],
+        tables: Mapping[Split, ImageTable],
         notes: Collection[str],
     ) -> Splits:
-        """Of tables by split, with the classes that each names. A split alone is the whole of the
-        data, whatever it is called.
+        """Of tables by split, whose labels are numbers of the classes that each names. The classes
+        are those of train; another split may lack some, or have them in another order. A split
+        alone is the whole of the data, whatever it is called.
 
-        Raises ValueError where a split or a class is missing, or there is only one class.
+        Raises ValueError where a split is missing or empty, or has a class that train lacks.
         """
+        notes = [*notes]
         for split, table in tables.items():
             if not len(table):
                 raise ValueError(f"data must have images in every split, got none in {split}")
         if len(tables) == 1:
             (only,) = tables
-            notes = [
-                *notes,
-                *([f"the only split, {only}, is all of it"] if only != "train" else []),
-            ]
-            tables = {"train": tables[only]}
+            notes += [f"the only split, {only}, is all of it"] if only != "train" else []
+            class_names, tables = {"train": class_names[only]}, {"train": tables[only]}
         elif "train" not in tables:
             raise ValueError(f"data must have a split train, got only {', '.join(tables)}")
-        first, *others = class_names
-        for other in others:
-            _check_same(first, class_names[first], other, class_names[other])
-        if len(class_names[first]) < 2:
-            got = ", ".join(map(repr, class_names[first])) or "none"
-            raise ValueError(f"data must have at least 2 classes, got {got}")
-        val, test = tables.get("val"), tables.get("test")
-        return cls(name, class_names[first], tables["train"], val, test, notes=tuple(notes))
+        classes = tuple(dict.fromkeys(class_names["train"]))
+        same: dict[Split, ImageTable] = {}
+        for split, table in tables.items():
+            numbers = numbers_in(
+                classes, class_names[split], rule="the same classes in every split", where=split
+            )
+            labels = numbers[table.labels]
+            if not np.array_equal(labels, table.labels):
+                table = replace(cast(Any, table), labels=labels)
+            same[split] = table
+            lacking = np.bincount(labels, minlength=len(classes)) == 0
+            if lacking.any() and len(classes) > 1:
+                names = [name for name, no in zip(classes, lacking, strict=True) if no]
+                notes.append(f"{split} has no image of class {listed(names)}")
+        notes += _near_names(classes)
+        val, test = same.get("val"), same.get("test")
+        return cls(name, classes, same["train"], val, test, notes=tuple(notes))
 
 
-def _check_same(
-    first: str, names: tuple[str, ...], other: str, other_names: tuple[str, ...]
-) -> None:
-    if names == other_names:
-        return
-    only = {
-        first: [name for name in names if name not in other_names],
-        other: [name for name in other_names if name not in names],
-    }
-    got = "; ".join(f"only in {split}: {listed(found)}" for split, found in only.items() if found)
-    got = got or f"another order in {other}"
-    raise ValueError(f"data must have the same classes in every split, got {got}")
+def class_name(text: str) -> str:
+    """The name of a class as it is compared, shown and written down: in Unicode's composed form, as
+    a Mac decomposes names of folders, and with bytes that are not UTF-8 escaped."""
+    return unicodedata.normalize("NFC", os.fsencode(text).decode("utf-8", "backslashreplace"))
+
+
+def numbers_in(
+    known: tuple[str, ...], names: tuple[str, ...], *, rule: str, where: str
+) -> np.ndarray:
+    """(K,) int64: the number among those that are known of each class. Raises ValueError, which
+    says the rule and names the nearest, for a class that only `where` has."""
+    number = {class_name(name): number for number, name in enumerate(known)}
+    unknown = [name for name in names if class_name(name) not in number]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+        hint = f"; nearest is {near[0]!r}" if near else ""
+        raise ValueError(f"data must have {rule}, got only in {where}: {listed(unknown)}{hint}")
+    return np.array([number[class_name(name)] for name in names], dtype=np.int64)
+
+
+def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
+    """What to say of the folders or files that are splits, unless all are plainly called so."""
+    plain = re.compile(r"(train|val|validation|valid|dev|test)(-\d+-of-\d+[^/]*)?(\.\w+)?(/.*)?")
+    if all(plain.fullmatch(place.lower()) for places in by_split.values() for place in places):
+        return []
+    parts = []
+    for split, places in by_split.items():
+        first, *others = places
+        parts.append(f"{split} is {first}" + (f" and {len(others):,} more" if others else ""))
+    return [f"splits: {', '.join(parts)}"]
+
+
+def _near_names(names: tuple[str, ...]) -> list[str]:
+    """What to say of classes that differ in case or spaces only."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    several = [name for group in alike.values() if len(group) > 1 for name in group]
+    return [f"classes differ in case or spaces only: {listed(several)}"] if several else []
 
 
 def listed(names: Collection[str], most: int = 5) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,8 @@ from pyarrow import fs
 
 from psvit_ray.data import files, parquet_files
 from psvit_ray.data.folder import FileTable, is_image
+from psvit_ray.data.layout import AS_NAMED, DataLayout
+from psvit_ray.data.parquet import is_table
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
@@ -31,7 +32,9 @@ class Part:
         return self.prefix + self.table.place(index)[1]
 
 
-def read(data: Sequence[str], lines: Iterable[str] = ()) -> list[Part]:
+def read(
+    data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
+) -> list[Part]:
     """`data` are paths or URIs of images, of folders (with all below them), of Parquet, and
     patterns; `-` stands for `lines`, which are paths. The order is kept, and sorted in a folder.
 
@@ -44,7 +47,7 @@ def read(data: Sequence[str], lines: Iterable[str] = ()) -> list[Part]:
             found = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
         else:
             try:
-                found = _parts(given)
+                found = _parts(given, layout)
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(
                     f"data must be readable, got {without_secrets(given)!r}: {files.reason(error)}"
@@ -64,43 +67,39 @@ def chunks(parts: Iterable[Part], size: int) -> Iterator[Part]:
             yield Part(part.table.take(indices), part.prefix)
 
 
-def _parts(given: str) -> list[Part]:
+def _parts(given: str, layout: DataLayout) -> list[Part]:
     there = Folder.at(given)
     kind = files.kind(there)
     if kind == fs.FileType.Directory:
         prefix = f"{_shown(given).rstrip('/')}/"
-        return _below(there, prefix, files.below(there)[1])
+        return _below(there, prefix, files.below(there).files, layout)
     if kind == fs.FileType.File:
         above, name = files.parent(there)
         prefix = _shown(given)[: -len(name)]
-        if is_parquet(name):
-            return [Part(parquet_files.images(above, [name]), prefix)]
+        if is_table(name):
+            return [Part(parquet_files.images(above, [name], layout), prefix)]
         return [_files(prefix, [name], above)]
     if files.has_wildcards(there):
         root, paths = files.matching(there)
-        return _below(root, f"{_shown(root.uri)}/", paths)
+        return _below(root, f"{_shown(root.uri)}/", paths, layout)
     raise ValueError(f"data must exist, got {without_secrets(given)!r}")
 
 
-def _below(root: Folder, prefix: str, paths: list[str]) -> list[Part]:
-    """The images and the Parquet files among `paths`."""
+def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[Part]:
+    """The images and the files of tables among `paths`."""
     parts = []
     if images := [path for path in paths if is_image(path)]:
         parts.append(_files(prefix, images, root))
-    if parquet := [path for path in paths if is_parquet(path)]:
-        parts.append(Part(parquet_files.images(root, parquet), prefix))
+    if tables := [path for path in paths if is_table(path)]:
+        parts.append(Part(parquet_files.images(root, tables, layout), prefix))
     return parts
 
 
 def _files(prefix: str, paths: list[str], root: Folder | None = None) -> Part:
     labels = np.full(len(paths), -1, dtype=np.int64)
-    return Part(FileTable(root or Folder.at("."), pa.array(paths, pa.string()), labels), prefix)
+    return Part(FileTable.of(root or Folder.at("."), paths, labels), prefix)
 
 
 def _shown(given: str) -> str:
     """As the user said it, without secrets and what is after the `?` of a URI."""
     return without_secrets(given.partition("?")[0] if "://" in given else given)
-
-
-def is_parquet(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() == ".parquet"

@@ -16,7 +16,8 @@ from PIL import Image
 
 from psvit_ray.data.files import reason
 from psvit_ray.data.images import as_bad_image
-from psvit_ray.data.splits import Splits
+from psvit_ray.data.splits import Split, Splits
+from psvit_ray.data.tables import ImageTable
 
 PREFIX = "torchvision"
 DOWNLOAD = "torchvision-download"
@@ -66,7 +67,7 @@ def read(data: str) -> Splits:
         raise ValueError(f"data must be {prefix}:NAME:FOLDER, got {data!r}; nearest is {near!r}")
     root = str(Path(root).expanduser().absolute())
     sets = _sets(kind, root, download=prefix == DOWNLOAD)
-    tables = {}
+    tables: dict[Split, ImageTable] = {}
     for split, (word, dataset) in sets.items():
         labels = _labels(dataset, kind)
         tables[split] = VisionTable(kind, root, word, np.arange(len(labels)), labels)
@@ -75,15 +76,15 @@ def read(data: str) -> Splits:
     return Splits.of(data, names, tables, [])
 
 
-def _sets(kind: str, root: str, *, download: bool) -> dict[str, tuple[str | None, Any]]:
+def _sets(kind: str, root: str, *, download: bool) -> dict[Split, tuple[str | None, Any]]:
     """For each split the word for it, and the set."""
     takes = _parameters(kind)
-    words: dict[str, tuple[str | None, ...]] = {"train": (None,)}
+    words: dict[Split, tuple[str | None, ...]] = {"train": (None,)}
     if "train" in takes:
         words = {"train": ("train",), "test": ("test",)}
     elif "split" in takes:
         words = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
-    found: dict[str, tuple[str | None, Any]] = {}
+    found: dict[Split, tuple[str | None, Any]] = {}
     for split, several in words.items():
         for word in several:
             try:

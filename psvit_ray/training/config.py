@@ -14,6 +14,7 @@ from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.images import Decoder
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Augmentation, Probability
@@ -26,7 +27,7 @@ Number = Annotated[int, Field(ge=1)]
 NumberOrZero = Annotated[int, Field(ge=0)]
 
 
-class TrainConfig(Augmentation):
+class TrainConfig(Augmentation, DataLayout):
     """How one network is trained. Names are those of timm's `train.py` where it has one."""
 
     data: str = "digits"

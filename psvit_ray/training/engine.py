@@ -76,6 +76,7 @@ def source_of(train: TrainConfig) -> Source:
     """Raises ValueError for data that cannot be used."""
     return sources.load(
         train.data,
+        train,
         holdout=train.holdout,
         split_seed=train.split_seed,
         fraction=train.data_fraction,

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.secrets import without_secrets, without_secrets_in
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.training.checkpoint import Checkpoint
@@ -44,6 +45,12 @@ class Facts(Value):
     params: int
     settings: dict[str, Any]
     """The whole training configuration."""
+
+    @property
+    def layout(self) -> DataLayout:
+        """How the data of the training was laid out; an older export says nothing of it."""
+        names = DataLayout.model_fields
+        return DataLayout(**{name: self.settings.get(name, "") for name in names})
 
     @classmethod
     def of(
