@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -17,11 +18,13 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from mlflow import MlflowClient
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import ray_train
 from psvit_ray.runtime.cluster import LOCAL_SETTINGS
 from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.fence import LEASE
 from psvit_ray.runtime.ray_train import CHECKPOINTS, train
 from psvit_ray.search.record import Point, RecordStore
 from psvit_ray.training.engine import load_source, run
@@ -36,7 +39,7 @@ from tests.test_faults import (
     undisturbed_by,
     words_of_job,
 )
-from tests.test_ray_jobs import ROOT, head
+from tests.test_ray_jobs import ROOT, head, wait_until
 from tests.test_ray_runs import configured, newest, session, train_workers
 from tests.test_tracking import until
 from tests.test_training import assert_same_state
@@ -99,6 +102,85 @@ def test_killed_at_ten_random_moments_a_training_is_the_undisturbed_one(
     assert_told_once(uri, record)
     alone = undisturbed_by(workers, tmp_path / "group", record.configuration)
     assert_same_state(newest(tmp_path / "out" / "a" / CHECKPOINTS), alone)
+
+
+def signal_to(job: subprocess.Popen[str], number: int, *, alone: bool) -> None:
+    """To the driver alone, or to all that it started too, as where a virtual machine freezes."""
+    with suppress(psutil.NoSuchProcess):
+        driver = psutil.Process(job.pid)
+        for process in [driver] if alone else [driver, *driver.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+
+def ends(job: subprocess.Popen[str], code: int) -> str:
+    """What it printed."""
+    printed = job.communicate(timeout=2 * PATIENCE_S)[0]
+    assert job.returncode == code, printed
+    assert "Traceback" not in printed
+    return printed
+
+
+def runs_and_points(uri: str) -> tuple[dict[str, str], int]:
+    """Of all runs of a store, the statuses; and how many metrics were ever written."""
+    client = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    histories = [
+        client.get_metric_history(run.info.run_id, name)
+        for run in runs
+        for name in run.data.metrics
+    ]
+    return {run.info.run_id: run.info.status for run in runs}, sum(map(len, histories))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a PID namespace, as root")
+@pytest.mark.parametrize(
+    ("wakes_last", "alone", "epochs"),
+    [(False, True, 50), (True, False, 10)],  # its worker alone trains on until the lease is lost
+    ids=["wakes while the other trains", "wakes with all its processes after the other"],
+)
+def test_a_driver_suspended_past_its_lease_leaves_the_name_to_the_other(
+    tmp_path: Path, wakes_last: bool, alone: bool, epochs: int
+) -> None:
+    uri, run_folder = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "out" / "a"
+    flags = ["--epochs", str(epochs)]
+    first = train_job(tmp_path, uri, *flags)
+    other = None
+    try:
+        wait_until(lambda: len(curve_of(run_folder)) > 1, first)
+        signal_to(first, signal.SIGSTOP, alone=alone)
+        refused = ends(train_job(tmp_path, uri, *flags, "--resume"), 2)
+        assert f"process {first.pid} on this host is suspended (state T): `kill -CONT" in refused
+
+        namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        other = train_job(tmp_path, uri, *flags, "--resume", within=namespace)
+        lease = run_folder / LEASE
+        wait_until(lambda: json.loads(lease.read_text())["number"] == 2, other)
+        taken = len(curve_of(run_folder))
+        if wakes_last:
+            ends(other, 0)
+            before = record_of(run_folder), runs_and_points(uri)
+        else:
+            wait_until(lambda: len(curve_of(run_folder)) > taken + 1, other)
+        signal_to(first, signal.SIGCONT, alone=alone)
+        assert re.search(r"error: lease on .* is lost: taken over by process 1 on", ends(first, 1))
+        if wakes_last:
+            assert (record_of(run_folder), runs_and_points(uri)) == before
+        else:
+            ends(other, 0)
+    finally:
+        for job in (first, other):
+            if job is not None:
+                signal_to(job, signal.SIGKILL, alone=False)
+                job.communicate()
+    record = record_of(run_folder)
+    assert taken < epochs
+    assert record.status == "completed"
+    assert [point.epoch for point in record.curve] == [*range(1, epochs + 1)]
+    assert_told_once(uri, record)
+    assert [*runs_and_points(uri)[0].values()] == ["FINISHED"] * 2
+    assert not lease.exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")

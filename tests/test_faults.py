@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -305,10 +305,13 @@ def words_of_job(folder: Path, *flags: str) -> list[str]:
     return [*job, *flags]
 
 
-def train_job(folder: Path, tracking_uri: str, *flags: str, **env: str) -> subprocess.Popen[str]:
+def train_job(
+    folder: Path, tracking_uri: str, *flags: str, within: Sequence[str] = (), **env: str
+) -> subprocess.Popen[str]:
+    """Started by the words `within`."""
     words = words_of_job(folder, "--tracking-uri", tracking_uri, *flags)
     return subprocess.Popen(
-        [sys.executable, *words],
+        [*within, sys.executable, *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         text=True,

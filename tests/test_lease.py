@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,9 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pyarrow import fs
 
@@ -520,6 +523,114 @@ def test_a_lease_that_is_lost_while_a_file_is_written_keeps_it_from_counting(
 def test_a_token_crosses_a_process_boundary_as_primitives(folder: Folder) -> None:
     with Lease(folder) as token:
         Fence.model_validate(json.loads(token.model_dump_json())).check()
+
+
+STEPS = 48
+DONE, LOST, IN_USE = 0, 1, 2
+
+
+def _stops_before(step: int) -> None:
+    """Suspends this process before it reads, writes, deletes or checks for the `step`th time: at
+    any moment but that between the last check and the rename that follows."""
+    steps = itertools.count(1)
+
+    def stepping(works: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return works(*args, **options)
+
+        return run
+
+    for name in ("read", "write", "delete", "check_guard"):
+        setattr(Folder, name, stepping(getattr(Folder, name)))
+
+
+def _drives(uri: str, name: str, locks: bool, stop_before: int, other: Connection | None) -> None:
+    """A driver on a machine of its own that writes numbered records. The second one waits after
+    two, until the first has ended."""
+    lease.HEARTBEAT_S, lease.EXPIRES_S, lease.LOOK_S, lease.SETTLES_S = 0.02, 0.4, 0.02, 0.1
+    process.machine = lambda: name
+    if not locks:
+        fcntl.flock = _no_locks
+    if stop_before:
+        _stops_before(stop_before)
+    try:
+        with Lease(Folder(uri)) as token:
+            record = token.over(f"{uri}/record")
+            for number in range(3):
+                record.write("a.json", f"{name} {number}".encode())
+                if other and number == 1:
+                    other.send("two are written")
+                    other.recv()
+                time.sleep(0.01)  # for a heartbeat
+    except LeaseLost:
+        sys.exit(LOST)
+    except InUse:
+        sys.exit(IN_USE)
+
+
+def is_stopped(child: Any) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
+    return False
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_wherever_a_driver_is_suspended_only_the_last_to_take_the_lease_writes_on(
+    tmp_path: Path, locks: bool
+) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def outcomes_of(steps: range) -> Iterator[tuple[int, int, bool]]:
+        """How both ended, and whether the first was suspended."""
+        uris = {step: f"{tmp_path}/{step}" for step in steps}
+        firsts, seconds = {}, {}
+        for step, uri in uris.items():
+            firsts[step] = context.Process(
+                target=_drives, args=(uri, "first", locks, step, None), daemon=True
+            )
+            firsts[step].start()
+        for step, uri in uris.items():
+            first = firsts[step]
+            while first.is_alive() and not is_stopped(first):
+                time.sleep(0.01)
+            suspended = is_stopped(first)
+            ours, theirs = context.Pipe()
+            second = context.Process(
+                target=_drives, args=(uri, "second", locks, 0, theirs), daemon=True
+            )
+            second.start()
+            theirs.close()
+            seconds[step] = second, ours, suspended
+        for step, uri in uris.items():
+            second, ours, suspended = seconds[step]
+            with contextlib.suppress(EOFError):  # it was refused
+                assert ours.recv() == "two are written"
+                assert Folder(uri + "/record").read("a.json") == b"second 1"
+            first = firsts[step]
+            if suspended:
+                psutil.Process(first.pid).resume()
+            first.join(PATIENCE_S)
+            written = Folder(uri + "/record").read("a.json")
+            with contextlib.suppress(OSError):
+                ours.send("the first has ended")
+            second.join(PATIENCE_S)
+            last = Folder(uri + "/record").read("a.json")
+            assert first.exitcode is not None
+            assert second.exitcode is not None
+            if second.exitcode == DONE:
+                assert (step, written, last) == (step, b"second 1", b"second 2")
+            else:
+                assert (step, first.exitcode, last) == (step, DONE, written)
+                # Without locks the first may give back, as its own, the lease of the second.
+                assert written == b"first 2" or (not locks and written == b"second 1")
+            yield first.exitcode, second.exitcode, suspended
+
+    batches = [range(step, step + 16) for step in range(1, STEPS, 16)]
+    outcomes = [outcome for batch in batches for outcome in outcomes_of(batch)]
+    assert {suspended for *_, suspended in outcomes} == {True, False}  # until its very last step
+    assert outcomes.count((LOST, DONE, True)) > 10
 
 
 def _contend(uri: str, start: Any, tried: Any, won: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import moto.settings
@@ -14,6 +16,8 @@ from psvit_ray.data import sources, storage
 from psvit_ray.data.loader import eval_loader
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.runtime.fence import LEASE, LeaseLost
+from psvit_ray.runtime.lease import InUse, Lease
 from tests.drawn import drawn_folder
 from tests.object_store import ACCESS_KEY, SECRET_KEY, Store, object_store
 from tests.stored import assert_same, load, write_by_datasets
@@ -178,3 +182,30 @@ def test_what_is_not_in_the_store_is_said(store: Store) -> None:
             sources.read(store.uri(path))
     with pytest.raises(ValueError, match="data must exist, got 's3://elsewhere/"):
         sources.read(store.uri("x").replace("bucket", "elsewhere"))
+
+
+def test_of_two_drivers_at_once_in_a_store_one_wins_and_the_one_before_it_writes_no_more(
+    store: Store,
+) -> None:
+    folder = Folder(store.uri("search"))
+    with Lease(folder) as before:
+        folder.delete(LEASE)
+    start, tried = threading.Barrier(2), threading.Barrier(2)
+
+    def contend(name: str) -> str:
+        start.wait()
+        try:
+            with Lease(folder) as token:
+                tried.wait()
+                token.over(folder.uri).write("record.json", name.encode())
+                with pytest.raises(LeaseLost, match="taken over by process"):
+                    before.over(folder.uri).write("record.json", b"before")
+                return name
+        except InUse:
+            tried.wait()
+            return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        (winner,) = filter(None, pool.map(contend, ["one", "two"]))
+    assert folder.read("record.json") == winner.encode()
+    assert folder.names() == ["record.json"]

@@ -24,6 +24,7 @@ from mlflow.entities import Run, ViewType
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import tracking
+from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.runtime.tracking import Experiment, Tracker
 from psvit_ray.runtime.tracking_uri import check, check_shared, of
 from psvit_ray.search.record import Point, Record, Status
@@ -211,6 +212,50 @@ def test_a_record_given_again_and_again_is_written_once(experiment: Experiment) 
         (40, 20.0),
         (60, 30.0),
     ]
+
+
+class _Lease:
+    lost = False
+
+    def check(self) -> None:
+        if self.lost:
+            raise LeaseLost
+
+
+def test_a_driver_that_lost_the_name_leaves_the_runs_to_the_other(experiment: Experiment) -> None:
+    lease = _Lease()
+    loser = Tracker(experiment, lease)
+    loser.put(record(0, (50.0,)))
+    until(lambda: not loser._waiting)
+    lease.lost = True
+    written(experiment, record(0, (50.0, 60.0), "completed"))
+    parent, (child,) = runs(experiment)
+    before = everything(experiment, child)
+    loser.put(record(0, (50.0, 61.0, 62.0), "failed"))
+    loser.put(record(1, (50.0,)))
+    assert loser.close("KILLED") == 2
+    assert not loser._thread.is_alive()
+    parent, (child,) = runs(experiment)
+    assert everything(experiment, child) == before
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_name_is_lost_between_two_calls_as_well_as_between_two_records(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = _Lease()
+    opens = MlflowClient.create_run
+
+    def taken_over(self: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        lease.lost = True
+        return opens(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", taken_over)
+    loser = Tracker(experiment, lease)
+    loser.put(record(0, (50.0,), "completed"))
+    assert loser.close("FINISHED") == 1
+    parent, children = runs(experiment)
+    assert (parent.info.status, children) == ("RUNNING", [])
 
 
 def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -> None:

@@ -28,7 +28,6 @@ from psvit_ray.runtime import bandwidth, host_checks, tracking_uri
 from psvit_ray.runtime.asking import Host, ask
 from psvit_ray.runtime.bandwidth import Measured, Step, TooSlow
 from psvit_ray.runtime.host_checks import Verdict
-from psvit_ray.runtime.lease import EXPIRES_S, HEARTBEAT_S
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.engine import source_of
 
@@ -38,6 +37,7 @@ LIMIT_S = 20.0
 GPU_S = 30.0
 LISTING_S = 60.0
 ROUNDS = 5
+MAX_SKEW_S = 5.0
 PREFETCHED = 2
 """Batches that each process of torch's DataLoader holds ready."""
 
@@ -250,20 +250,14 @@ CHECKS: tuple[Check, ...] = (
 
 
 def skew(sent: float, read: float, received: float) -> Verdict:
-    """What a host's clock read, between two moments of this one's; seconds.
-
-    A driver renews the lease on its name every 5 s, for 30 s. A host whose clock is ahead takes
-    that of a live driver for ended; on one that is behind by more than a renewal, `--resume auto`
-    gives up before that of a dead one has ended.
-    """
+    """What a host's clock read, between two moments of this one's; seconds. Nothing here compares
+    the clocks of two hosts, but who reads MLflow and the logs of a run does."""
     ahead, behind = read - received, sent - read
     least = max(ahead, behind, 0.0)
-    if least <= HEARTBEAT_S:
+    if least <= MAX_SKEW_S:
         return Verdict(True, f"{least:.2f} s")
-    said = (
-        f"{least:.1f} s {'ahead' if ahead > 0 else 'behind'}: the lease on a name, of "
-        f"{EXPIRES_S:g} s, bears {HEARTBEAT_S:g} s"
-    )
+    direction = "ahead" if ahead > 0 else "behind"
+    said = f"{least:.1f} s {direction}: so are its times in MLflow and in logs"
     return Verdict(False, said, "set it by NTP, with chrony or systemd-timesyncd")
 
 
