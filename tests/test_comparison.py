@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.report.comparison import error_ratio_interval, pair
+from psvit_ray.report.comparison import error_ratio, error_ratio_interval, pair
 from psvit_ray.search.record import Point, Record
 from psvit_ray.training.config import Configuration, TrainConfig
 
@@ -52,6 +52,18 @@ def test_the_interval_is_exact_where_nothing_varies() -> None:
     assert error_ratio_interval(theirs, theirs) == (1.0, 1.0)
     never_wrong = np.ones_like(theirs)
     assert error_ratio_interval(never_wrong, theirs) == (0.0, 0.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_few_test_images_have_no_ratio_or_one_without_a_bound() -> None:
+    """Of four images and two seeds; one image in four is in no draw in 0.3 of them."""
+    never = np.ones((2, 4), dtype=bool)
+    once, twice = never.copy(), never.copy()
+    once[:, 0], twice[:, :2] = False, False
+    assert error_ratio(once, never) is None
+    assert error_ratio(never, never) is None
+    assert error_ratio(never, once) == {"mean": 0.0, "low": 0.0, "high": 1.0}
+    assert error_ratio(twice, once) == {"mean": 2.0, "low": 1.0, "high": None}
 
 
 def test_the_interval_covers_the_true_ratio_as_often_as_it_says() -> None:
