@@ -200,7 +200,7 @@ def described(model: nn.Module) -> tuple[ArchSpec | None, str]:
 def measured_on(
     job: RedundancyJob, model: nn.Module, preprocessing: Preprocessing, table: ImageTable
 ) -> tuple[Redundancy, int]:
-    """And how many images cannot be read."""
+    """And how many images cannot be read. Raises ValueError where none can."""
     drawn = np.random.default_rng(job.seed).permutation(len(table))[: job.num_images]
     table = table.take(np.sort(drawn))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -220,6 +220,8 @@ def measured_on(
             num_bad += len(batch.bad)
             if len(batch.images):
                 yield preprocessing.normalize(batch.images.to(device, non_blocking=True))
+        if num_bad == len(table):
+            raise ValueError(f"none of the {num_bad:,} hold-out images can be read")
 
     measured = measure(model.to(device), images())
     return measured, num_bad

@@ -409,6 +409,11 @@ def test_the_job_takes_a_network_of_timms_and_makes_pictures_fit(
     assert "2 images cannot be read and are left out\n" in said.out
     assert len(found.redundancy.similarity) == 6
     assert "MACs are not known: from_timm: no ArchSpec" in said.out
+    for path in (tmp_path / "data" / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    said = run(f"redundancy --model {name} --model-checkpoint {weights} --data data --out p")
+    assert (said.code, said.err) == (2, "error: none of the 6 hold-out images can be read\n")
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_validation_split_that_was_kept_for_the_test_is_not_looked_at(
