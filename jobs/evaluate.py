@@ -65,7 +65,7 @@ def work(job: EvaluateJob) -> int:
     check_new_folder(out)
     exported = export.load(job.model)
     split, table, stored = images_of(job, exported)
-    labels = numbers_in_model(stored.class_names, exported.class_names)[table.labels]
+    labels = labels_in_model(table, stored.class_names, exported.class_names)
     counts = np.bincount(labels, minlength=len(exported.class_names))
     absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]
     about = {
@@ -124,7 +124,7 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
     trained = exported.config.training
     layout: DataLayout = job
     same = Folder.at(trained.data) == Folder.at(without_secrets(job.data))
-    if same and not any(getattr(job, field) for field in DataLayout.model_fields):
+    if same and job.is_as_named:
         layout = trained.layout
     stored = sources.read(job.data, layout)
     for field in ("img_size", "in_chans"):
@@ -147,6 +147,8 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
         raise ValueError(f"split must be {known} with data {stored.name!r}, got {split!r}")
     if split == "all":
         return split, stored.train, stored
+    if split == "test" and (images := stored.val if val_as_test else stored.test) is not None:
+        return split, images, stored  # which do not depend on how the others are cut
     source = sources.divided(
         stored,
         holdout=trained.settings["holdout"],
@@ -156,6 +158,13 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
     table = {"train": source.train, "holdout": source.holdout, "test": source.test}[split]
     assert table is not None, "a test split that is there"
     return split, table, stored
+
+
+def labels_in_model(table: ImageTable, data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:
+    """(N,) int64: the number in the model of each image's class. A class of the data that no image
+    has need not be one of the model's."""
+    used, labels = np.unique(table.labels, return_inverse=True)
+    return numbers_in_model(tuple(data[number] for number in used), model)[labels]
 
 
 def numbers_in_model(data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:

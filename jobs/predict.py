@@ -10,6 +10,7 @@ a row that says why.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -83,6 +84,8 @@ def work(job: PredictJob) -> int:
     writable(above.uri, "out")
     check_new_file(out)
     exported = export.load(job.model)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     parts = unlabelled.read(job.data, sys.stdin, DataLayout(image_column=job.image_column))
     top_k = min(job.top_k, len(exported.class_names))
     images = bad = 0

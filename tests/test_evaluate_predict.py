@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -304,6 +306,77 @@ def test_classes_are_told_by_name_in_whatever_order(
     assert numbers(found) == pytest.approx(numbers(expected))
     theirs, ours = rows(Path("folder/per_class.csv")), rows(Path("parquet/per_class.csv"))
     assert ours == theirs
+
+
+def test_labelled_images_that_lack_classes_are_scored_and_that_is_said(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    whole = evaluated(run, model, data, "whole", "--split all")
+    names = sorted(path.name for path in data.iterdir())
+    lacking = [names[1], names[4]]
+    for name in set(names) - set(lacking):
+        shutil.copytree(data / name, tmp_path / "some" / name)
+    (tmp_path / "some" / lacking[0]).mkdir()
+    (tmp_path / "some" / "annotations").mkdir()  # a class of nothing, which no model knows
+    said = run(f"evaluate --model {model} --data some --out some-out")
+    assert said.code == 0
+    assert f"no image of class {lacking[0]!r}, {lacking[1]!r}: scored on 4 of 6 cl" in said.out
+    found = json.loads(Path("some-out/metrics.json").read_text())
+    assert (found["images"], found["absent_classes"]) == (40, lacking)
+    theirs, ours = rows(Path("whole/per_class.csv")), rows(Path("some-out/per_class.csv"))
+    there = [row["class"] not in lacking for row in theirs]
+    assert [row["recall"] for row in ours] == [
+        row["recall"] if is_there else "" for row, is_there in zip(theirs, there, strict=True)
+    ]
+    assert found["correct"] == sum(
+        int(row["correct"]) for row, is_there in zip(theirs, there, strict=True) if is_there
+    )
+    assert "absent_classes" not in whole
+    shutil.copytree(data / names[2], tmp_path / "one" / names[2])
+    one = evaluated(run, model, "one", "one-out")
+    assert (one["images"], one["top1"]) == (10, float(theirs[2]["recall"]))
+
+
+def test_test_images_are_scored_beside_training_images_that_cannot_be_cut(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    drawn_folder(tmp_path / "few", classes=CLASSES, size=40, splits={"train": 1, "test": 2})
+    found = evaluated(run, model, "few", "out")
+    assert (found["split"], found["images"]) == ("test", 12)
+
+
+def test_which_folders_are_splits_is_known_from_the_training_or_said(
+    run: Run, model: Path, tmp_path: Path
+) -> None:
+    for name, number in {"trainset": 3, "testset": 2}.items():
+        drawn_folder(tmp_path / "sets" / name, classes=CLASSES, per_class=number, size=40)
+    said = run(f"evaluate --model {model} --data sets --out out")
+    assert (said.code, "say --splits train=trainset,test=testset" in said.err) == (2, True)
+    splits = "train=trainset,test=testset"
+    found = evaluated(run, model, "sets", "said", f"--splits {splits}")
+    assert (found["split"], found["images"]) == ("test", 12)
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["training"]["data"] = str(tmp_path / "sets")
+    config["training"]["settings"]["splits"] = splits
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert numbers(evaluated(run, tmp_path / "model", "sets", "known")) == numbers(found)
+
+
+def test_images_without_labels_are_for_predict(run: Run, model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "photos" / "1.png"
+    picture.parent.mkdir()
+    drawn("plain-disc", 0, size=40).save(picture)
+    pq.write_table(
+        pa.table({"image": [{"bytes": picture.read_bytes(), "path": ""}]}), tmp_path / "x.parquet"
+    )
+    for name in ("photos", "x.parquet"):
+        said = run(f"evaluate --model {model} --data {name} --out out")
+        assert (said.code, said.out) == (2, "")
+        assert "; jobs/predict.py takes images without" in said.err
+    os.rename(picture, os.fsencode(picture.parent) + b"/caf\xe9.png")
+    assert run(f"predict --model {model} --data photos --out a.csv").code == 0
+    assert (tmp_path / "a.csv").read_bytes().splitlines()[1].startswith(b"photos/caf\xe9.png,")
 
 
 def test_without_split_the_most_honest_images_are_taken(

@@ -68,7 +68,7 @@ def read(folder: Folder, path: str) -> bytes:
     file (a pipe, a device) or too large for an image; OSError where storage fails."""
     try:
         if folder.is_local:
-            return _read_local(os.path.join(folder.uri, path))
+            return read_local(os.path.join(folder.uri, path))
         filesystem, root = folder.open()
         with filesystem.open_input_file(f"{root}/{path}") as file:
             _check_size(file.size())
@@ -92,7 +92,8 @@ def check_regular(path: str) -> None:
         raise BadImage("not a regular file")
 
 
-def _read_local(path: str) -> bytes:
+def read_local(path: str) -> bytes:
+    """A file on a disk. Raises BadImage where it is none or too large, OSError."""
     if "\0" in path:
         raise BadImage("no path of a file: embedded null byte")
     check_regular(path)  # before it is opened, to which a device may answer in any way

@@ -26,7 +26,7 @@ def add(folder: Folder, rows: Iterable[Row]) -> None:
 
 def read(folder: Folder) -> list[Row]:
     """None where there is no file."""
-    text = (folder.read(NAME) or b"").decode()
+    text = (folder.read(NAME) or b"").decode(errors="surrogateescape")
     return [(source, path, reason) for source, path, reason in [*csv.reader(io.StringIO(text))][1:]]
 
 
@@ -36,4 +36,4 @@ def content(rows: Iterable[Row]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(rows)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="surrogateescape")  # names of files as bytes

@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data.files import shown
 from psvit_ray.data.images import BadImage, converted, decode
 from psvit_ray.data.manifest import PROGRESS
 from psvit_ray.data.parquet import row_groups
@@ -96,7 +97,8 @@ def write(
         classes=tuple(np.bincount(table.labels[kept], minlength=len(class_names)).tolist()),
         bad=tuple(bad[index] for index in sorted(bad)),
     )
-    (folder / PROGRESS).write(note_name(name), written.model_dump_json().encode())
+    note = json.dumps(written.model_dump())  # pydantic's own takes no name that is not UTF-8
+    (folder / PROGRESS).write(note_name(name), note.encode())
     return written
 
 
@@ -106,7 +108,7 @@ def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
     found = {}
     for name in names:
         note = (folder / PROGRESS).read(note_name(name)) if note_name(name) in notes else None
-        if note and (written := Written.model_validate_json(note)).bytes == sizes.get(name):
+        if note and (written := Written.model_validate(json.loads(note))).bytes == sizes.get(name):
             found[name] = written
     return found
 
@@ -161,7 +163,7 @@ def _parquet(
         sink, schema, compression="NONE", use_dictionary=False, write_statistics=["label"]
     ) as writer:
         for group in _groups(stored):
-            images = [{"bytes": stored[i], "path": table.place(i)[1]} for i in group]
+            images = [{"bytes": stored[i], "path": shown(table.place(i)[1])} for i in group]
             columns = [pa.array(images, schema.field("image").type), pa.array(table.labels[group])]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             for index in group:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ def identity(splits: Splits, settings: ShardSettings) -> dict[str, object]:
     for name, table in tables(splits).items():
         digest.update(name.encode() + table.labels.astype("<i8").tobytes())
         for index in range(len(table)):
-            digest.update(table.place(index)[1].encode() + b"\0")
+            digest.update(os.fsencode(table.place(index)[1]) + b"\0")
     return {
         "data": splits.name,
         "images": {name: len(table) for name, table in tables(splits).items()},

@@ -14,8 +14,8 @@ import numpy as np
 import torchvision.datasets
 from PIL import Image
 
-from psvit_ray.data.files import reason
-from psvit_ray.data.images import as_bad_image
+from psvit_ray.data.files import is_of_the_file, read_local, reason
+from psvit_ray.data.images import BadImage, as_bad_image
 from psvit_ray.data.splits import Split, Splits
 from psvit_ray.data.tables import ImageTable
 
@@ -45,8 +45,14 @@ class VisionTable:
         return len(self.labels)
 
     def read(self, index: int) -> bytes | Image.Image:
-        with as_bad_image():
-            return _opened(self.kind, self.root, self.split)[int(self.rows[index])][0]
+        try:
+            with as_bad_image():
+                return _opened(self.kind, self.root, self.split)[int(self.rows[index])][0]
+        except BadImage as error:
+            cause = error.__context__
+            if isinstance(cause, OSError) and cause.errno and not is_of_the_file(cause):
+                raise cause from None  # of the storage
+            raise
 
     def place(self, index: int) -> tuple[str, str]:
         row = str(self.rows[index])
@@ -117,7 +123,7 @@ _opened = functools.lru_cache(maxsize=8)(_open)
 
 def _content(path: str | Path) -> bytes:
     """In place of torchvision's way to decode files, so that they are decoded as all others."""
-    return Path(path).read_bytes()
+    return read_local(str(path))
 
 
 def _parameters(kind: str) -> tuple[str, ...]:
