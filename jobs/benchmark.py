@@ -40,6 +40,7 @@ from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.sources import Source, read
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.tables import ImageTable
 from psvit_ray.data.throughput import rates
 from psvit_ray.data.transforms import Augmentation, Preprocessing
 from psvit_ray.model.latency import interleaved
@@ -148,7 +149,9 @@ def loader(job: BenchmarkJob) -> dict[str, Any]:
     same images, for our loader and timm's; without and with DeiT's RandAugment and erasing."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        tables = {name: read(name).train for name in job.images or (_photographs(folder),)}
+        tables: dict[str, ImageTable] = {
+            name: read(name).train for name in job.images or (_photographs(folder),)
+        }
         for kind, augmentation in (("plain", PLAIN), ("deit", DEIT)):
             images_per_s = rates(
                 tables,

@@ -4,7 +4,9 @@
     python jobs/evaluate.py --model s3://bucket/model --data "shards/test-*.parquet" --out e/
 
 Without --split: the test images where the data has some; else, of the data that the model was
-trained on, the hold-out; else the validation images; else all. An image that cannot be read counts
+trained on, the hold-out; else the validation images; else all. Data that the model was trained on
+is split as it was then, by the splits.parquet of the model's folder: images that were added since
+are not scored. An image that cannot be read counts
 as wrong. The calibration error is that of 15 bins of equal width.
 """
 
@@ -17,13 +19,12 @@ import numpy as np
 import torch
 
 from psvit_ray import cli
-from psvit_ray.data import files, sources
+from psvit_ray.data import files
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, listed, numbers_in
-from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
 from psvit_ray.report.evaluation import Answers
@@ -33,8 +34,14 @@ from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero
 from psvit_ray.training.export import Exported
 from psvit_ray.training.scoring import scored
+from psvit_ray.training.trained_split import TrainedData
 
-Split = Literal["test", "holdout", "train", "all"]
+Split = Literal["train", "holdout", "test", "all"]
+TRAINING: dict[Literal["train", "holdout", "test"], str] = {
+    "train": "the model was trained on",
+    "holdout": "training held out",
+    "test": "training kept for the test",
+}
 
 
 class EvaluateJob(DataLayout):
@@ -64,7 +71,7 @@ def work(job: EvaluateJob) -> int:
     out = writable(job.out, "out")
     check_new_folder(out)
     exported = export.load(job.model)
-    split, table, stored = images_of(job, exported)
+    split, table, stored, notes = images_of(job, exported)
     labels = labels_in_model(table, stored.class_names, exported.class_names)
     counts = np.bincount(labels, minlength=len(exported.class_names))
     absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]
@@ -73,9 +80,10 @@ def work(job: EvaluateJob) -> int:
         "spec_id": exported.config.spec.spec_id,
         "data": stored.name,
         "split": split,
+        **({"notes": notes} if notes else {}),
         **({"absent_classes": absent} if absent else {}),
     }
-    for note in stored.notes:
+    for note in [*stored.notes, *notes]:
         print(note)
     if absent:
         print(
@@ -118,46 +126,46 @@ def answers_of(
     return Answers.of(found, labels, exported.class_names)
 
 
-def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits]:
-    """Raises ValueError where the data does not have this split, or images that the model does not
-    take."""
-    trained = exported.config.training
-    layout: DataLayout = job
-    same = Folder.at(trained.data) == Folder.at(without_secrets(job.data))
-    if same and job.is_as_named:
-        layout = trained.layout
-    stored = sources.read(job.data, layout)
+def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits, list[str]]:
+    """The split, its images, the data, and what a user should be told of them. Raises ValueError
+    where the data does not have this split, or images that the model does not take."""
+    data = TrainedData.read(job.data, job, exported, job.model)
+    stored, known = data.stored, data.known
     for field in ("img_size", "in_chans"):
         ours, theirs = getattr(exported.preprocessing, field), getattr(stored, field)
         if theirs is not None and theirs != ours:
             raise ValueError(
                 f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
             )
-    val_as_test = trained.settings["val_as_test"] and stored.val is not None
     there: list[Split] = ["train", "holdout"]
-    if stored.test is not None or val_as_test:
+    val_as_test = exported.config.training.settings["val_as_test"] and stored.val is not None
+    if known:
+        there = [split for split in TRAINING if len(known.indices(split))]
+    elif stored.test is not None or val_as_test:
         there.append("test")
-    elif stored.val is None:
+    usual = there[-1]
+    if stored.test is None and stored.val is None:
         there.append("all")
-    split = job.split
-    if split is None:
-        split = "holdout" if there[-1] == "all" and same else there[-1]
+        usual = usual if data.is_its_own else "all"
+    split = job.split or usual
     if split not in there:
-        known = f"{', '.join(there[:-1])} or {there[-1]}"
-        raise ValueError(f"split must be {known} with data {stored.name!r}, got {split!r}")
+        options = f"{', '.join(there[:-1])} or {there[-1]}"
+        raise ValueError(f"split must be {options} with data {stored.name!r}, got {split!r}")
     if split == "all":
-        return split, stored.train, stored
-    if split == "test" and (images := stored.val if val_as_test else stored.test) is not None:
-        return split, images, stored  # which do not depend on how the others are cut
-    source = sources.divided(
-        stored,
-        holdout=trained.settings["holdout"],
-        split_seed=trained.settings["split_seed"],
-        val_as_test=val_as_test,
-    )
+        return split, stored.train, stored, []
+    images = stored.val if val_as_test else stored.test
+    if split == "test" and images is not None and not known:
+        return split, images, stored, []  # which do not depend on how the others are cut
+    source, notes = data.divided()
     table = {"train": source.train, "holdout": source.holdout, "test": source.test}[split]
-    assert table is not None, "a test split that is there"
-    return split, table, stored
+    number = len(table) if table else 0
+    if known:
+        then = len(known.indices(split))
+        these = f"the {then:,} images" if number == then else f"{number:,} of the {then:,} images"
+        notes = [f"{split}: {these} that {TRAINING[split]}", *notes]
+    if table is None or not number:
+        raise ValueError(f"data must have images of split {split!r}, got {'; '.join(notes)}")
+    return split, table, stored, notes
 
 
 def labels_in_model(table: ImageTable, data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:

@@ -22,7 +22,7 @@ import tyro
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import files
+from psvit_ray.data import files, split_file
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
@@ -67,6 +67,7 @@ def work(job: ExportJob) -> int:
         conversion.check_onnx_installed()
     record = record_of(run)
     checkpoint = checkpoint_of(run, job.which)
+    splits = split_file.read(run)
     storage, name = files.parent(run)
     facts = Facts.of(
         checkpoint,
@@ -83,7 +84,12 @@ def work(job: ExportJob) -> int:
     try:
         with new_folder(out) as folder:
             exported = export.write(
-                folder, checkpoint, facts, onnx=job.onnx, torch_export=job.torch_export
+                folder,
+                checkpoint,
+                facts,
+                splits=splits,
+                onnx=job.onnx,
+                torch_export=job.torch_export,
             )
             if job.register_as:
                 version = registry.register(

@@ -15,7 +15,7 @@ import difflib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import timm
@@ -50,7 +50,9 @@ from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
 from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
+from psvit_ray.training.export import Exported
 from psvit_ray.training.networks import TIMM, load_network
+from psvit_ray.training.trained_split import TrainedData
 
 
 class RedundancyJob(DataLayout):
@@ -86,9 +88,9 @@ def work(job: RedundancyJob) -> int:
     check_decoder(job.decoder)
     out = writable(job.out, "out")
     check_new_folder(out)
-    model, preprocessing, settings = network(job)
+    model, preprocessing, exported = network(job)
     check_maps(model)
-    source = source_for(job, preprocessing, settings)
+    source, notes = source_for(job, preprocessing, exported)
     spec, reason = described(model)
     try:
         measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
@@ -112,7 +114,7 @@ def work(job: RedundancyJob) -> int:
     except OSError as error:  # of storage; that of a single image is none
         print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
         return 1
-    print(redundancy.summary(found))
+    print("\n".join([redundancy.summary(found), *notes]))
     if reason:
         print(f"MACs are not known: {reason}")
     if num_unreadable:
@@ -121,15 +123,15 @@ def work(job: RedundancyJob) -> int:
     return 0
 
 
-def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, dict[str, Any]]:
-    """In evaluation mode, what it takes, and the settings of its training, by which its hold-out is
-    known. Raises ValueError where there is no such network."""
+def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, Exported | None]:
+    """In evaluation mode, what it takes, and the exported folder that it is of, by which its
+    hold-out is known. Raises ValueError where there is no such network."""
     name = named(job.model)
     if not name.startswith(TIMM):
         if job.model_checkpoint:
             raise ValueError(f"model must be timm:NAME with model_checkpoint, got {job.model!r}")
         exported = export.load(name)
-        return exported.model, exported.preprocessing, exported.config.training.settings
+        return exported.model, exported.preprocessing, exported
     model = load_network(name, job.model_checkpoint, field="model").model
     takes = resolve_model_data_config(model)
     in_chans, height, width = takes["input_size"]
@@ -140,7 +142,7 @@ def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, dict[str, Any
         in_chans=in_chans,
         **{field: takes[field] for field in ("mean", "std", "interpolation", "crop_pct")},
     )
-    return model, preprocessing, dict(TrainConfig())
+    return model, preprocessing, None
 
 
 def named(model: str) -> str:
@@ -168,23 +170,22 @@ def check_maps(model: nn.Module) -> None:
 
 
 def source_for(
-    job: RedundancyJob, preprocessing: Preprocessing, settings: dict[str, Any]
-) -> Source:
-    """Divided as in the network's training. Raises ValueError for images of one size, which are not
-    made to fit, where the network takes another."""
-    stored = sources.read(job.data, job)
+    job: RedundancyJob, preprocessing: Preprocessing, exported: Exported | None
+) -> tuple[Source, list[str]]:
+    """Split as in the network's training, and what a user should be told of that. Raises ValueError
+    for images of one size, which are not made to fit, where the network takes another."""
+    data = TrainedData.read(job.data, job, exported, named(job.model)) if exported else None
+    stored = data.stored if data else sources.read(job.data, job)
     for field in ("img_size", "in_chans"):
         ours, theirs = getattr(preprocessing, field), getattr(stored, field)
         if theirs is not None and theirs != ours:
             raise ValueError(
                 f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
             )
-    return sources.divided(
-        stored,
-        holdout=settings["holdout"],
-        split_seed=settings["split_seed"],
-        val_as_test=settings["val_as_test"] and stored.val is not None,
-    )
+    if data:
+        return data.divided()
+    usual = TrainConfig()
+    return sources.divided(stored, holdout=usual.holdout, split_seed=usual.split_seed), []
 
 
 def described(model: nn.Module) -> tuple[ArchSpec | None, str]:

@@ -292,12 +292,13 @@ def test_a_conversion_that_answers_otherwise_leaves_nothing(
         exporter, "export", lambda _, *args, **more: export_it(other, *args, **more)
     )
     facts = Facts.of(made.checkpoint, which="best")
+    wanted: dict[str, Any] = {kind: True}
     said = r"^model\.\w+ must answer as the network does to 0.0001, differs by \d"
     with (
         pytest.raises(ConversionError, match=said),
         new_folder(Folder.at(str(tmp_path / "model"))) as folder,
     ):
-        export.write(folder, made.checkpoint, facts, **{kind: True})
+        export.write(folder, made.checkpoint, facts, **wanted)
     assert list(tmp_path.iterdir()) == []
 
 

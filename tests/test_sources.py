@@ -111,7 +111,7 @@ def test_all_ways_to_store_the_same_images_give_the_same_source(
 ) -> None:
     plain = load(folder)
     assert plain.class_names == tuple(sorted(CLASS_NAMES[:10]))
-    assert (len(plain.train), len(plain.holdout), plain.test) == (90, 30, None)
+    assert (len(plain.train) + len(plain.holdout), plain.test) == (120, None)
     for kind, source in stored.items():
         if kind != "datasets":  # no other holds the names
             assert source.class_names == tuple("0123456789")

@@ -142,19 +142,25 @@ def test_unknown_data_is_refused_with_the_nearest(
     ("changes", "said"),
     [
         (
-            {"holdout": 0.1},
-            "holdout must leave at least an image for each class on either side, got 0.1 of 12 "
-            "images of 3 classes",
+            {"holdout": 0.001},
+            "holdout must leave at least an image for each class on either side, got 0.001 of "
+            "1,437 images of 10 classes",
         ),
-        ({"fraction": 0.1}, "data_fraction must leave at least an image for each class"),
+        ({"fraction": 0.001}, "data_fraction must leave at least an image for each class"),
     ],
 )
 def test_a_cut_that_leaves_a_class_without_images_is_refused(
-    changes: dict[str, float], said: str, tmp_path: Path
+    changes: dict[str, float], said: str
 ) -> None:
-    write_parquet(tmp_path / "x.parquet", IMAGES, LABELS)
     with pytest.raises(ValueError, match=re.escape(said)):
-        load(tmp_path, **changes)
+        load("digits", **changes)
+
+
+def test_data_of_single_images_has_no_hold_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", IMAGES[:3], [0, 1, 2])
+    said = "holdout must be cut from a class of at least 2 images, got 1 image of every class"
+    with pytest.raises(ValueError, match=said):
+        load(tmp_path)
 
 
 def test_faults_of_one_image_are_bad_images(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_validation_split_is_the_holdout_unless_it_is_kept_as_test(
     assert sorted(contents(kept.train) + contents(kept.holdout)) == sorted(contents(plain.train))
     assert kept.notes == (
         "the 8 images of test are not used: val is, in their place",
-        "hold-out: 8 of 32 training images, class by class",
+        f"hold-out: {len(kept.holdout)} of 32 training images, class by class",
     )
 
 
@@ -59,7 +59,8 @@ def test_without_a_validation_split_the_holdout_is_cut_from_train(
     for split in ("train", "test"):
         shutil.copytree(split_folder / split, tmp_path / split)
     source = load(tmp_path)
-    assert source.notes == ("hold-out: 8 of 32 training images, class by class",)
+    said = f"hold-out: {len(source.holdout)} of 32 training images, class by class"
+    assert source.notes == (said,)
     assert {path.split("/")[0] for path in paths_of(source.test)} == {"test"}
     parts = paths_of(source.train), paths_of(source.holdout)
     assert parts[0] | parts[1] == {
@@ -69,28 +70,47 @@ def test_without_a_validation_split_the_holdout_is_cut_from_train(
         load(tmp_path, val_as_test=True)
 
 
-def test_the_cut_is_fair_disjoint_seeded_and_leaves_the_test_images_alone(
+def test_the_cut_of_a_set_that_never_grows_is_fair_disjoint_and_seeded() -> None:
+    def cut(**changes: Any) -> tuple[set[str], set[str], set[str]]:
+        source = load("digits", **changes)
+        for table in (source.train, source.holdout):
+            shares = np.bincount(table.labels, minlength=10) / len(table)
+            assert shares.max() - shares.min() < 0.01
+        return paths_of(source.train), paths_of(source.holdout), paths_of(source.test)
+
+    train, held, test = cut()
+    assert cut() == (train, held, test)
+    assert (len(train), len(held), len(test)) == (1077, 360, 360)
+    assert not train & held
+    other = cut(split_seed=4)
+    assert other[1] != held
+    assert other[2] == test
+    part, same_held, same_test = cut(fraction=0.5)
+    assert len(part) == 539
+    assert part < train
+    assert (same_held, same_test) == (held, test)
+
+
+def test_the_cut_of_a_folder_is_disjoint_seeded_and_leaves_the_test_images_alone(
     split_folder: Path,
 ) -> None:
     def cut(**changes: Any) -> tuple[set[str], set[str], set[str]]:
         source = load(split_folder, val_as_test=True, **changes)
         for table in (source.train, source.holdout):
-            counts = np.bincount(table.labels, minlength=4)
-            assert counts.max() - counts.min() <= 1
+            assert np.bincount(table.labels, minlength=4).min() >= 1
             assert np.array_equal(table.labels, np.sort(table.labels))  # in the order of storage
         return paths_of(source.train), paths_of(source.holdout), paths_of(source.test)
 
     train, held, test = cut()
     assert cut() == (train, held, test)
-    assert (len(train), len(held), len(test)) == (24, 8, 12)
-    assert not train & held
+    assert len(train | held) == len(train) + len(held) == 32
+    assert len(test) == 12
     other = cut(split_seed=4)
     assert other[1] != held
     assert other[2] == test
-    assert len(cut(holdout=0.5)[1]) == 16
     part, same_held, same_test = cut(fraction=0.5)
-    assert len(part) == 12
     assert part < train
+    assert cut(fraction=0.3)[0] < part
     assert (same_held, same_test) == (held, test)
 
 
@@ -100,13 +120,14 @@ def test_a_class_of_one_image_has_none_in_the_holdout(tmp_path: Path) -> None:
         path.unlink()
     source = load(tmp_path / "x")
     label = source.class_names.index("dotted-ring")
+    held, train = len(source.holdout), len(source.train)
+    assert held + train == 109
     assert (source.train.labels == label).sum() == 1
     assert (source.holdout.labels == label).sum() == 0
     said = "not held out, as it is the only image: that of 'dotted-ring'"
-    assert source.notes == ("hold-out: 27 of 109 training images, class by class", said)
-    half = load(tmp_path / "x", fraction=0.5)
-    assert (half.train.labels == label).sum() == 0
-    assert half.notes[2:] == (
-        "training on 41 of 82 images, class by class",
-        "no training image has class 'dotted-ring'",
-    )
+    cut = f"hold-out: {held} of 109 training images, class by class"
+    assert source.notes == (cut, said)
+    part = load(tmp_path / "x", fraction=0.01)
+    assert np.bincount(part.train.labels, minlength=10).min() == 1
+    some = f"training on {len(part.train)} of {train} images, class by class"
+    assert part.notes == (cut, said, some)

@@ -55,10 +55,13 @@ def configured(data: Path, classes: int, **changes: Any) -> Configuration:
 def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights(
     tmp_path: Path,
 ) -> None:
-    folder = drawn_folder(tmp_path / "folder", classes=4, per_class=15, size=40)
-    names = sorted(path.name for path in folder.iterdir())
-    write_by_datasets(folder, tmp_path / "datasets" / "train.parquet")
-    write_parquet(tmp_path / "parquet" / "train.parquet", *as_rows(folder), row_group_size=7)
+    splits = {"train": 12, "val": 3}  # what is cut depends on names
+    folder = drawn_folder(tmp_path / "folder", classes=4, splits=splits, size=40)
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    for split in splits:
+        there = folder / split
+        write_by_datasets(there, tmp_path / "datasets" / f"{split}.parquet")
+        write_parquet(tmp_path / "parquet" / f"{split}.parquet", *as_rows(there), row_group_size=7)
     runs = {}
     for kind in ("folder", "parquet", "datasets"):
         configuration = configured(tmp_path / kind, 4)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
+import functools
 import heapq
 import os
 import re
 import stat
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -37,6 +41,10 @@ FILE_ERRORS = {
 }
 """What is wrong with one file. A disk that fails (EIO), a server that has forgotten the file
 (ESTALE), too many open files and whatever else there is are the storage's."""
+UNKNOWN = -1
+"""In place of the size of a file."""
+ASKING, ASKED_AT_ONCE = 16, 1_000
+"""Threads that ask for the sizes of files, and of how many in turn."""
 NOT_DATA = ("__MACOSX", "@eaDir", "lost+found")
 
 
@@ -50,6 +58,8 @@ class Listing:
     links: dict[str, str]
     """Names left out, as they lead to a folder or file that is there under another name, which is
     the value. Links to a folder around them, which never end, lead to that folder."""
+    sizes: dict[str, int] | None = None
+    """Bytes of the files, where listing an object store has told them."""
 
     @property
     def notes(self) -> list[str]:
@@ -130,13 +140,35 @@ def below(folder: Folder) -> Listing:
     if folder.is_local:
         return _walked(folder.uri)
     folders: list[str] = []
-    files: list[str] = []
+    sizes: dict[str, int] = {}
     filesystem, path = folder.open()
     for found in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
         relative = found.path[len(path) :].strip("/")
         if all(map(_is_visible, relative.split("/"))):
-            (files if found.is_file else folders).append(relative)
-    return Listing(sorted(folders), sorted(files), {})
+            if found.is_file:
+                sizes[relative] = UNKNOWN if found.size is None else found.size
+            else:
+                folders.append(relative)
+    return Listing(sorted(folders), sorted(sizes), {}, sizes)
+
+
+def sizes(folder: Folder, paths: Sequence[str], listing: Listing) -> np.ndarray:
+    """(N,) int64: bytes of these files; UNKNOWN for what cannot be asked, as a link that leads
+    nowhere. Many are asked at the same time: on a network disk nearly all the time is waiting."""
+    if listing.sizes is not None:
+        return np.array([listing.sizes[path] for path in paths], dtype=np.int64)
+    parts = [paths[first : first + ASKED_AT_ONCE] for first in range(0, len(paths), ASKED_AT_ONCE)]
+    with ThreadPoolExecutor(ASKING) as pool:
+        found = list(pool.map(functools.partial(_sizes, folder.uri), parts))
+    return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+
+def _sizes(root: str, paths: Sequence[str]) -> np.ndarray:
+    found = np.full(len(paths), UNKNOWN, dtype=np.int64)
+    for number, path in enumerate(paths):
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is wrong
+            found[number] = os.stat(f"{root}/{path}").st_size
+    return found
 
 
 def _is_visible(name: str) -> bool:

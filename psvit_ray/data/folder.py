@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from psvit_ray.data import files, split_folders
+from psvit_ray.data import files, split_folders, tables
 from psvit_ray.data.files import Listing, shown
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.split_folders import Tree
@@ -30,12 +30,19 @@ class FileTable:
     """(N,), relative to `root`, as the file system has them: they need not be UTF-8."""
     labels: np.ndarray
     """(N,) int64."""
+    sizes: np.ndarray
+    """(N,) int64: bytes of each file; UNKNOWN where nobody has asked."""
 
     blocks = None
+    grows = True
 
     @classmethod
-    def of(cls, root: Folder, paths: Iterable[str], labels: np.ndarray) -> FileTable:
-        return cls(root, pa.array([os.fsencode(path) for path in paths], pa.binary()), labels)
+    def of(
+        cls, root: Folder, paths: Iterable[str], labels: np.ndarray, sizes: np.ndarray | None = None
+    ) -> FileTable:
+        names = pa.array([os.fsencode(path) for path in paths], pa.binary())
+        unknown = np.full(len(labels), files.UNKNOWN, dtype=np.int64)
+        return cls(root, names, labels, unknown if sizes is None else sizes)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +54,16 @@ class FileTable:
         return str(self.root), os.fsdecode(self.paths[int(index)].as_py())
 
     def take(self, indices: np.ndarray) -> Self:
-        return replace(self, paths=self.paths.take(pa.array(indices)), labels=self.labels[indices])
+        return replace(
+            self,
+            paths=self.paths.take(pa.array(indices)),
+            labels=self.labels[indices],
+            sizes=self.sizes[indices],
+        )
+
+    def listing(self) -> pa.Table:
+        sizes = pa.array(self.sizes, mask=self.sizes == files.UNKNOWN)
+        return tables.listing(self.paths, sizes=sizes)
 
 
 def is_image(path: str) -> bool:
@@ -75,16 +91,16 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
             notes.append(f"{shown(test)}/ has no class folders: its images are not used")
             del folders["test"]
     _check_links(listing, folders)
-    names, tables = {}, {}
+    names, by_split = {}, {}
     for split, several in folders.items():
-        names[split], tables[split] = _labelled(tree, several)
+        names[split], by_split[split] = _labelled(tree, several, listing)
     if folders != {"train": [""]}:
-        by_split = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
-        notes += described_places(by_split)
+        shown_of = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
+        notes += described_places(shown_of)
         prefixes = tuple(f"{folder}/" for several in folders.values() for folder in several)
         if unused := [path for path in images if not path.startswith(prefixes)]:
             notes.append(f"{len(unused):,} images are in no split, such as {shown(unused[0])}")
-    return Splits.of(name, names, tables, notes)
+    return Splits.of(name, names, by_split, notes)
 
 
 def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
@@ -107,7 +123,9 @@ def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
             )
 
 
-def _labelled(tree: Tree, folders: list[str]) -> tuple[tuple[str, ...], FileTable]:
+def _labelled(
+    tree: Tree, folders: list[str], listing: Listing
+) -> tuple[tuple[str, ...], FileTable]:
     """The classes that are folders directly in these, and their images, class by class."""
     names: set[str] = set()
     paths: list[str] = []
@@ -131,4 +149,5 @@ def _labelled(tree: Tree, folders: list[str]) -> tuple[tuple[str, ...], FileTabl
     number = {name: label for label, name in enumerate(class_names)}
     labels = np.array([number[name] for name in classes], dtype=np.int64)
     order = np.argsort(labels, kind="stable")
-    return class_names, FileTable.of(tree.root, paths, labels).take(order)
+    sizes = files.sizes(tree.root, paths, listing)
+    return class_names, FileTable.of(tree.root, paths, labels, sizes).take(order)

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from psvit_ray.data import arrow, files
 from psvit_ray.data.columns import BYTES
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.tables import listing
 
 CACHE_BYTES = 512 << 20
 OPEN_FILES = 64
@@ -40,6 +42,10 @@ class ParquetTable:
     blocks: np.ndarray
     labels: np.ndarray
     """(N,) int64."""
+    contents: tuple[str, ...]
+    """What is known of each row group's content without reading it."""
+
+    grows = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +64,16 @@ class ParquetTable:
     def take(self, indices: np.ndarray) -> Self:
         rows, blocks, labels = (part[indices] for part in (self.rows, self.blocks, self.labels))
         return replace(self, rows=rows, blocks=blocks, labels=labels)
+
+    def listing(self) -> pa.Table:
+        """A changed row group is a change of all its images."""
+        files = pa.array([os.fsencode(file) for file in self.files], pa.binary())
+        files = files.take(pa.array(self.groups[self.blocks, 0]))
+        rows = pa.array(self.rows).cast(pa.string()).cast(pa.binary())
+        return listing(
+            pc.binary_join_element_wise(files, rows, b":"),
+            contents=pa.array(self.contents, pa.string()).take(pa.array(self.blocks)),
+        )
 
     def _value(self, index: int, column: str) -> Any:
         file, group, first = self.groups[self.blocks[index]].tolist()

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from psvit_ray.data import arrow, columns, files
 from psvit_ray.data.columns import Columns
 from psvit_ray.data.files import Listing, shown
 from psvit_ray.data.images import BadImage
 from psvit_ray.data.layout import AS_NAMED, DataLayout
-from psvit_ray.data.manifest import MANIFEST, read_manifest
+from psvit_ray.data.manifest import MANIFEST, ShardFile, read_manifest
 from psvit_ray.data.parquet import (
     CACHE_BYTES,
     ParquetTable,
@@ -58,6 +60,9 @@ class Content:
     group_rows: tuple[int, ...]
     group_numbers: tuple[int, ...]
     """By which `ParquetTable` finds them."""
+    group_contents: tuple[str, ...]
+    """What is known of the images of each group without reading them: the bytes of its columns, as
+    they are stored."""
     largest_group: int
     """Bytes."""
     column: str
@@ -94,8 +99,7 @@ def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -
     by_split = {
         split: [*manifest.splits[split].files] for split in WORDS if split in manifest.splits
     }
-    rows = {path: file.rows for path, file in said.items()}
-    return _splits(name, root, by_split, layout, manifest.class_names, listing.notes, rows)
+    return _splits(name, root, by_split, layout, manifest.class_names, listing.notes, said)
 
 
 def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) -> ParquetTable:
@@ -105,7 +109,7 @@ def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) ->
     """
     chosen = _columns(root, paths[0], layout, labelled=False)
     with ThreadPoolExecutor(READERS) as pool:
-        return _table(root, [*pool.map(lambda path: _content(root, path, chosen), paths)])
+        return _table(root, [*pool.map(lambda path: _content(root, path, chosen), paths)], {})
 
 
 def _differs(root: Folder, paths: set[str]) -> ValueError:
@@ -246,7 +250,7 @@ def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
 def _content(root: Folder, path: str, chosen: Columns) -> Content:
     where = f"{shown(path)} in {root}"
     try:
-        schema, values, rows, numbers, largest = (_arrow if is_arrow(path) else _parquet)(
+        schema, values, rows, numbers, known, largest = (_arrow if is_arrow(path) else _parquet)(
             root, path, chosen.label
         )
         columns.check_image(schema, chosen.image, where)
@@ -255,11 +259,14 @@ def _content(root: Folder, path: str, chosen: Columns) -> Content:
     except (pa.ArrowException, OSError, BadImage) as error:
         raise _unreadable(root, path, error) from None
     in_words = words is not None
-    return Content(path, labels, rows, numbers, largest, chosen.image, words or names, in_words)
+    return Content(
+        path, labels, rows, numbers, known, largest, chosen.image, words or names, in_words
+    )
 
 
-Parts = tuple[pa.Schema, pa.ChunkedArray, tuple[int, ...], tuple[int, ...], int]
-"""Of a file: schema, labels, rows of each group, its number, bytes of the largest."""
+Parts = tuple[pa.Schema, pa.ChunkedArray, tuple[int, ...], tuple[int, ...], tuple[str, ...], int]
+"""Of a file: schema, labels, rows of each group, its number, what is known of its content, bytes of
+the largest."""
 
 
 def _parquet(root: Folder, path: str, label: str) -> Parts:
@@ -270,11 +277,17 @@ def _parquet(root: Folder, path: str, label: str) -> Parts:
     if label in parquet.schema_arrow.names:
         values = parquet.read(columns=[label], use_threads=False).column(0)
     largest = max((group.total_byte_size for group in groups), default=0)
-    return parquet.schema_arrow, values, rows, tuple(range(len(rows))), largest
+    known = tuple(map(_column_bytes, groups))
+    return parquet.schema_arrow, values, rows, tuple(range(len(rows))), known, largest
+
+
+def _column_bytes(group: pq.RowGroupMetaData) -> str:
+    sizes = (group.column(number).total_compressed_size for number in range(group.num_columns))
+    return ",".join(map(str, sizes))
 
 
 def _arrow(root: Folder, path: str, label: str) -> Parts:
-    rows, numbers, labels, largest = [], [], [], 0
+    rows, numbers, labels, known, largest = [], [], [], [], 0
     with open_file(root, path) as source:
         schema = arrow.schema_of(source)
     with open_file(root, path) as source:
@@ -282,10 +295,12 @@ def _arrow(root: Folder, path: str, label: str) -> Parts:
             numbers.append(start)
             rows.append(batch.num_rows)
             largest = max(largest, batch.nbytes)
+            known.append(",".join(str(column.nbytes) for column in batch.columns))
             has = label in schema.names
             labels.append(batch.column(label) if has else pa.nulls(batch.num_rows))
     kind = schema.field(label).type if label in schema.names else pa.null()
-    return schema, pa.chunked_array(labels, kind), tuple(rows), tuple(numbers), largest
+    values = pa.chunked_array(labels, kind)
+    return schema, values, tuple(rows), tuple(numbers), tuple(known), largest
 
 
 def _numbers(values: pa.ChunkedArray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -314,8 +329,9 @@ def _splits(
     layout: DataLayout,
     class_names: tuple[str, ...] | None,
     notes: Sequence[str],
-    rows: Mapping[str, int] | None = None,
+    said: Mapping[str, ShardFile] = MappingProxyType({}),
 ) -> Splits:
+    """`said`: what a manifest says of the files."""
     chosen = _columns(root, next(iter(by_split.values()))[0], layout)
     notes = [*notes, *chosen.notes]
     with ThreadPoolExecutor(READERS) as pool:
@@ -325,7 +341,7 @@ def _splits(
         }
         contents = {split: [task.result() for task in tasks] for split, tasks in reading.items()}
     every = [content for several in contents.values() for content in several]
-    if rows and (differ := {c.path for c in every if len(c.labels) != rows[c.path]}):
+    if said and (differ := {c.path for c in every if len(c.labels) != said[c.path].rows}):
         raise _differs(root, differ)
     if len(contents) > 1 and "test" in contents and _unlabelled(contents["test"]):
         number = sum(len(content.labels) for content in contents.pop("test"))
@@ -340,7 +356,7 @@ def _splits(
             f"row groups of up to {largest / 1e6:,.0f} MB are read as a whole: "
             "jobs/prepare_data.py writes smaller ones"
         )
-    tables = {split: _table(root, several) for split, several in contents.items()}
+    tables = {split: _table(root, several, said) for split, several in contents.items()}
     return Splits.of(name, names, tables, notes)
 
 
@@ -430,14 +446,16 @@ def _check_range(content: Content, num_classes: int | None, root: Folder) -> Non
         )
 
 
-def _table(root: Folder, contents: list[Content]) -> ParquetTable:
+def _table(root: Folder, contents: list[Content], said: Mapping[str, ShardFile]) -> ParquetTable:
     groups: list[tuple[int, int, int]] = []
-    rows, blocks = [], []
+    rows, blocks, known = [], [], []
     for number, content in enumerate(contents):
         first = np.cumsum([0, *content.group_rows])
         for group, count in enumerate(content.group_rows):
             blocks.append(np.full(count, len(groups), dtype=np.int64))
             groups.append((number, content.group_numbers[group], first[group]))
+            shard = [said[content.path].sha256] if said else []
+            known.append(" ".join([content.group_contents[group], *shard]))
         rows.append(np.arange(len(content.labels), dtype=np.int64))
     return ParquetTable(
         root,
@@ -447,4 +465,5 @@ def _table(root: Folder, contents: list[Content]) -> ParquetTable:
         np.concatenate(rows),
         np.concatenate(blocks or [np.empty(0, dtype=np.int64)]),
         np.concatenate([content.labels for content in contents]),
+        tuple(known),
     )

@@ -4,6 +4,7 @@ rank by, and to touch once."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,23 @@ from psvit_ray.data import files, folder, parquet_files, vision
 from psvit_ray.data.layout import AS_NAMED, DataLayout
 from psvit_ray.data.parquet import is_table
 from psvit_ray.data.secrets import without_secrets
-from psvit_ray.data.splits import Splits, cut, listed
+from psvit_ray.data.split_file import (
+    SPLITS,
+    DataChanged,
+    SplitFile,
+    changes,
+    check_same,
+    split_numbers,
+    unchanged,
+)
+from psvit_ray.data.splits import Splits, cut, drawn, held_out, listed
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 TEST_IMAGES = 360
 TEST_SEED = 20210808  # The test images are these, whatever a run is configured to do.
+
+TRAIN, HOLDOUT, TEST, UNUSED = range(len(SPLITS))
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,16 @@ class Source:
     std: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     """What a user should be told, a line each."""
+    images: SplitFile | None = None
+    """All images that are stored, and what each is for."""
+    cut_by_place: bool = False
+    """Whether training images are held out, or left out, by a hash of their places."""
+
+    @property
+    def digest(self) -> str:
+        """Names the images that are stored, however they are split; empty where they are not
+        known."""
+        return self.images.digest if self.images else ""
 
     @property
     def num_classes(self) -> int:
@@ -94,38 +116,106 @@ def divided(
     The hold-out is the validation split; without one, or where `val_as_test` keeps it for the end,
     `holdout` is the part of the training images cut off instead, class by class. `fraction` is the
     part of the rest to train on. The test images depend on none of these, nor on `split_seed`.
-    Raises ValueError where an image of each class cannot be had.
+    Where images may be added to the data, each is held out or not by its own name, so that none
+    that was trained on is held out later (see `splits.held_out`).
+    Raises ValueError where no hold-out can be cut.
     """
-    train, held, test, notes = splits.train, splits.val, splits.test, list(splits.notes)
+    notes = list(splits.notes)
+    role = {"val": HOLDOUT, "test": TEST}
     if val_as_test:
-        if held is None:
+        if splits.val is None:
             raise ValueError(f"val_as_test must be off, as data {splits.name!r} has no split val")
-        if test is not None:
-            notes.append(f"the {len(test):,} images of test are not used: val is, in their place")
-        held, test = None, held
-    if held is None:
-        images, single = len(train), _classes(splits, train, 1)
-        train, held = cut(train, holdout, split_seed, "holdout")
-        notes.append(f"hold-out: {len(held):,} of {images:,} training images, class by class")
+        role = {"val": TEST, "test": UNUSED}
+        if splits.test is not None:
+            notes.append(
+                f"the {len(splits.test):,} images of test are not used: val is, in their place"
+            )
+    train = np.full(len(splits.train), TRAIN)
+    if splits.val is None or val_as_test:
+        single = _classes(splits, splits.train, 1)
+        held = _held_out(splits, holdout, split_seed)
+        train[held] = HOLDOUT
+        notes.append(f"hold-out: {len(held):,} of {len(train):,} training images, class by class")
         if single:
             notes.append(f"not held out, as it is the only image: that of {listed(single)}")
     if fraction < 1:
-        images = len(train)
-        _, train = cut(train, fraction, split_seed, "data_fraction")
-        notes.append(f"training on {len(train):,} of {images:,} images, class by class")
-    if absent := _classes(splits, train, 0):
+        there = np.flatnonzero(train == TRAIN)
+        kept = _part(splits, there, fraction, split_seed)
+        train[np.setdiff1d(there, kept)] = UNUSED
+        notes.append(f"training on {len(kept):,} of {len(there):,} images, class by class")
+    if absent := _classes(splits, splits.train.take(np.flatnonzero(train == TRAIN)), 0):
         notes.append(f"no training image has class {listed(absent)}")
+    others = {"val": splits.val, "test": splits.test}
+    roles = [np.full(len(table), role[word]) for word, table in others.items() if table is not None]
+    return _source(splits, np.concatenate([train, *roles]), notes)
+
+
+def divided_as(splits: Splits, known: SplitFile) -> Source:
+    """What a run took of what is stored, by its file of splits. What was added, renamed or changed
+    since then is left out, and a note says how much that is."""
+    now = SplitFile.of(splits.class_names, splits.tables, np.zeros(sum(map(len, splits.tables))))
+    split = np.full(len(now), UNUSED)
+    where, same = unchanged(known, now)
+    split[where[same]] = split_numbers(known)[same]
+    notes = list(splits.notes)
+    if now.digest != known.digest:
+        notes.append(f"since the data was split, and left out: {'; '.join(changes(known, now))}")
+    return _source(splits, split, notes)
+
+
+def check_unchanged(source: Source, digest: str, known: SplitFile | None = None) -> None:
+    """`digest` is that of the images that a run began with, `known` its file of splits, where that
+    is at hand. A run of before digests were kept goes on if nothing is cut otherwise than then.
+
+    Raises DataChanged where the images are others now, or split otherwise.
+    """
+    if not digest and source.cut_by_place:
+        raise DataChanged(
+            "data cannot be checked: the run began with a version that did not note its images, "
+            "and that cut the hold-out otherwise. Begin anew under another --name"
+        )
+    if digest and source.images:
+        check_same(known, digest, source.images)
+
+
+def _held_out(splits: Splits, size: float, seed: int) -> np.ndarray:
+    """Of the training images, the indices of those to hold out."""
+    if splits.train.grows:
+        return np.flatnonzero(held_out(splits.train, splits.class_names, size, seed))
+    return cut(splits.train, size, seed, "holdout")[1]
+
+
+def _part(splits: Splits, there: np.ndarray, size: float, seed: int) -> np.ndarray:
+    """Of the training images that are not held out, the indices of a part."""
+    table = splits.train.take(there)
+    if table.grows:
+        return there[drawn(table, splits.class_names, size, seed)]
+    return there[cut(table, size, seed, "data_fraction")[1]]
+
+
+def _source(splits: Splits, split: np.ndarray, notes: Sequence[str]) -> Source:
+    """`split` (N,): for each image that is stored, the number of what it is for."""
+    tables: dict[int, ImageTable] = {}
+    start = 0
+    for table in splits.tables:
+        roles = split[start : start + len(table)]
+        start += len(table)
+        for role in {*roles.tolist()} - {UNUSED}:
+            tables[role] = table.take(np.flatnonzero(roles == role))
+    none = splits.train.take(np.arange(0))
     return Source(
         splits.name,
         splits.class_names,
-        train,
-        held,
-        test,
+        tables.get(TRAIN, none),
+        tables.get(HOLDOUT, none),
+        tables.get(TEST),
         splits.img_size,
         splits.in_chans,
         splits.mean,
         splits.std,
         tuple(notes),
+        SplitFile.of(splits.class_names, splits.tables, split),
+        cut_by_place=splits.train.grows and bool((split[: len(splits.train)] != TRAIN).any()),
     )
 
 
@@ -165,7 +255,7 @@ def _digits() -> Splits:
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 1, 8, 8)
     everything = ArrayTable(images, labels.astype(np.int64), "digits")
-    train, test = cut(everything, TEST_IMAGES, TEST_SEED, "test")
+    train, test = map(everything.take, cut(everything, TEST_IMAGES, TEST_SEED, "test"))
     # Mean and standard deviation over all pixels.
     return Splits("digits", tuple("0123456789"), train, None, test, 8, 1, (0.305,), (0.376,))
 

@@ -7,17 +7,20 @@ training images, the same way for every kind.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import pyarrow.compute as pc
 
-from psvit_ray.data.tables import ImageTable
+from psvit_ray.data.tables import StoredTable
 
 Split = Literal["train", "val", "test"]
 WORDS: dict[Split, tuple[str, ...]] = {
@@ -28,8 +31,6 @@ WORDS: dict[Split, tuple[str, ...]] = {
 """The words by which folders and files name their split: the SPLIT_KEYWORDS of the `datasets`
 library, to which `eval` is a test split. Of two that begin alike the longer comes first."""
 SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
-
-Table = TypeVar("Table", bound=ImageTable)
 
 
 def splits_in(name: str) -> set[Split]:
@@ -68,21 +69,26 @@ class Splits:
 
     name: str
     class_names: tuple[str, ...]
-    train: ImageTable
-    val: ImageTable | None = None
-    test: ImageTable | None = None
+    train: StoredTable
+    val: StoredTable | None = None
+    test: StoredTable | None = None
     img_size: int | None = None
     in_chans: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def tables(self) -> list[StoredTable]:
+        """All that there are."""
+        return [table for table in (self.train, self.val, self.test) if table is not None]
+
     @classmethod
     def of(
         cls,
         name: str,
         class_names: Mapping[Split, tuple[str, ...]],
-        tables: Mapping[Split, ImageTable],
+        tables: Mapping[Split, StoredTable],
         notes: Collection[str],
     ) -> Splits:
         """Of tables by split, whose labels are numbers of the classes that each names. The classes
@@ -102,7 +108,7 @@ class Splits:
         elif "train" not in tables:
             raise ValueError(f"data must have a split train, got only {', '.join(tables)}")
         classes = tuple(dict.fromkeys(class_names["train"]))
-        same: dict[Split, ImageTable] = {}
+        same: dict[Split, StoredTable] = {}
         for split, table in tables.items():
             numbers = numbers_in(
                 classes, class_names[split], rule="the same classes in every split", where=split
@@ -166,9 +172,9 @@ def listed(names: Collection[str], most: int = 5) -> str:
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def cut(table: Table, size: float, seed: int, field: str) -> tuple[Table, Table]:
-    """Two parts with the classes in equal shares, in the order of the table, which is that of
-    storage; the second has `size`, a count or a fraction.
+def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of a table that never grows, as its indices, with the classes in equal shares and
+    in the order of storage; the second has `size`, a count or a fraction.
 
     A class with a single image stays whole in the first. Raises ValueError, naming `field`, where
     a part would have fewer images than there are classes.
@@ -189,5 +195,64 @@ def cut(table: Table, size: float, seed: int, field: str) -> tuple[Table, Table]
             f"{field} must leave at least an image for each class on either side, got {size:g} of "
             f"{len(several):,} images of {classes:,} classes"
         ) from None
-    first = np.concatenate([first, everything[single]])
-    return table.take(np.sort(first)), table.take(np.sort(second))
+    return np.sort(np.concatenate([first, everything[single]])), np.sort(second)
+
+
+def drawn(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
+    """Which images of a table that may grow are a part of it, as (N,) bool: each with probability
+    `size`, by a hash of its place, class and seed alone. So none changes sides when others come or
+    go, and a larger part holds the smaller.
+
+    Of each class the image of the lowest hash is drawn in any case.
+    """
+    hashes = _hashes(table, class_names, seed, "data_fraction")
+    lowest, _ = _ends_of_classes(hashes, table.labels)
+    chosen = hashes < size
+    chosen[lowest] = True
+    return chosen
+
+
+def held_out(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
+    """Which images of a table that may grow are the hold-out: as `drawn`, by other hashes. But of
+    each class the image of the highest hash is not held out, so that one is left to train on; nor
+    is a single image.
+
+    In a class of so few images that all would be held out, that one may change sides when more
+    come: no rule can do without, as a class of one image is trained on and one of two is split.
+
+    Raises ValueError where no class has two images.
+    """
+    hashes = _hashes(table, class_names, seed, "holdout")
+    lowest, highest = _ends_of_classes(hashes, table.labels)
+    chosen = hashes < size
+    chosen[lowest] = True
+    chosen[highest] = False
+    if not chosen.any():
+        raise ValueError(
+            "holdout must be cut from a class of at least 2 images, got 1 image of every class"
+        )
+    return chosen
+
+
+def _hashes(table: StoredTable, class_names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """(N,) float64 from 0 to 1: a function of seed, purpose, and each image's class and place."""
+    prefixes = [
+        hashlib.blake2b(json.dumps([seed, purpose, name]).encode(), digest_size=16).digest()
+        for name in class_names
+    ]
+    # The hub's files are all renamed when one is added: train-00000-of-00008.parquet.
+    places = pc.replace_substring_regex(
+        table.listing()["place"], rb"-of-\d+(\.parquet:\d+)$", rb"\1"
+    )
+    digests = [
+        hashlib.blake2b(prefixes[label] + place, digest_size=8).digest()
+        for label, place in zip(table.labels.tolist(), places.to_pylist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) / 2**64
+
+
+def _ends_of_classes(hashes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class the index of the image of the lowest hash, and of the highest."""
+    order = np.lexsort((hashes, labels))  # class by class, from the lowest hash up
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return order[starts], order[np.append(starts[1:], len(order)) - 1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 if TYPE_CHECKING:  # a process that only reads files needs no torch, which takes half a gigabyte
@@ -44,6 +46,36 @@ class ImageTable(Protocol):
         ...
 
 
+class StoredTable(ImageTable, Protocol):
+    """A table of what is stored, before anything is cut: it can say what there is."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether images may be added to what the table is of, as to a folder. False for a data set
+        that is what it is for ever."""
+        ...
+
+    def listing(self) -> pa.Table:
+        """What is known of each image without reading it, as the function `listing` has it."""
+        ...
+
+
+def listing(
+    places: pa.Array, *, sizes: pa.Array | None = None, contents: pa.Array | None = None
+) -> pa.Table:
+    """The images of a table, a row each: `place` as in `ImageTable.place`, in bytes, as a file name
+    may be no text; `size` in bytes, and `content`, which is equal where the image is, or likely so.
+    Both are null where they are not known."""
+    unknown = pa.nulls(len(places))
+    return pa.table(
+        {
+            "place": places.cast(pa.binary()),
+            "size": (unknown if sizes is None else sizes).cast(pa.int64()),
+            "content": (unknown if contents is None else contents).cast(pa.string()),
+        }
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class ArrayTable:
     """Images of one size in memory, which a loader takes as they are."""
@@ -57,6 +89,7 @@ class ArrayTable:
     """(N,) int64: which row of `name` each image is; by default its number in this table."""
 
     blocks = None
+    grows = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,3 +104,15 @@ class ArrayTable:
     def take(self, indices: np.ndarray) -> Self:
         rows = indices if self.rows is None else self.rows[indices]
         return replace(self, images=self.images[indices], labels=self.labels[indices], rows=rows)
+
+    def listing(self) -> pa.Table:
+        pixels = self.images.numpy()
+        return listing(
+            pa.array([self.place(index)[1] for index in range(len(self))]),
+            contents=pa.array([digest_of(pixels[index]) for index in range(len(self))]),
+        )
+
+
+def digest_of(pixels: np.ndarray) -> str:
+    """A short name of these pixels."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).hexdigest()

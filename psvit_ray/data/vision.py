@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+import torch
 import torchvision.datasets
 from PIL import Image
 
 from psvit_ray.data.files import is_of_the_file, read_local, reason
 from psvit_ray.data.images import BadImage, as_bad_image
 from psvit_ray.data.splits import Split, Splits
-from psvit_ray.data.tables import ImageTable
+from psvit_ray.data.tables import StoredTable, digest_of, listing
 
 PREFIX = "torchvision"
 DOWNLOAD = "torchvision-download"
@@ -38,8 +40,11 @@ class VisionTable:
     """(N,) int64: of each image, in the set."""
     labels: np.ndarray
     """(N,) int64."""
+    content: str
+    """Digest of the pixels of the whole split, where torchvision has them in memory, or empty."""
 
     blocks = None
+    grows = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,6 +67,12 @@ class VisionTable:
     def take(self, indices: np.ndarray) -> Self:
         return replace(self, rows=self.rows[indices], labels=self.labels[indices])
 
+    def listing(self) -> pa.Table:
+        prefix = f"{self.split}:" if self.split else ""
+        places = pa.array([f"{prefix}{row}" for row in self.rows], pa.string())
+        content = pa.array([self.content or None] * len(self), pa.string())
+        return listing(places, contents=content)
+
 
 def read(data: str) -> Splits:
     """The splits of `torchvision:NAME:FOLDER`. Raises ValueError for a set that torchvision does
@@ -73,10 +84,11 @@ def read(data: str) -> Splits:
         raise ValueError(f"data must be {prefix}:NAME:FOLDER, got {data!r}; nearest is {near!r}")
     root = str(Path(root).expanduser().absolute())
     sets = _sets(kind, root, download=prefix == DOWNLOAD)
-    tables: dict[Split, ImageTable] = {}
+    tables: dict[Split, StoredTable] = {}
     for split, (word, dataset) in sets.items():
         labels = _labels(dataset, kind)
-        tables[split] = VisionTable(kind, root, word, np.arange(len(labels)), labels)
+        rows = np.arange(len(labels))
+        tables[split] = VisionTable(kind, root, word, rows, labels, _content_of(dataset))
     num_classes = 1 + max(int(table.labels.max(initial=-1)) for table in tables.values())
     names = {split: _class_names(dataset, num_classes) for split, (_, dataset) in sets.items()}
     return Splits.of(data, names, tables, [])
@@ -116,6 +128,12 @@ def _open(kind: str, root: str, split: str | None, download: bool = False) -> An
     }
     arguments = {name: value for name, value in chosen.items() if name in takes}
     return getattr(torchvision.datasets, kind)(root, **arguments)
+
+
+def _content_of(dataset: Any) -> str:
+    pixels = getattr(dataset, "data", None)
+    known = isinstance(pixels, np.ndarray | torch.Tensor)
+    return digest_of(np.asarray(pixels)) if known else ""
 
 
 _opened = functools.lru_cache(maxsize=8)(_open)

@@ -13,6 +13,7 @@ import ray
 import torch
 
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data import split_file
 from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.launch import Session
@@ -25,7 +26,7 @@ from psvit_ray.training import export
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.export_config import CARD, CONFIG, WEIGHTS, Facts
+from psvit_ray.training.export_config import CONFIG, Facts
 from psvit_ray.training.place import Place
 from psvit_ray.training.subnets import load_supernet
 
@@ -52,18 +53,19 @@ def export_inherited(
                 ema=None,
                 curve=[],
             )
-            export_to(folders[spec], subnet, name=session.name)
+            export_to(folders[spec], subnet, session)
     return {spec: folder.uri for spec, folder in folders.items()}
 
 
-def export_to(folder: Folder, checkpoint: Checkpoint, *, name: str, **facts: Any) -> None:
+def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **facts: Any) -> None:
     """Replaces the network that stands there, and leaves whatever else does. It counts once
     `config.json` is there. `facts`: what else is known, as in `Facts.of`."""
+    known = Facts.of(checkpoint, which="last", name=session.name, **facts)
     with tempfile.TemporaryDirectory() as work:
-        export.write(Path(work), checkpoint, Facts.of(checkpoint, which="last", name=name, **facts))
+        export.write(Path(work), checkpoint, known, splits=split_file.read(session.splits))
         folder.delete(CONFIG)
-        for file in (WEIGHTS, CARD, CONFIG):
-            folder.write(file, Path(work, file).read_bytes())
+        for path in sorted(Path(work).iterdir(), key=lambda path: path.name == CONFIG):
+            folder.write(path.name, path.read_bytes())
 
 
 def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:
@@ -123,7 +125,7 @@ def export_winner(
     export_to(
         session.folder / MODEL,
         last_checkpoint(session.folder / CHECKPOINTS / chosen.key),
-        name=session.name,
+        session,
         run_id=chosen.run_id,
         test_top1=chosen.test_top1,
     )

@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any, Literal
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import files
+from psvit_ray.data import files, split_file
 from psvit_ray.data.file_names import check_folder_name
-from psvit_ray.data.sources import Source
+from psvit_ray.data.sources import Source, check_unchanged
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.fence import Fence
@@ -56,6 +56,10 @@ class Session:
     records: list[Record]
     fence: Fence
     """Checked before what else is written for the name: `folder` and `store` do so themselves."""
+    data_digest: str
+    """Names the images that all under this name are of."""
+    splits: Folder
+    """Where their file of splits is."""
     experiment: tracking.Experiment
 
 
@@ -85,7 +89,7 @@ def opened(
     work, before anything is written."""
     storage, name = resolve(launch, default_name=default_name)
     folder = storage / name
-    check_resume(launch.resume, folder, name, read_description(folder), identity)
+    check_resume(launch.resume, folder, name, read_description(folder), identity, source)
     lease = Lease(folder, wait=launch.resume == "auto")
     lease.check()
     uri = tracking_uri.of(launch.tracking_uri, storage)
@@ -102,9 +106,15 @@ def opened(
         folder = fence.over(folder.uri)
         # Another driver may have begun, and ended, while this one was on its way here.
         description = read_description(folder)
-        check_resume(launch.resume, folder, name, description, identity)
+        check_resume(launch.resume, folder, name, description, identity, source)
         if description is None:
-            description = {"search_id": uuid.uuid4().hex, "identity": identity}
+            if source.images:
+                folder.write(split_file.NAME, source.images.to_bytes())
+            description = {
+                "search_id": uuid.uuid4().hex,
+                "identity": identity,
+                "data_digest": source.digest,
+            }
             folder.write(DESCRIPTION, json.dumps(description, indent=2).encode())
         store = RecordStore(folder)
         yield Session(
@@ -113,12 +123,16 @@ def opened(
             store=store,
             records=store.all(),
             fence=fence,
+            data_digest=source.digest,
+            splits=folder,
             experiment=tracking.Experiment(
                 tracking_uri=uri,
                 name=tracking.experiment_name(source.name),
                 search_id=description["search_id"],
                 run_name=name,
                 description=f"{code(name)} in {code(str(storage))}",
+                data=source.name,
+                data_digest=source.digest,
             ),
         )
 
@@ -148,8 +162,10 @@ def check_resume(
     name: str,
     description: dict[str, Any] | None,
     identity: dict[str, Any],
+    source: Source | None = None,
 ) -> None:
-    """Raises ValueError if the name is, or is not, there against what was asked for."""
+    """Raises ValueError if the name is, or is not, there against what was asked for, or is of other
+    data than `source`."""
     if description is None:
         if resume == "must":
             known = _known(files.parent(folder)[0])
@@ -163,6 +179,8 @@ def check_resume(
         )
     if changed := differences(description["identity"], json.loads(json.dumps(identity))):
         raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
+    if source:
+        check_unchanged(source, description.get("data_digest", ""), split_file.read(folder))
 
 
 def exit_code(signal: int | None) -> int:

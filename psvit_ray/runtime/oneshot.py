@@ -172,7 +172,13 @@ def train_supernet(
     folder = session.folder / SUPERNET
     store = RecordStore(folder)
     (record,) = store.all() or [
-        Record(number=0, kind="supernet", params={}, configuration=configuration)
+        Record(
+            number=0,
+            kind="supernet",
+            params={},
+            configuration=configuration,
+            data_digest=session.data_digest,
+        )
     ]
     if record.status == "completed":
         return Trained(record, None)

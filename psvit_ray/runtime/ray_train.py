@@ -117,7 +117,11 @@ def train(
     ended, where another driver took the name.
     """
     record = next(iter(session.records), None) or Record(
-        number=0, kind="fixed", params={}, configuration=configuration
+        number=0,
+        kind="fixed",
+        params={},
+        configuration=configuration,
+        data_digest=session.data_digest,
     )
     session.store.put(record.model_copy(update={"status": "running", "reason": ""}))
     task = WorkerTask(
@@ -128,6 +132,8 @@ def train(
         fence=session.fence,
         test=test,
         patience_s=patience_s,
+        data_digest=session.data_digest,
+        splits=session.splits.uri,
     )
 
     with tempfile.TemporaryDirectory() as scratch, listening(deadline) as heard:

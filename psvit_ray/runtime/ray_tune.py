@@ -132,6 +132,8 @@ class _Tasks:
 
     folder: Folder
     fence: Fence
+    data_digest: str
+    splits: Folder
     trials: Trials
     resources: dict[str, float]
     mailbox: str
@@ -146,6 +148,8 @@ class _Tasks:
                 mailbox=self.mailbox,
                 fence=self.fence,
                 test=self.test,
+                data_digest=self.data_digest,
+                splits=self.splits.uri,
             ),
             workers=self.trials.workers_per_trial,
             resources_per_worker=self.resources,
@@ -177,7 +181,14 @@ def run_trials(
     tracker = Tracker(session.experiment, session.fence)
     resources = trials.resources.resolved()
     task_of = _Tasks(
-        session.folder, session.fence, trials, resources, mailbox=uuid.uuid4().hex, test=test
+        session.folder,
+        session.fence,
+        session.data_digest,
+        session.splits,
+        trials,
+        resources,
+        mailbox=uuid.uuid4().hex,
+        test=test,
     )
     recorder = Recorder(
         session.store,
@@ -186,6 +197,7 @@ def run_trials(
         Mailbox(task_of.mailbox),
         records=session.records,
         num_trials=num_trials,
+        data_digest=session.data_digest,
     )
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.

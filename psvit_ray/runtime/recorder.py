@@ -34,11 +34,13 @@ class Recorder(tune.Callback):
         *,
         records: Iterable[Record] = (),
         num_trials: int,
+        data_digest: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
         self._store, self._tracker, self._learner = store, tracker, learner
         self._records = {record.key: record for record in records}
         self._mailbox = mailbox
+        self._data_digest = data_digest
         self._num_trials, self._say = num_trials, say
         self._key_of: dict[str, str] = {}
         self._began: dict[str, float] = {}
@@ -76,6 +78,7 @@ class Recorder(tune.Callback):
             kind=proposal.kind,
             params=proposal.params,
             configuration=proposal.configuration,
+            data_digest=self._data_digest,
         )
         self._key_of[trial_id] = key
         self._put(record)

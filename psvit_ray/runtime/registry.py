@@ -67,7 +67,11 @@ def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     config = exported.config
     run = _run(tracking_uri, config.training.run_id)
-    tags = {"psvit.spec_id": config.spec.spec_id, "psvit.pattern": config.spec.pattern}
+    tags = {
+        "psvit.spec_id": config.spec.spec_id,
+        "psvit.pattern": config.spec.pattern,
+        "psvit.data_digest": config.training.data_digest,
+    }
     with _one_line(tracking_uri), tempfile.TemporaryDirectory() as work:
         client = MlflowClient(tracking_uri)
         logged = client.create_logged_model(

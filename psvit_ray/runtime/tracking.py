@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -22,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.printable import printable
@@ -39,6 +40,7 @@ FLUSH_S = 60.0
 CANDIDATES = "candidates"
 MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
 MAX_EXPERIMENT_NAME, MAX_RUN_NAME = 256, 250  # columns of MLflow's databases
+LONGEST_DATASET_NAME = 500
 POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
 STATUS = {
     "completed": "FINISHED",
@@ -57,6 +59,9 @@ class Experiment(Value):
     search_id: str
     run_name: str
     description: str = ""
+    data: str = ""
+    """Name of the data that all its runs are of."""
+    data_digest: str = ""
 
 
 def experiment_name(data: str) -> str:
@@ -197,8 +202,25 @@ class Tracker:
             parent = self._client.create_run(
                 self._experiment_id, run_name=self._experiment.run_name, tags=tags
             )
+        self._note_data(parent)
         self._client.update_run(parent.info.run_id, status="RUNNING")
         self._parent_id = parent.info.run_id
+
+    def _note_data(self, run: Run) -> None:
+        """As MLflow's dataset of the run, which the web page shows, and as a tag to search for."""
+        data, digest = self._experiment.data, self._experiment.data_digest
+        if not digest or (run.inputs and run.inputs.dataset_inputs):
+            return
+        self._client.set_tag(run.info.run_id, "psvit.data_digest", digest)
+        scheme, found, _ = data.partition("://")
+        dataset = Dataset(
+            name=data[-LONGEST_DATASET_NAME:],
+            digest=digest,
+            source_type=scheme if found else "local",
+            source=json.dumps({"uri": data}),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self._client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
 
     def _find(self, tags: dict[str, str]) -> Run | None:
         wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
@@ -278,6 +300,7 @@ class Tracker:
             }
             name = f"{record.number:03d} {spec.pattern}"[:MAX_RUN_NAME]
             run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+        self._note_data(run)
         params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
         costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}
         now = int(time.time() * 1000)

@@ -18,7 +18,7 @@ from psvit_ray.runtime.ray_train import make_trainer
 from psvit_ray.runtime.worker import FAULTS, TOP1, WorkerTask, name_bad_images
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import Kept
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import run
 from psvit_ray.training.place import Place
 from psvit_ray.training.steps import Diverged
 
@@ -61,7 +61,7 @@ def _train_here(task: TrialTask) -> None:
             stack.enter_context(contextlib.closing(kept))
             reports = run(
                 configuration,
-                load_source(configuration),
+                task.worker.source(),
                 place=Place(
                     torch.device("cuda" if on_gpu else "cpu"),
                     accelerated=on_gpu,

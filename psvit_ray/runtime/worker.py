@@ -18,15 +18,17 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import quarantine
+from psvit_ray.data import quarantine, split_file
 from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.sources import Source, check_unchanged
+from psvit_ray.data.split_file import DataChanged
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.fence import Fence, LeaseLost
 from psvit_ray.runtime.mailbox import BEGUN, SAVE, SAVED, STOP, STOPPED, Mailbox, Watch
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
 from psvit_ray.training.config import Configuration, Positive
-from psvit_ray.training.engine import Report, load_source, run
+from psvit_ray.training.engine import Report, check_source, run, source_of
 from psvit_ray.training.place import Place
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
@@ -53,6 +55,19 @@ class WorkerTask(Value):
     """Score the test images once, at the end."""
     patience_s: Positive = 300.0
     """A worker that comes to a step later than the others by more is named."""
+    data_digest: str
+    """Names the images that the run began with."""
+    splits: str
+    """Folder with the file of splits that names them."""
+
+    def source(self) -> Source:
+        """The data. Raises ValueError where it cannot be used, DataChanged where its images are not
+        those that the run began with."""
+        source = source_of(self.configuration.train)
+        if source.digest != self.data_digest:
+            check_unchanged(source, self.data_digest, split_file.read(Folder(self.splits)))
+        check_source(self.configuration, source)
+        return source
 
 
 def train_worker(raw_task: dict[str, Any]) -> None:
@@ -77,7 +92,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
                     stopped = report.stopped
                     if report.metrics:
                         ray.train.report(report.values())
-        except (BrokenCheckpoint, Diverged, TooManyBadImages) as error:
+        except (BrokenCheckpoint, DataChanged, Diverged, TooManyBadImages) as error:
             # The configuration's own fault, the same on all workers: a result, not to be tried
             # again.
             failed = without_secrets(f"{type(error).__name__}: {error}")
@@ -102,11 +117,30 @@ def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[R
     )
     return run(
         task.configuration,
-        load_source(task.configuration),
+        _agreed_source(task),
         place=place,
         start=keeper.agreed_start(),
         test=task.test,
     )
+
+
+def _agreed_source(task: WorkerTask) -> Source:
+    """The data of a run, the same on all ranks.
+
+    Raises DataChanged, on all ranks, where rank 0 sees other images than the run began with, and
+    RuntimeError where another rank does alone.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    source, reason = None, ""
+    try:
+        source = task.source()
+    except DataChanged as error:
+        reason = str(error)
+    if agreed := broadcast_from_rank_zero(reason):
+        raise DataChanged(agreed)
+    if source is None:
+        raise RuntimeError(f"rank {rank} sees other images than rank 0: {reason}")
+    return source
 
 
 def name_bad_images(report: Report, folder: Folder) -> None:

@@ -49,6 +49,8 @@ class Record(Value):
     curve: tuple[Point, ...] = ()
     seconds: float = 0.0
     run_id: str = ""
+    data_digest: str = ""
+    """Names the images of the data, as in `SplitFile.digest`."""
     test_top1: float | None = None
     test_correct: str = ""
     """One character a test image, `1` where it was classified rightly."""

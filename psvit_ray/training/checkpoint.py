@@ -51,6 +51,9 @@ class RunFacts(Value):
     configuration: Configuration
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    data_digest: str = ""
+    """Names the images of the data, as in `SplitFile.digest`; empty in a run of before it was
+    kept."""
 
 
 @dataclass(frozen=True)

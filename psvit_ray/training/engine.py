@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from psvit_ray.data import sources
-from psvit_ray.data.sources import Source
+from psvit_ray.data.sources import Source, check_unchanged
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import Loaded
 from psvit_ray.training.checkpoint import Checkpoint
@@ -124,8 +124,8 @@ def run(
     initialised `torch.distributed` group, or alone. Close the generator to stop early: it puts its
     loaders away.
 
-    Raises ValueError for a checkpoint of another configuration, Diverged for a loss that is not
-    finite, TooManyBadImages, and Hung for a worker that does not come.
+    Raises ValueError for a checkpoint of another configuration or of other data, Diverged for a
+    loss that is not finite, TooManyBadImages, and Hung for a worker that does not come.
     """
     config, place = configuration.train, place or Place()
     facts = facts_of(configuration, source)
@@ -135,6 +135,8 @@ def run(
             f"checkpoint must be of configuration {configuration.key} "
             f"({configuration.spec.pattern}), got one of {theirs.key} ({theirs.spec.pattern})"
         )
+    if start:
+        check_unchanged(source, start.facts.data_digest)
     state = State.of(facts, place.device, start)
     earlier = list(state.curve)
     with contextlib.closing(Steps(state, source, place)) as steps:

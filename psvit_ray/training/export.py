@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data import files
+from psvit_ray.data import files, split_file
 from psvit_ray.data.images import converted
+from psvit_ray.data.split_file import SplitFile
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.model.psvit import PSViT
@@ -75,10 +76,12 @@ def write(
     checkpoint: Checkpoint,
     facts: Facts,
     *,
+    splits: SplitFile | None = None,
     onnx: bool = False,
     torch_export: bool = False,
 ) -> Exported:
-    """The weights that metrics speak of, in float32, and all that says what they are.
+    """The weights that metrics speak of, in float32, and all that says what they are. `splits` is
+    that of the run.
 
     Raises ConversionError where another format does not answer as the network does, ValueError
     where what makes it is not installed.
@@ -95,6 +98,8 @@ def write(
     )
     model = _network(config.spec, weights)
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    if splits:
+        (folder / split_file.NAME).write_bytes(splits.to_bytes())
     if onnx:
         conversion.write_onnx(model, folder / ONNX)
     if torch_export:
@@ -138,6 +143,23 @@ def load(folder: str | Path) -> Exported:
             f"model folder was changed: spec in {CONFIG} is not that of {WEIGHTS} in {there}"
         ) from None
     return Exported(model, checked)
+
+
+def read_splits(folder: str | Path, exported: Exported) -> SplitFile | None:
+    """The images that the model in a folder was trained and ranked on; None where the folder is of
+    before they were noted.
+
+    Raises ValueError where the file is not as it was written.
+    """
+    there = Folder.at(str(folder))
+    sha256 = exported.config.sha256.get(split_file.NAME)
+    content = _read(there, split_file.NAME)
+    if sha256 is None:
+        return None
+    if content is None or _sha256(content) != sha256:
+        what = "is missing" if content is None else f"has another sha256 than {CONFIG} says"
+        raise ValueError(f"model folder was changed: {split_file.NAME} {what} in {there}")
+    return SplitFile.from_bytes(content, str(there / split_file.NAME))
 
 
 def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:

@@ -33,6 +33,9 @@ class Facts(Value):
     which: Which
     """Of the run's checkpoints: the best on the hold-out, or the last."""
     data: str
+    data_digest: str = ""
+    """Names the images of the data, as in `SplitFile.digest`; empty in a folder of before it was
+    kept."""
     epochs: int
     """That the run was to have."""
     epoch: int
@@ -73,6 +76,7 @@ class Facts(Value):
             run_id=run_id,
             which=which,
             data=without_secrets(train.data),
+            data_digest=checkpoint.facts.data_digest,
             epochs=train.epochs,
             epoch=checkpoint.epoch,
             step=checkpoint.step,
@@ -93,5 +97,5 @@ class ExportConfig(Value):
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     sha256: dict[str, str] = Field(default_factory=dict)
-    """Of the files with weights."""
+    """Of the files with weights, and of `splits.parquet`."""
     training: Facts

@@ -75,7 +75,10 @@ def facts_of(configuration: Configuration, source: Source) -> RunFacts:
         crop_pct=1.0 if source.img_size else train.crop_pct,  # such images come as they are
     )
     return RunFacts(
-        configuration=configuration, class_names=source.class_names, preprocessing=preprocessing
+        configuration=configuration,
+        class_names=source.class_names,
+        preprocessing=preprocessing,
+        data_digest=source.digest,
     )
 
 

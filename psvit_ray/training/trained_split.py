@@ -1,0 +1,65 @@
+"""How data was split in the training of an exported model: by the file of splits in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psvit_ray.data import sources
+from psvit_ray.data.layout import AS_NAMED, DataLayout
+from psvit_ray.data.secrets import without_secrets
+from psvit_ray.data.sources import Source
+from psvit_ray.data.split_file import SplitFile
+from psvit_ray.data.splits import Splits
+from psvit_ray.data.storage import Folder
+from psvit_ray.training.export import Exported, read_splits
+
+DRAWN_ANEW = (
+    "the model's folder has no splits.parquet, as an earlier version wrote it: the hold-out is cut "
+    "anew, and may hold images that the model was trained on"
+)
+
+
+@dataclass(frozen=True)
+class TrainedData:
+    """Data as it is stored, seen from a model."""
+
+    stored: Splits
+    exported: Exported
+    is_its_own: bool
+    """The model was trained on this data, whatever was added to it since."""
+    known: SplitFile | None
+    """How it was split then; None for other data, and where the model's folder does not say it."""
+
+    @classmethod
+    def read(cls, data: str, layout: DataLayout, exported: Exported, model: str) -> TrainedData:
+        """`model` is the folder of the exported one. What its training said of the layout of its
+        own data need not be said again.
+
+        Raises ValueError for data that cannot be used, and where the model's folder is not as it
+        was written.
+        """
+        trained = exported.config.training
+        said = DataLayout.model_validate({f: getattr(layout, f) for f in DataLayout.model_fields})
+        same_place = Folder.at(trained.data) == Folder.at(without_secrets(data))
+        is_its_own = same_place and said in (AS_NAMED, trained.layout)
+        stored = sources.read(data, trained.layout if is_its_own else said)
+        known = read_splits(model, exported) if is_its_own else None
+        return cls(stored, exported, is_its_own, known)
+
+    def divided(self) -> tuple[Source, list[str]]:
+        """Split as in the model's training, by its file of splits or else by its settings; and what
+        a user should be told of that.
+
+        Raises ValueError where no hold-out can be cut.
+        """
+        if self.known:
+            source = sources.divided_as(self.stored, self.known)
+            return source, list(source.notes[len(self.stored.notes) :])
+        settings = self.exported.config.training.settings
+        source = sources.divided(
+            self.stored,
+            holdout=settings["holdout"],
+            split_seed=settings["split_seed"],
+            val_as_test=settings["val_as_test"] and self.stored.val is not None,
+        )
+        return source, [DRAWN_ANEW] if self.is_its_own and source.cut_by_place else []
