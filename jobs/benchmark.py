@@ -45,7 +45,7 @@ from psvit_ray.data.throughput import rates
 from psvit_ray.data.transforms import Augmentation, Preprocessing
 from psvit_ray.model.latency import interleaved
 from psvit_ray.model.psvit import PSViT
-from psvit_ray.runtime import cluster, tracking
+from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.launch import Launch, opened
 from psvit_ray.runtime.ray_tune import Trials, run_trials
 from psvit_ray.runtime.subnet_actors import SubnetActors
@@ -324,7 +324,7 @@ def tracked(job: BenchmarkJob) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tracker = tracking.Tracker(
             tracking.Experiment(
-                tracking_uri=f"sqlite:///{folder}/mlflow.db",
+                tracking_uri=tracking_uri.sqlite(Path(folder, "mlflow.db")),
                 name="benchmark",
                 search_id="benchmark",
                 run_name="benchmark",

@@ -46,7 +46,7 @@ from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import leaderboard
 from psvit_ray.report.table import aligned
-from psvit_ray.runtime import cluster
+from psvit_ray.runtime import cluster, tracking_uri
 from psvit_ray.runtime.asha import Halving
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.launch import Launch, opened
@@ -196,7 +196,7 @@ def launch_in(folder: str, resumes: bool) -> Launch:
         storage=folder,
         name=NAME,
         resume="must" if resumes else "never",
-        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        tracking_uri=tracking_uri.sqlite(Path(folder, "mlflow.db")),
     )
 
 
@@ -323,7 +323,7 @@ def store_facts(folder: str) -> Rows:
     began = time.perf_counter()
     RecordStore(Folder(folder) / NAME).all()
     read_s = time.perf_counter() - began
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(tracking_uri.sqlite(Path(folder, "mlflow.db")))
     experiments = [one.experiment_id for one in client.search_experiments()]
     (parent,) = client.search_runs(experiments, "tags.`psvit.role` = 'search'")
 

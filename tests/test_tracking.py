@@ -20,13 +20,15 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from sqlalchemy.engine import make_url
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import tracking
 from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.runtime.tracking import Experiment, Tracker
-from psvit_ray.runtime.tracking_uri import check, check_shared, of
+from psvit_ray.runtime.tracking_uri import artifacts, check, check_shared, exists, of
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.training.config import Configuration, TrainConfig
 
@@ -513,6 +515,38 @@ def test_the_store_is_the_one_given_or_that_of_mlflows_variable(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs:5000")
     assert of("http://given:5000", Folder(str(tmp_path))) == "http://given:5000"
     assert of(None, Folder(str(tmp_path))) == "http://theirs:5000"
+
+
+def test_the_file_of_a_store_is_what_sqlalchemy_opens() -> None:
+    """MLflow gives the URI to SQLAlchemy, whose own parser says which file is meant."""
+    draw = random.Random(0)
+    for _ in range(1000):
+        name = "".join(draw.choices("aZ09%2Fx?#&=+:;@[]*' \"\\üé中~", k=12)).strip("/") or "x"
+        uri = of(None, Folder(f"/data/{name}"))
+        assert make_url(uri).database == f"/data/{name}/mlflow.db"
+        assert exists(uri) == Path(f"/data/{name}/mlflow.db").exists()
+        assert without_secrets(uri) == uri
+
+
+def test_a_store_in_a_folder_of_any_name_has_its_file_and_its_artifacts_there(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    folder = tmp_path / "50%25 what? #1 [x] 'ü'"
+    folder.mkdir()
+    uri = of(None, Folder(str(folder)))
+    experiment = experiment.model_copy(update={"tracking_uri": uri, "name": f"psvit/{folder}"})
+    written(experiment, record(0, (50.0,), "failed", reason="bad: a\x00b\n\udcff"))
+    parent, (child,) = runs(experiment)
+    assert child.data.tags["psvit.reason"] == r"bad: a\x00b\n\udcff"
+    MlflowClient(uri).log_text(parent.info.run_id, "x", "table.csv")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert sorted(path.name for path in folder.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert (folder / "mlartifacts" / parent.info.run_id / "artifacts" / "table.csv").is_file()
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///:memory:", "http://a?b%2F", "postgresql://h/d"])
+def test_what_is_no_file_has_no_artifacts_beside_it(uri: str) -> None:
+    assert artifacts(uri) is None
 
 
 def test_a_file_is_no_store_for_several_hosts() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from requests import RequestException, get
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
@@ -27,7 +30,16 @@ def of(given: str | None, storage: Folder) -> str:
             f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
             "SQLite file; give the http:// address of a tracking server"
         )
-    return f"sqlite:///{storage.uri}/mlflow.db"
+    return sqlite(Path(storage.uri, "mlflow.db"))
+
+
+def sqlite(file: Path) -> str:
+    """The URI of a SQLite file, whatever its path is made of."""
+    path = str(file.absolute())
+    if not re.search("[%?]", path):
+        return f"sqlite:///{path}"
+    # MLflow makes the folder that it reads in a URI of `sqlite:///`, without decoding it.
+    return URL.create("sqlite+pysqlite", database=path).render_as_string(hide_password=False)
 
 
 def check(tracking_uri: str) -> None:
@@ -75,9 +87,15 @@ def artifacts(tracking_uri: str) -> str | None:
     """Where artifacts go: beside a SQLite file, for which MLflow would take the folder that this
     happens to run in; elsewhere the store knows."""
     file = _sqlite_file(tracking_uri)
-    return str(file.absolute().parent / "mlartifacts") if file else None
+    return (file.absolute().parent / "mlartifacts").as_uri() if file else None
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:
-    scheme, _, path = tracking_uri.partition("://")
-    return Path(path.removeprefix("/")) if scheme == "sqlite" else None
+    """None for anything else, also a database in memory. Raises ValueError where it is no URI."""
+    if not tracking_uri.startswith("sqlite"):
+        return None
+    try:
+        database = make_url(tracking_uri).database
+    except ArgumentError as error:
+        raise ValueError(f"tracking_uri must be a URI: {without_secrets(str(error))}") from None
+    return Path(database) if database and database != ":memory:" else None
