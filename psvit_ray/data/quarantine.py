@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 
+from psvit_ray.data import csv_file
 from psvit_ray.data.storage import Folder
 
 NAME = "quarantine.csv"
@@ -25,15 +24,17 @@ def add(folder: Folder, rows: Iterable[Row]) -> None:
 
 
 def read(folder: Folder) -> list[Row]:
-    """None where there is no file."""
-    text = (folder.read(NAME) or b"").decode(errors="surrogateescape")
-    return [(source, path, reason) for source, path, reason in [*csv.reader(io.StringIO(text))][1:]]
+    """None where there is no file. Raises ValueError for one that is not as it was written."""
+    try:
+        table = csv_file.rows(folder.read(NAME) or b"")
+        return [(source, path, reason) for source, path, reason in table]
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}/{NAME} must be as it was written, with {', '.join(COLUMNS)}: {error}; move "
+            "it away"
+        ) from None
 
 
 def content(rows: Iterable[Row]) -> bytes:
     """The file of these rows."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")  # names of files as bytes
+    return csv_file.content(COLUMNS, rows)

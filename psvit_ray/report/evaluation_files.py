@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from psvit_ray.data import quarantine
+from psvit_ray.data import csv_file, quarantine
 from psvit_ray.report.evaluation import Answers, hardest, metrics, per_class
 from psvit_ray.report.evaluation_picture import confusion_png, reliability_png
 
@@ -85,8 +83,4 @@ def _hardest(answers: Answers, place: Place, most: int) -> Iterable[Sequence[obj
 
 
 def _write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heading)
-    writer.writerows(rows)
-    path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+    path.write_bytes(csv_file.content(heading, rows))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from psvit_ray.data import csv_file
 from psvit_ray.training.scoring import Answer
 
 SUFFIXES = (".csv", ".jsonl")
@@ -25,13 +25,12 @@ def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) ->
 
 
 def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> Write:
-    rows = csv.writer(file, lineterminator="\n")
     numbered = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("label", "probability")]
-    rows.writerow(["path", "label", "probability", *numbered, "error"])
+    file.write(csv_file.line(["path", "label", "probability", *numbered, "error"]))
 
     def write(path: str, answer: Answer) -> None:
         cells = [cell for one in _likeliest(answer, class_names) for cell in one]
-        rows.writerow([path, *(cells or [""] * (2 * top_k)), answer.reason])
+        file.write(csv_file.line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
 
     return write
 

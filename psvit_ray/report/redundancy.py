@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from pathlib import Path
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec, Value, parse_pattern
+from psvit_ray.data import csv_file
 from psvit_ray.model.redundancy import Redundancy, mean_to_leader
 from psvit_ray.report.redundancy_picture import redundancy_png
 from psvit_ray.report.table import aligned
@@ -46,16 +45,16 @@ def followers(pattern: str) -> int:
 def write(found: SharingProposal, folder: Path) -> None:
     """`redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row for each
     layer; empty where there is none) and `redundancy.png`."""
-    (folder / JSON).write_text(found.model_dump_json(indent=2) + "\n")
+    (folder / JSON).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
     measured = found.redundancy
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    depth = len(measured.similarity)
-    writer.writerow(["layer", *range(1, depth + 1), "tokens"])
-    for layer, row in enumerate(measured.similarity):
-        values = [*row, measured.token_similarity[layer]]
-        writer.writerow([layer + 1, *("" if math.isnan(one) else one for one in values)])
-    (folder / "redundancy.csv").write_text(text.getvalue())
+    heading = ["layer", *map(str, range(1, len(measured.similarity) + 1)), "tokens"]
+    rows = [
+        [layer, *("" if math.isnan(value) else value for value in [*row, tokens])]
+        for layer, (row, tokens) in enumerate(
+            zip(measured.similarity, measured.token_similarity, strict=True), start=1
+        )
+    ]
+    (folder / "redundancy.csv").write_bytes(csv_file.content(heading, rows))
     title = f"{found.model}: {measured.num_images:,} hold-out images of {found.data}"
     (folder / "redundancy.png").write_bytes(redundancy_png(measured, found.pattern, title))
 

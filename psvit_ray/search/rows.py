@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data import csv_file
 from psvit_ray.data.storage import Folder
 
 Row = dict[str, Any]
@@ -32,11 +31,7 @@ def _parted(numbers: Iterable[int]) -> str:
 
 def as_csv(table: Sequence[Row], *, first: str = "rank") -> bytes:
     """`first` is the one column of a table without rows."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(table[0]) if table else [first])
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue().encode()
+    return csv_file.content(list(table[0]) if table else [first], (row.values() for row in table))
 
 
 def put(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
