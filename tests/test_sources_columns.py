@@ -180,6 +180,19 @@ def test_a_test_file_without_a_column_of_labels_is_left_out(tmp_path: Path) -> N
         sources.read(table_of(tmp_path / "alone.parquet", image=image))
 
 
+def test_files_that_are_links_are_read_where_they_are_said_and_once(tmp_path: Path) -> None:
+    for number in range(2):
+        write_parquet(tmp_path / "pool" / f"{number}.parquet", IMAGES, [0, 1] * 3)
+        there = tmp_path / ("train", "test")[number] / "0.parquet"
+        there.parent.mkdir()
+        os.symlink(f"../pool/{number}.parquet", there)
+    splits = sources.read(str(tmp_path), DataLayout(splits="train=train,test=test"))
+    assert splits.train.place(0)[1] == "train/0.parquet:0"
+    assert splits.test is not None
+    assert splits.test.place(0)[1] == "test/0.parquet:0"
+    assert len(sources.read(str(tmp_path), DataLayout(splits="train=.")).train) == 12
+
+
 @pytest.fixture
 def few_rows_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "DEFAULT_MAX_BATCH_SIZE", 4)

@@ -12,6 +12,7 @@ import pytest
 
 from psvit_ray.data import files, quarantine, sources, unlabelled
 from psvit_ray.data.images import BadImage
+from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ImageTable
 from tests.test_sources_splits import folder_of
@@ -79,6 +80,38 @@ def test_one_file_in_two_classes_is_refused(link: object, pets: Path, tmp_path: 
         ValueError, match=r"in one class, got dog/z.png, which is the file cat/z.png"
     ):
         sources.read(str(pets))
+
+
+def test_splits_that_are_links_into_a_pool_are_read_where_they_are_said(tmp_path: Path) -> None:
+    data = folder_of(tmp_path, *(f"pool/{number}.png" for number in range(4)), "all/ant/5.png")
+    for number, name in enumerate(("train/bee/a", "train/cow/b", "test/bee/c", "test/cow/d")):
+        there = data / f"{name}.png"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(data / "pool" / f"{number}.png", there)
+    os.symlink("../all/ant", data / "train" / "ant")
+    with pytest.raises(ValueError, match=r"say --splits train=train,test=test"):
+        sources.read(str(data))
+    splits = sources.read(str(data), DataLayout(splits="train=train,test=test"))
+    assert splits.class_names == ("ant", "bee", "cow")
+    assert paths_of(splits.train) == ["train/ant/5.png", "train/bee/a.png", "train/cow/b.png"]
+    assert splits.test is not None
+    assert [splits.test.read(index) for index in range(2)] == [b"pool/2.png", b"pool/3.png"]
+
+
+def test_a_split_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
+    data = folder_of(tmp_path, "train/ant/1.png", "train/bee/1.png", "test/ant/2.png")
+    os.symlink("test", data / "val")
+    with pytest.raises(ValueError, match="each image in one split, got val in val, which is test"):
+        sources.read(str(data))
+    both = DataLayout(splits="train=train,test=test")
+    assert paths_of(sources.read(str(data), both).train) == ["train/ant/1.png", "train/bee/1.png"]
+
+
+def test_a_link_with_a_suffix_of_its_own_names_the_file(tmp_path: Path) -> None:
+    data = folder_of(tmp_path, "blobs/0a1b", "blobs/2c3d", "cat/", "dog/")
+    os.symlink("../blobs/0a1b", data / "cat" / "1.png")
+    os.symlink("../blobs/2c3d", data / "dog" / "1.png")
+    assert paths_of(sources.read(str(data)).train) == ["cat/1.png", "dog/1.png"]
 
 
 def test_hard_links_of_a_class_are_one_image(pets: Path) -> None:

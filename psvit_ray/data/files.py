@@ -10,7 +10,7 @@ import heapq
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -134,11 +134,12 @@ def kind(folder: Folder) -> fs.FileType:
     return filesystem.get_file_info(path).type
 
 
-def below(folder: Folder) -> Listing:
-    """All folders and files below it. Links are followed, but each file comes once: by its own
-    name rather than by a link's, and else by the first. Raises as `Folder.open`."""
+def below(folder: Folder, only: Iterable[str] = ("",)) -> Listing:
+    """All folders and files below it, or below `only` some folders in it. Links are followed, but
+    each file comes once: by its own name rather than by a link's with the same suffix, and else by
+    the first. Raises as `Folder.open`."""
     if folder.is_local:
-        return _walked(folder.uri)
+        return _walked(folder.uri, only)
     folders: list[str] = []
     sizes: dict[str, int] = {}
     filesystem, path = folder.open()
@@ -175,10 +176,10 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and name not in NOT_DATA
 
 
-def _walked(root: str) -> Listing:
+def _walked(root: str, only: Iterable[str]) -> Listing:
     """Asks for nothing but names, which on a network disk is much faster; links are looked at."""
     top = os.path.realpath(root)
-    name_of = {top: ""}  # of each real folder, and of each file that a link leads to
+    name_of: dict[str, str] = {}  # of each real folder, and of each file that a link leads to
     folders: list[str] = []
     files: list[str] = []
     inodes: list[int] = []
@@ -206,17 +207,19 @@ def _walked(root: str) -> Listing:
         name_of[real] = name
         return real
 
-    walk("", top)
-    own = set(files) if links else set()
+    for name in only:
+        real = os.path.realpath(os.path.join(root, name))
+        name_of[real] = name
+        walk(name, real)
     while links:
         link = heapq.heappop(links)
         there = os.path.join(root, link)
         real = os.path.realpath(there)
-        inside = os.path.relpath(real, top)
+        above, last = os.path.split(real)
         if real in name_of:
             left_out[link] = name_of[real]
-        elif inside in own:
-            left_out[link] = inside
+        elif above in name_of and _is_own(real) and _suffix(real) == _suffix(link):
+            left_out[link] = os.path.join(name_of[above], last)
         elif not os.path.isdir(there):
             name_of[real] = link
             files.append(link)
@@ -227,12 +230,22 @@ def _walked(root: str) -> Listing:
             walk(link, add_folder(link, real))
     left_out |= _hard_links(root, files, inodes)
     files = [name for name in files if name not in left_out]
+    folders += [name for name in only if name]
     return Listing(sorted(folders), sorted(files), dict(sorted(left_out.items())))
 
 
 def is_in(path: str, folder: str) -> bool:
     """Whether a path is that of a folder, or of something in it."""
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def _is_own(real: str) -> bool:
+    """Whether a file in a folder that was walked is in the listing."""
+    return _is_visible(os.path.basename(real)) and os.path.isfile(real)
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
 
 
 def _inode(path: str) -> int:
@@ -249,14 +262,14 @@ def _hard_links(root: str, files: list[str], inodes: list[int]) -> dict[str, str
     numbers = np.array(inodes, dtype=np.uint64)
     values, counts = np.unique(numbers, return_counts=True)
     several = np.flatnonzero(np.isin(numbers, values[(counts > 1) & (values > 0)]))
-    first: dict[tuple[int, int], str] = {}
+    first: dict[tuple[int, int, str], str] = {}
     others = {}
     for name in sorted(files[place] for place in several):
         try:
             status = os.stat(os.path.join(root, name))
         except OSError:
             continue
-        kept = first.setdefault((status.st_dev, status.st_ino), name)
+        kept = first.setdefault((status.st_dev, status.st_ino, _suffix(name)), name)
         if kept != name:
             others[name] = kept
     return others

@@ -81,9 +81,16 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
         such = next(path for path in listing.files if not is_image(path))
         number = len(listing.files) - len(images)
         notes.append(f"{number:,} files are no images by name, such as {shown(such)}")
-    tree = Tree(root, listing.folders, images)
+    tree = Tree(root, listing, [*images, *filter(is_image, listing.links)])
     if layout.splits:
         folders = split_folders.said(tree, layout)
+        listing = files.below(root, [folder for several in folders.values() for folder in several])
+        notes = [*listing.notes]  # a file elsewhere is no other name of one that is used
+        prefixes = tuple(f"{f}/" if f else "" for several in folders.values() for f in several)
+        used = [path for path in listing.files if is_image(path) and path.startswith(prefixes)]
+        if len(used) < len(images):
+            notes.append(f"{len(images) - len(used):,} of {len(images):,} images are in no split")
+        images = used
     else:
         folders = split_folders.recognised(tree, notes)
         test = folders.get("test", [""])[0]
@@ -93,14 +100,23 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
     _check_links(listing, folders)
     names, by_split = {}, {}
     for split, several in folders.items():
-        names[split], by_split[split] = _labelled(tree, several, listing)
+        names[split], by_split[split] = _labelled(tree, several, listing, images)
+        if not len(by_split[split]):
+            _check_not_linked(listing, split, several)
     if folders != {"train": [""]}:
         shown_of = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
         notes += described_places(shown_of)
-        prefixes = tuple(f"{folder}/" for several in folders.values() for folder in several)
-        if unused := [path for path in images if not path.startswith(prefixes)]:
-            notes.append(f"{len(unused):,} images are in no split, such as {shown(unused[0])}")
     return Splits.of(name, names, by_split, notes)
+
+
+def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> None:
+    """Raises ValueError where a split is empty, as its images are those of another."""
+    for link, kept in listing.links.items():
+        if kept and any(files.is_in(link, folder) for folder in folders):
+            raise ValueError(
+                f"data must have each image in one split, got {shown(link)} in {split}, which is "
+                f"{shown(kept)}"
+            )
 
 
 def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
@@ -124,14 +140,15 @@ def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
 
 
 def _labelled(
-    tree: Tree, folders: list[str], listing: Listing
+    tree: Tree, folders: list[str], listing: Listing, images: list[str]
 ) -> tuple[tuple[str, ...], FileTable]:
     """The classes that are folders directly in these, and their images, class by class."""
     names: set[str] = set()
     paths: list[str] = []
     classes: list[str] = []
     for folder in folders:
-        inner = [os.path.basename(path) for path in tree.inner.get(folder, ())]
+        inside = [path for path in listing.folders if os.path.dirname(path) == folder]
+        inner = [os.path.basename(path) for path in inside]
         names |= {class_name(name) for name in inner}
         if folder in tree.direct:
             here = f"{tree.root}/{shown(folder)}".rstrip("/")
@@ -141,7 +158,7 @@ def _labelled(
                 f"in {here}; jobs/predict.py takes images without classes"
             )
         prefix = f"{folder}/" if folder else ""
-        for path in tree.images:
+        for path in images:
             if path.startswith(prefix):
                 paths.append(path)
                 classes.append(class_name(path[len(prefix) :].partition("/")[0]))

@@ -91,7 +91,13 @@ def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -
     paths = _of_datasets(root, listing)
     manifest = read_manifest(root)
     if manifest is None:
-        return read(name, root, paths, layout, listing.notes)
+        if not layout.splits:
+            return read(name, root, paths, layout, listing.notes)
+        links = {link: kept for link, kept in listing.links.items() if is_table(link)}
+        by_split = _said(root, [*paths, *links], layout)
+        used = {path for several in by_split.values() for path in several}
+        once = [path for path in [*paths, *links] if links.get(path) not in used]
+        return read(name, root, once, layout)
     layout.check_unused(name)
     said = {path: file for split in manifest.splits.values() for path, file in split.files.items()}
     if differ := set(paths) ^ set(said):

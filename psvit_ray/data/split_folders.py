@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from psvit_ray.data import files
-from psvit_ray.data.files import shown
+from psvit_ray.data.files import Listing, shown
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.splits import WORDS, Split, advice, listed, look_alikes, splits_in
 from psvit_ray.data.storage import Folder
@@ -20,12 +20,15 @@ from psvit_ray.data.storage import Folder
 
 @dataclass
 class Tree:
-    """The folders below a root, and which of them hold images."""
+    """The folders below a root, and which of them hold images; by links, too, as what is left out
+    for its other name is there for all that."""
 
     root: Folder
-    folders: list[str]
-    """Relative to `root`, in order."""
+    listing: Listing
     images: list[str]
+    """Relative to `root`."""
+    folders: list[str] = field(init=False)
+    """In order."""
     inner: dict[str, list[str]] = field(init=False)
     """Folders directly in a folder; "" is the root."""
     direct: dict[str, str] = field(init=False)
@@ -35,11 +38,18 @@ class Tree:
 
     def __post_init__(self) -> None:
         self.inner, self.direct, self.filled = {}, {}, set()
+        known = set(self.listing.folders)
+        linked = {link: kept for link, kept in self.listing.links.items() if kept in known}
+        self.folders = sorted([*self.listing.folders, *linked])
         for folder in self.folders:
             self.inner.setdefault(os.path.dirname(folder), []).append(folder)
         for path in self.images:
             self.direct.setdefault(os.path.dirname(path), path)
-        for folder in self.direct:
+        self._fill(self.direct)
+        self._fill([link for link, kept in linked.items() if kept in self.filled])
+
+    def _fill(self, folders: Iterable[str]) -> None:
+        for folder in folders:
             while folder and folder not in self.filled:
                 self.filled.add(folder)
                 folder = os.path.dirname(folder)
