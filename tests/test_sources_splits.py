@@ -226,6 +226,13 @@ def test_what_the_user_says_is_which_split(
     assert any(f"{unused} files are in no split" in note for note in stored.notes) == bool(unused)
 
 
+def test_what_is_said_may_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    split_folders(tmp_path, "seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred")
+    stored = sources.read(str(tmp_path), DataLayout(splits="train=seg_train,test=seg_test"))
+    assert where(stored) == {"train": {"seg_train/seg_train"}, "test": {"seg_test/seg_test"}}
+    assert "2 of 6 images are in no split" in stored.notes
+
+
 def test_with_a_point_all_is_one_split(tmp_path: Path) -> None:
     folder_of(tmp_path / "folders", "exam/1.png", "test/1.png", "quiz/1.png")
     everything = DataLayout(splits="train=.")

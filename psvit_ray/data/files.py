@@ -193,7 +193,7 @@ def _walked(root: str, only: Iterable[str]) -> Listing:
             with os.scandir(os.path.join(root, name)) as entries:
                 there = [entry for entry in entries if _is_visible(entry.name)]
             for entry in there:
-                path = os.path.join(name, entry.name)
+                path = f"{name}/{entry.name}" if name else entry.name
                 if entry.is_symlink():
                     heapq.heappush(links, path)
                 elif entry.is_dir(follow_symlinks=False):

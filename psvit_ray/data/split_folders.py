@@ -71,7 +71,9 @@ def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
             raise ValueError(
                 f"splits must name folders of the data, got {pattern!r} in {tree.root}{hint}"
             )
-        folders.setdefault(split, []).extend([""] if pattern == "." else fits)
+        folders.setdefault(split, []).extend(
+            [""] if pattern == "." else [_unwrapped(tree, split, folder) for folder in fits]
+        )
     every = [folder for several in folders.values() for folder in several]
     for number, folder in enumerate(every):
         for other in every[number + 1 :]:

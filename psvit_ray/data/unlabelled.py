@@ -72,7 +72,10 @@ def _parts(given: str, layout: DataLayout) -> list[Part]:
     kind = files.kind(there)
     if kind == fs.FileType.Directory:
         prefix = f"{_shown(given).rstrip('/')}/"
-        return _below(there, prefix, files.below(there).files, layout)
+        listing = files.below(there)
+        own = set(listing.files)
+        names = [name for name, kept in listing.links.items() if kept in own]
+        return _below(there, prefix, sorted([*own, *names]), layout)
     if kind == fs.FileType.File:
         above, name = files.parent(there)
         prefix = _shown(given)[: -len(name)]
