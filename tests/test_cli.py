@@ -28,6 +28,7 @@ from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import DESCRIPTION
 from psvit_ray.runtime.lease import Lease
+from psvit_ray.search import estimate
 from psvit_ray.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -730,6 +731,14 @@ def test_a_dry_run_says_all_and_starts_and_writes_nothing(run: Run, tmp_path: Pa
     assert f"{search.space.size().count:,} architectures, {within.count:,} within" in sizes
     assert f"trials: {search.num_trials}, 2 at a time, 9 epochs each" in sizes
     assert " h, from " in sizes
+
+
+def test_a_dry_run_needs_no_image_of_each_class(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It times a few batches, here of five images, whereas there are ten classes."""
+    monkeypatch.setattr(estimate, "BATCHES", 5)
+    said = run("tune_psvit --dry-run --epochs 9 --batch-size 1")
+    assert (said.code, said.err) == (0, "")
+    assert "measured for one of median cost" in said.out
 
 
 def test_a_dry_run_shows_no_password(run: Run) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
+
+import numpy as np
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.search.config import SearchConfig
@@ -81,12 +84,11 @@ def _runs(
 
 def _seconds_of_a_run(configuration: Configuration) -> float:
     """Of the second of two epochs on a few batches, times what a whole run is."""
-    train = configuration.train
-    images = len(load_source(configuration).train)
-    part = min(1.0, BATCHES * train.batch_size / images)
-    few = train.model_copy(
-        update={"data_fraction": train.data_fraction * part, "epochs": 2, "warmup_epochs": 0}
-    )
-    short = Configuration(spec=configuration.spec, train=few)
-    *_, last = run(short, load_source(short))
+    train, source = configuration.train, load_source(configuration)
+    images = len(source.train)
+    # Of any classes: there may be more than so many images.
+    drawn = np.random.default_rng(0).permutation(images)[: BATCHES * train.batch_size]
+    few = replace(source, train=source.train.take(np.sort(drawn)))
+    twice = train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
+    *_, last = run(Configuration(spec=configuration.spec, train=twice), few)
     return train.epochs * images / last.metrics["perf/img_per_s"]
