@@ -25,6 +25,7 @@ from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, listed, numbers_in
+from psvit_ray.data.survey import survey
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.report import evaluation_files
 from psvit_ray.report.evaluation import Answers
@@ -72,6 +73,8 @@ def work(job: EvaluateJob) -> int:
     check_new_folder(out)
     exported = export.load(job.model)
     split, table, stored, notes = images_of(job, exported)
+    given = exported.preprocessing
+    notes += survey(table).unlike(given.tones).notes(given.tones, given.background)
     labels = labels_in_model(table, stored.class_names, exported.class_names)
     counts = np.bincount(labels, minlength=len(exported.class_names))
     absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]

@@ -28,6 +28,7 @@ from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_file, new_file
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.survey import survey
 from psvit_ray.data.unlabelled import Part
 from psvit_ray.report import predictions
 from psvit_ray.report.progress import told
@@ -87,6 +88,9 @@ def work(job: PredictJob) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     parts = unlabelled.read(job.data, sys.stdin, DataLayout(image_column=job.image_column))
+    given = exported.preprocessing
+    for note in survey(parts[0].table).unlike(given.tones).notes(given.tones, given.background):
+        print(note)
     top_k = min(job.top_k, len(exported.class_names))
     images = bad = 0
     try:

@@ -21,6 +21,7 @@ from psvit_ray.data.manifest import MANIFEST, Manifest, faults, read_manifest
 from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.survey import survey
 from psvit_ray.runtime import cluster
 from psvit_ray.runtime.launch import Resume, exit_code
 from psvit_ray.runtime.output import writable
@@ -59,7 +60,7 @@ def work(job: PrepareJob) -> int:
     splits = read(job.data, job)
     identity = shards.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)
-    for note in splits.notes:
+    for note in [*splits.notes, *(f"{kind}: kept" for kind in survey(splits.train).kinds)]:
         print(note)
     if manifest is None:
         cluster.join(verbose=job.verbose)

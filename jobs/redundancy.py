@@ -33,6 +33,7 @@ from psvit_ray.data.loader import eval_loader
 from psvit_ray.data.output import check_new_folder, new_folder
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.sources import Source
+from psvit_ray.data.survey import surveyed
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.data.transforms import Preprocessing
 from psvit_ray.model.psvit import PSViT
@@ -91,6 +92,10 @@ def work(job: RedundancyJob) -> int:
     model, preprocessing, exported = network(job)
     check_maps(model)
     source, notes = source_for(job, preprocessing, exported)
+    if not isinstance(model, PSViT):  # trained on pictures of 8 bits
+        tones, of_pictures = surveyed(source.name, source.train, {}, None, preprocessing.background)
+        preprocessing = preprocessing.model_copy(update={"tones": tones})
+        notes += of_pictures
     spec, reason = described(model)
     try:
         measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)

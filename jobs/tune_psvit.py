@@ -89,8 +89,9 @@ def work(job: TuneJob) -> int:
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:
-        if off := off_without_gpus(train, job.trials.resources.resolved()):
-            print(off)
+        for note in [*source.notes, off_without_gpus(train, job.trials.resources.resolved())]:
+            if note:
+                print(note)
         strategies: dict[str, Callable[..., Outcome | Found]]
         strategies = {"scratch": scratch, "oneshot": oneshot}
         outcome = strategies[job.strategy](job, session, source)

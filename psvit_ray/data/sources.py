@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from pyarrow import fs
 
 from psvit_ray.data import files, folder, parquet_files, vision
+from psvit_ray.data.images import BACKGROUND
 from psvit_ray.data.layout import AS_NAMED, DataLayout
 from psvit_ray.data.parquet import is_table
 from psvit_ray.data.secrets import without_secrets
@@ -28,7 +29,9 @@ from psvit_ray.data.split_file import (
 )
 from psvit_ray.data.splits import Splits, cut, drawn, held_out, listed
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.survey import surveyed
 from psvit_ray.data.tables import ArrayTable, ImageTable
+from psvit_ray.data.tones import USUAL, Tones, parsed
 
 TEST_IMAGES = 360
 TEST_SEED = 20210808  # The test images are these, whatever a run is configured to do.
@@ -55,6 +58,8 @@ class Source:
     std: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     """What a user should be told, a line each."""
+    tones: Tones = USUAL
+    """How pictures of more than 8 bits are read."""
     images: SplitFile | None = None
     """All images that are stored, and what each is for."""
     cut_by_place: bool = False
@@ -79,20 +84,27 @@ def load(
     split_seed: int,
     fraction: float = 1.0,
     val_as_test: bool = False,
+    tone_range: str = "",
+    background: str = BACKGROUND,
 ) -> Source:
-    """The source that `data` and `layout` name (see `read`), divided (see `divided`).
+    """The source that `data` and `layout` name (see `read`), divided (see `divided`), and how its
+    pictures are read (see `survey`): `tone_range`, as LOW:HIGH, overrides what a sample shows.
 
     Raises ValueError for data that cannot be used.
     """
     splits = read(data, layout)
     _check_classes(splits)
-    return divided(
-        splits,
-        holdout=holdout,
-        split_seed=split_seed,
-        fraction=fraction,
-        val_as_test=val_as_test,
+    tones, notes = surveyed(
+        splits.name,
+        splits.train,
+        {"val": splits.val, "test": splits.test},
+        parsed(tone_range) if tone_range else None,
+        background,
     )
+    source = divided(
+        splits, holdout=holdout, split_seed=split_seed, fraction=fraction, val_as_test=val_as_test
+    )
+    return replace(source, tones=tones, notes=(*source.notes, *notes))
 
 
 def _check_classes(splits: Splits) -> None:

@@ -18,7 +18,6 @@ from timm.data import create_loader
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from psvit_ray.data.images import decode
 from psvit_ray.data.loader import GlobalBatchSampler, Images, joined, num_parts, train_loader
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.data.transforms import Augmentation, Preprocessing
@@ -93,14 +92,13 @@ class _Decoded(Dataset[tuple[Any, int]]):
     transform: Any = None
 
     def __init__(self, table: ImageTable, preprocessing: Preprocessing) -> None:
-        self._table, self._mode = table, preprocessing.mode
+        self._table, self._preprocessing = table, preprocessing
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        content = self._table.read(index)
-        picture = decode(content, self._mode) if isinstance(content, bytes) else content
+        picture = self._preprocessing.picture(self._table.read(index))
         return self.transform(picture), int(self._table.labels[index])
 
 

@@ -7,6 +7,7 @@ for a whole batch: a quarter of the traffic. Shapes: B images, C channels, S the
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Callable
 from typing import Annotated, Literal
@@ -22,10 +23,14 @@ from torch import Tensor
 from torchvision import transforms
 
 from psvit_ray.arch.spec import Count, Value
-from psvit_ray.data.images import Mode
+from psvit_ray.data.images import BACKGROUND, Colour, Decoder, Mode, converted, decode
+from psvit_ray.data.tones import Tones
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Transform = Callable[[Image.Image], Tensor]
+
+MAX_ASPECT_RATIO = 16
+"""The longest picture, in widths, that is enlarged whole."""
 
 
 class Preprocessing(Value):
@@ -40,19 +45,33 @@ class Preprocessing(Value):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
     """Part of the shorter side that is kept."""
+    tones: Tones = Tones()
+    """How pictures of more than 8 bits are read."""
+    background: Colour = BACKGROUND
+    """The colour that transparent pictures are put on."""
 
     @property
     def mode(self) -> Mode:
         """Pillow's name for the kind of picture that `transform` takes."""
         return "RGB" if self.in_chans == 3 else "L"
 
+    def picture(self, content: bytes | Image.Image, decoder: Decoder = "pil") -> Image.Image:
+        """A file, or a picture of any kind, as one of this mode. Raises BadImage where it cannot be
+        used, ValueError where the decoder is not installed."""
+        if isinstance(content, bytes):
+            return decode(content, self.mode, decoder, tones=self.tones, background=self.background)
+        return converted(content, self.mode, tones=self.tones, background=self.background)
+
     def transform(self) -> Transform:
         """A picture of this mode to bytes (C, S, S), as timm evaluates."""
-        return transforms_imagenet_eval(
+        evaluation = transforms_imagenet_eval(
             self.img_size,
             crop_pct=self.crop_pct,
             interpolation=self.interpolation,
             use_prefetcher=True,
+        )
+        return transforms.Compose(
+            [Shortened(self.img_size / self.crop_pct), *evaluation.transforms]
         )
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -68,6 +87,27 @@ def _statistics(
     """In 0 to 255, (C, 1, 1). Kept: each copy to a GPU would wait for it."""
     both = 255 * torch.tensor([mean, std], device=device)[..., None, None]
     return both[0], both[1]
+
+
+class Shortened:
+    """Cuts off the ends of a picture that is many times as long as wide and would be enlarged: its
+    short side to the size of the network, and its long side to any size at all. What timm's
+    transforms then cut out is the same, but for a random place along the long side."""
+
+    def __init__(self, side: float, *, anywhere: bool = False) -> None:
+        """`side` is the most pixels that a short side is made."""
+        self._side, self._anywhere = side, anywhere
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        short, long = sorted(picture.size)
+        if short >= self._side or long <= MAX_ASPECT_RATIO * short:
+            return picture
+        kept = MAX_ASPECT_RATIO * short + long % 2  # an odd number of an odd: the middle stays
+        start = random.randint(0, long - kept) if self._anywhere else (long - kept) // 2
+        wide = picture.width == long
+        return picture.crop(
+            (start, 0, start + kept, short) if wide else (0, start, short, start + kept)
+        )
 
 
 class Augmentation(Value):
@@ -126,6 +166,9 @@ class Augmentation(Value):
         if self.train_crop_mode == "center":
             *center, _ = preprocessing.transform().transforms  # type: ignore[attr-defined]
             first = [*center, *first[1:]]
+        elif self.train_crop_mode != "rrc":  # which cuts first
+            side = preprocessing.img_size / math.sqrt(self.scale[0])
+            first = [Shortened(side, anywhere=self.train_crop_mode == "rkrr"), *first]
         return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
 
     def finish(self, images: Tensor, seeds: Tensor) -> Tensor:

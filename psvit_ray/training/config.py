@@ -13,10 +13,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.data.images import Decoder
+from psvit_ray.data.images import BACKGROUND, Colour, Decoder
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
+from psvit_ray.data.tones import parsed, shown
 from psvit_ray.data.transforms import Augmentation, Probability
 
 Positive = Annotated[float, Field(gt=0)]
@@ -110,6 +111,12 @@ class TrainConfig(Augmentation, DataLayout):
     """Of evaluation."""
     crop_pct: PositiveFraction = 0.875
     """Part of the shorter side that evaluation keeps."""
+    tone_range: str = ""
+    """Values that are black and white in pictures of more than 8 bits, as LOW:HIGH, such as 0:4095;
+    by default what a sample of the training images shows (8 to 16 bits; floats of 0:1, -1:1 or
+    0:255). A picture with values outside is not used."""
+    background: Colour = BACKGROUND
+    """Colour that transparent pictures are put on, by name or as #rrggbb."""
     mean: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
     """Of each channel, in 0 to 1; by default the data's own, or ImageNet's."""
     std: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
@@ -169,6 +176,11 @@ class TrainConfig(Augmentation, DataLayout):
         *kind, path = where.split(":", 2) if where.startswith("torchvision") else [where]
         is_path = "/" in path or Path(path).exists()
         return ":".join([*kind, Folder.at(path).uri]) if is_path else where
+
+    @field_validator("tone_range")
+    @classmethod
+    def _check_tone_range(cls, text: str) -> str:
+        return shown(parsed(text)) if text else text
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

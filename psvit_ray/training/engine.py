@@ -81,6 +81,8 @@ def source_of(train: TrainConfig) -> Source:
         split_seed=train.split_seed,
         fraction=train.data_fraction,
         val_as_test=train.val_as_test,
+        tone_range=train.tone_range,
+        background=train.background,
     )
 
 

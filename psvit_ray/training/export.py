@@ -19,7 +19,6 @@ from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data import files, split_file
-from psvit_ray.data.images import converted
 from psvit_ray.data.split_file import SplitFile
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
@@ -47,7 +46,7 @@ class Transform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Normalised float32 (C, S, S). Raises BadImage for one that cannot be used."""
-        pixels = self._transform(converted(image, self.preprocessing.mode))
+        pixels = self._transform(self.preprocessing.picture(image))
         return self.preprocessing.normalize(pixels[None])[0]
 
 

@@ -73,6 +73,8 @@ def facts_of(configuration: Configuration, source: Source) -> RunFacts:
         std=train.std or source.std or usual[1],
         interpolation=train.interpolation,
         crop_pct=1.0 if source.img_size else train.crop_pct,  # such images come as they are
+        tones=source.tones,
+        background=train.background,
     )
     return RunFacts(
         configuration=configuration,

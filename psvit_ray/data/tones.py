@@ -1,0 +1,137 @@
+"""Pictures of more than 8 bits: which value is black and which is white, for a whole data set.
+
+A range is never taken from one picture among many, as its brightness is information.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Self
+
+import numpy as np
+from pydantic import model_validator
+
+from psvit_ray.arch.spec import Value
+
+Range = tuple[float, float]
+"""The values that become black and white."""
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits that scanners, cameras and microscopes store in 16 or 32."""
+FLOAT_RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+LEAST_TONES = 16
+"""A range of floats is not taken for that of pictures that would have fewer of the 256 tones."""
+STRIP_PIXELS = 1 << 20
+"""Pixels that are converted at once: what a large picture takes beside itself."""
+
+
+class Tones(Value):
+    """The ranges of a data set's pictures of more than 8 bits."""
+
+    integers: Range = (0, 65535)
+    """Range of pictures of 16 or 32 bits."""
+    floats: Range = (0, 1)
+    """Range of pictures of floating-point numbers."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        for low, high in (self.integers, self.floats):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(f"tones must be a finite range, low below high, got {low}:{high}")
+        return self
+
+    def range_of(self, values: np.ndarray) -> Range:
+        """The range that pictures of this type of values are read with."""
+        return self.floats if values.dtype.kind == "f" else self.integers
+
+
+USUAL = Tones()
+
+
+def parsed(tone_range: str) -> Range:
+    """LOW:HIGH as numbers. Raises ValueError."""
+    low, _, high = tone_range.partition(":")
+    try:
+        given = float(low), float(high)
+    except ValueError:
+        given = math.nan, math.nan
+    if not (given[0] < given[1] and all(map(math.isfinite, given))):
+        raise ValueError(
+            f"tone_range must be LOW:HIGH, two numbers of which the first is lower, such as "
+            f"0:4095, got {tone_range!r}"
+        )
+    return given
+
+
+def shown(limits: Range) -> str:
+    """A range as `parsed` takes it."""
+    return ":".join(
+        str(int(number)) if number == int(number) else f"{number:g}" for number in limits
+    )
+
+
+def extremes(values: np.ndarray) -> Range | None:
+    """The lowest and the highest of values (H, W) that are finite; None where none is."""
+    found: list[Range] = []
+    for rows in _strips(values):
+        part = values[rows]
+        if part.dtype.kind == "f" and not (finite := np.isfinite(part)).all():
+            part = part[finite]
+        if part.size:
+            found.append((part.min().item(), part.max().item()))
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def usual_range(low: float, high: float, *, floats: bool) -> Range | None:
+    """The range that pictures with values from `low` to `high` are taken to have: for integers the
+    smallest usual depth that holds them, for floats one of three; None where none fits."""
+    if not floats:
+        fitting = (bits for bits in DEPTHS if low >= 0 and high < 2**bits)
+        return next(((0, 2**bits - 1) for bits in fitting), None)
+    for limits in FLOAT_RANGES:
+        widest = max(abs(low), abs(high)) / max(map(abs, limits))
+        if covers(limits, low, high, floats=True) and (
+            limits != FLOAT_RANGES[-1] or widest >= LEAST_TONES / 256
+        ):
+            return limits
+    return None
+
+
+def own_range(values: np.ndarray) -> Range:
+    """The range of a picture that stands alone: a usual one, else from its lowest value to its
+    highest."""
+    low, high = extremes(values) or (0, 1)
+    usual = usual_range(low, high, floats=values.dtype.kind == "f")
+    return usual or (low, high if high > low else low + 1)
+
+
+def covers(limits: Range, low: float, high: float, *, floats: bool) -> bool:
+    """Whether values from `low` to `high` lie in a range. Floats may lie half a tone outside, which
+    rounding takes away."""
+    slack = (limits[1] - limits[0]) / 510 if floats else 0
+    return limits[0] - slack <= low and high <= limits[1] + slack
+
+
+def in_8_bits(values: np.ndarray, limits: Range) -> np.ndarray:
+    """Values (H, W) as bytes. Integers are cut into 256 equal steps, which of 16 bits are the high
+    byte, as Pillow reads 16-bit colour; floats are scaled and rounded, and NaN is black."""
+    tones = np.empty(values.shape, dtype=np.uint8)
+    low, high = limits
+    steps = values.dtype.kind != "f" and low == int(low) and high == int(high)
+    for rows in _strips(values):
+        part = values[rows]
+        if steps and limits == (0, 65535):
+            tones[rows] = part.clip(0, 65535) >> 8
+        elif steps:
+            above = part.clip(low, high).astype(np.int64) - int(low)
+            tones[rows] = above * 256 // (int(high) - int(low) + 1)
+        else:
+            scaled = np.nan_to_num((part - low) * (255 / (high - low)), nan=0.0)
+            tones[rows] = scaled.clip(0, 255).round()
+    return tones
+
+
+def _strips(values: np.ndarray) -> Iterator[slice]:
+    rows = max(1, STRIP_PIXELS // max(1, values.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(values), rows))
