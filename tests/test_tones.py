@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from psvit_ray.data import sources
 from psvit_ray.data.images import BadImage, Mode, converted, decode
+from psvit_ray.data.shard_file import ShardSettings, contents
 from psvit_ray.data.survey import survey
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.data.tones import Tones, parsed
@@ -316,3 +317,17 @@ def test_every_kind_of_picture_is_the_same_in_grey_as_in_colour(mode: str) -> No
     assert np.array_equal(np.asarray(converted(picture, "L")), np.asarray(colour.convert("L")))
     if mode in ("RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         assert np.abs(np.asarray(colour).astype(int) - np.asarray(COLOUR)).mean() < 6
+
+
+def test_a_picture_made_smaller_keeps_its_bits_and_its_transparency(tmp_path: Path) -> None:
+    clear = COLOUR.copy()
+    clear.putalpha(GREY)
+    pictures = [wide(4095), wide(4095, kind="int32"), wide(1, kind="float32"), clear]
+    table = load(folder_of(tmp_path, train=[*pictures, COLOUR])).train
+    settings = ShardSettings(resize_longer=32)
+    for index, stored in contents(table, settings):
+        given, smaller = (Image.open(io.BytesIO(file)) for file in (table.read(index), stored))  # type: ignore[arg-type]
+        assert (smaller.mode, max(smaller.size)) == (given.mode, 32)
+        expected = given.copy()
+        expected.thumbnail((32, 32), Image.Resampling.LANCZOS)
+        assert np.array_equal(np.asarray(smaller), np.asarray(expected))
