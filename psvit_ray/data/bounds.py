@@ -47,7 +47,7 @@ SIZE_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11:
 def check_content(content: bytes) -> None:
     """Raises BadImage for a file whose header alone would take too much."""
     if len(content) > MAX_BYTES:
-        raise BadImage(f"larger than {MAX_BYTES:,} bytes")
+        raise BadImage(f"more than {MAX_BYTES:,} bytes")
     if content.startswith(b"\xff\xd8"):
         exif, in_scans = _jpeg_header(content)
         if len(exif) > 1:  # Pillow reads them as one

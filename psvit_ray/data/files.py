@@ -19,12 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 from pyarrow import fs
 
-from psvit_ray.data.images import BadImage
+from psvit_ray.data.bad_image import BadImage
+from psvit_ray.data.bounds import MAX_BYTES
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 
-MAX_BYTES = 512 << 20
-"""Of one image as it is stored."""
 FILE_ERRORS = {
     errno.ENOENT,
     errno.EACCES,
