@@ -281,11 +281,12 @@ from PIL import Image
 for mode, (size, kind, settings) in {LARGE}.items():
     Image.new(mode, size).save(sys.argv[1] + "/" + mode, kind, **settings)
 """
-READS = """import pathlib, resource, sys
+READS = """import pathlib, re, sys
 from psvit_ray.data.images import decode
 for path in pathlib.Path(sys.argv[1]).iterdir():
     size = decode(path.read_bytes(), "RGB").size
-    print(path.name, *size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    status = pathlib.Path("/proc/self/status").read_text()
+    print(path.name, *size, re.search("VmHWM: *([0-9]+)", status.replace(chr(9), " "))[1])
 """
 
 

@@ -144,7 +144,7 @@ def test_ordinary_pictures_and_arrays_say_nothing(tmp_path: Path) -> None:
     data = folder_of(tmp_path, train=[COLOUR, GREY, COLOUR.convert("P"), COLOUR, GREY])
     source = load(data)
     assert source.tones == Tones()
-    assert source.notes == ("hold-out: 3 of 10 training images, class by class",)
+    assert [note.partition(":")[0] for note in source.notes] == ["hold-out"]
     digits = sources.read("digits").train
     assert isinstance(digits, ArrayTable)
     assert survey(digits).images == 0
@@ -329,5 +329,6 @@ def test_a_picture_made_smaller_keeps_its_bits_and_its_transparency(tmp_path: Pa
         given, smaller = (Image.open(io.BytesIO(file)) for file in (table.read(index), stored))  # type: ignore[arg-type]
         assert (smaller.mode, max(smaller.size)) == (given.mode, 32)
         expected = given.copy()
-        expected.thumbnail((32, 32), Image.Resampling.LANCZOS)
+        gap = None if given.mode == "I;16" else 2.0
+        expected.thumbnail((32, 32), Image.Resampling.LANCZOS, gap)
         assert np.array_equal(np.asarray(smaller), np.asarray(expected))

@@ -143,7 +143,8 @@ def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
     picture, kind = _storable(picture)
     if settings.resize_longer:
         side = settings.resize_longer
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        gap = None if picture.mode == "I;16" else 2.0  # whose first step Pillow does not know
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS, gap)
     written = io.BytesIO()
     picture.save(written, kind or ("PNG" if is_png else "JPEG"), quality=settings.quality)
     return written.getvalue()

@@ -58,12 +58,12 @@ class Source:
     std: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     """What a user should be told, a line each."""
-    tones: Tones = USUAL
-    """How pictures of more than 8 bits are read."""
     images: SplitFile | None = None
     """All images that are stored, and what each is for."""
     cut_by_place: bool = False
     """Whether training images are held out, or left out, by a hash of their places."""
+    tones: Tones = USUAL
+    """How pictures of more than 8 bits are read."""
 
     @property
     def digest(self) -> str:
