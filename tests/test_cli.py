@@ -26,6 +26,7 @@ from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import load, read
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import cluster
+from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.runtime.launch import DESCRIPTION
 from psvit_ray.runtime.lease import Lease
 from psvit_ray.search import estimate
@@ -514,6 +515,19 @@ def test_a_name_in_use_by_a_live_driver_is_refused_before_ray_starts(
     with Lease(Folder(str(tmp_path / "outputs" / "mine"))):
         found = refused("tune_psvit --name mine --resume")
     assert found.startswith(f"name is in use by process {os.getpid()} on ")
+
+
+def test_a_job_whose_name_was_taken_over_says_by_whom_and_ends_with_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise LeaseLost("lease on a is lost: taken over by process 1 on elsewhere")
+
+    monkeypatch.setattr(job("train_psvit"), "opened", lost)
+    assert run("train_psvit --gpus-per-worker 0") == (
+        *(1, ""),
+        "error: lease on a is lost: taken over by process 1 on elsewhere\n",
+    )
 
 
 def test_a_name_that_another_driver_took_while_ray_started_is_left_alone(

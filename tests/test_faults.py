@@ -6,6 +6,7 @@ The long ones are marked `chaos`: `make chaos`.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import resource
@@ -31,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime.elastic import Workers
+from psvit_ray.runtime.fence import LEASE, LeaseLost
 from psvit_ray.runtime.launch import Resume
 from psvit_ray.runtime.ray_train import CHECKPOINTS, Trained, train
 from psvit_ray.runtime.ray_tune import Outcome, Trials, run_trials
@@ -264,6 +266,46 @@ def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
     assert all(other.status == "interrupted" for other in others)
     again = search("must")
     assert [record.status for record in again.records] == ["completed"] * 2
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("kind", ["training", "search"])
+def test_a_driver_whose_name_is_taken_over_ends_its_workers_and_writes_no_more(
+    tmp_path: Path, kind: str
+) -> None:
+    endless = configured(**{**TWO_EPOCHS, "epochs": 1000})
+    there: list[dict[Path, bytes]] = []
+
+    def written() -> dict[Path, bytes]:
+        return {
+            path: path.read_bytes()
+            for path in [*tmp_path.rglob("record/*.json"), *tmp_path.rglob(f"step-*/{MANIFEST}")]
+        }
+
+    def take_over() -> bool:
+        if steps_saved(tmp_path / "a") < 4:
+            return False
+        holder = {"owner": "other", "host": "elsewhere", "pid": 1, "time": time.time()}
+        Folder(str(tmp_path / "a")).write(LEASE, json.dumps(holder).encode())
+        there.append(written())
+        return True
+
+    def drive() -> None:
+        if kind == "training":
+            in_ray_train(tmp_path, endless, Workers(2, 2))
+            return
+        with session(tmp_path) as given:
+            run_trials(given, FixedProposals([endless]), Trials(), num_trials=1)
+
+    lost = "is lost: taken over by process 1 on elsewhere at 20"
+    with striking(take_over), pytest.raises(LeaseLost, match=lost):
+        drive()
+    assert there == [written()]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    assert {run.info.status for run in runs} <= {"RUNNING"}  # the other's to end
+    until(lambda: not train_workers(2) and not ray_processes("ImplicitFunc"))
 
 
 @pytest.mark.usefixtures("ray_cluster")

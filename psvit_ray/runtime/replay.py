@@ -12,7 +12,7 @@ from ray import tune
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.storage import Folder
+from psvit_ray.runtime.fence import Fence
 
 TOP1 = "holdout/top1"
 CHECKPOINT = "epochs"
@@ -33,7 +33,8 @@ def replay(
     reports = [
         report | {TOP1: max(100 - times * (100 - report[TOP1]), 0)} for report in recorded[:epochs]
     ]
-    checkpoints = Folder(raw_task["worker"]["checkpoints"])
+    fence = Fence.model_validate(raw_task["worker"]["fence"])
+    checkpoints = fence.over(raw_task["worker"]["checkpoints"])
     done = min(int(checkpoints.read(CHECKPOINT) or 0), epochs - 1)
     earlier = {"earlier": [_point(report) for report in reports[:done]]}
     for report in reports[done:]:
