@@ -203,6 +203,7 @@ class _Watch:
     def look(self) -> Literal["free", "held", "unclear"]:
         """Held is what is seen to live; unclear, of what only time can tell. Raises ValueError
         where a folder stands in the lease's place."""
+        asked = time.monotonic()  # what the storage answers late may be old by then
         content = read(self._folder)
         if content == b"" and is_folder(self._folder):
             raise ValueError(f"{self._folder / LEASE} must be a file, it is a folder: remove it")
@@ -211,10 +212,10 @@ class _Watch:
         if (content, beat) != self._seen:
             self._changed = self._seen is not None
             self._seen, self._since = (content, beat), time.monotonic()
-        self.state = self._judged()
+        self.state = self._judged(silent_s=asked - self._since)
         return self.state
 
-    def _judged(self) -> Literal["free", "held", "unclear"]:
+    def _judged(self, *, silent_s: float) -> Literal["free", "held", "unclear"]:
         if self._seen is None or self._seen[0] is None:
             return "free"
         self._process = "unknown"
@@ -222,7 +223,7 @@ class _Watch:
             self._process = process.state(self.holder.pid, self.holder.started)
             if self._process != "unknown":
                 return "free" if self._process == "ended" else "held"
-        if time.monotonic() - self._since >= EXPIRES_S:
+        if silent_s >= EXPIRES_S:
             return "free"
         return "held" if self._changed else "unclear"
 
