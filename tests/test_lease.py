@@ -354,41 +354,47 @@ def _delete_folder(folder: Folder) -> None:
     shutil.rmtree(folder.uri)
 
 
-def _make_folder(folder: Folder) -> None:
-    folder.delete(LEASE)
-    Path(folder.uri, LEASE).mkdir()
-
-
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("happens", "said"),
+    ("happens", "said", "stays"),
     [
-        (of_another_host, "taken over by process 1 on elsewhere at 2001-09-"),
-        (_delete_lease, "lease.json is gone"),
-        (_delete_folder, "lease.json is gone"),
-        (_make_folder, "lease.json cannot be read"),
+        (of_another_host, "taken over by process 1 on elsewhere at 2001-09-", [LEASE]),
+        (_delete_lease, "lease.json is gone", []),
+        (_delete_folder, "lease.json is gone", []),
     ],
 )
 def test_a_driver_that_lost_its_lease_is_interrupted_and_leaves_what_is_there_alone(
     folder: Folder,
     happens: Callable[[Folder], None],
     said: str,
+    stays: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Held up for longer than a lease lasts, as a laptop that slept."""
-    there: set[Path] = set()
 
     def held_up() -> None:
         with Lease(folder):
             happens(folder)
-            there.update(Path(folder.uri).rglob("*"))
             time.sleep(PATIENCE_S)
 
     with pytest.raises(LeaseLost, match=f"lease on {folder} is lost: {said}"):
         held_up()
-    assert {path for path in there if ".lease." not in path.name} <= {*Path(folder.uri).rglob("*")}
-    assert Path(folder.uri).exists() == bool(there)
+    assert folder.names() == stays
+    assert Path(folder.uri).exists() == (happens is not _delete_folder)
     assert f"is lost: {said}" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_the_place_of_a_lease_is_no_lease(
+    folder: Folder, make: Callable[[Path], None]
+) -> None:
+    with Lease(folder) as token:
+        folder.delete(LEASE)
+        make(Path(folder.uri, LEASE))
+        with pytest.raises(LeaseLost, match=r"lease\.json cannot be read"):
+            token.check()
+    with pytest.raises(ValueError, match=r"lease\.json must be a file: remove what stands there"):
+        Lease(folder).check()
 
 
 def test_who_took_over_is_named_also_when_it_has_given_the_name_back(folder: Folder) -> None:
@@ -398,12 +404,6 @@ def test_who_took_over_is_named_also_when_it_has_given_the_name_back(folder: Fol
             pass
         with pytest.raises(LeaseLost, match=rf"taken over by process {os.getpid()} .* given it"):
             first.check()
-
-
-def test_a_folder_in_the_place_of_a_lease_is_refused(folder: Folder) -> None:
-    Path(folder.uri, LEASE).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"lease\.json must be a file, it is a folder: remove it"):
-        Lease(folder).check()
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Annotated
 
-from pyarrow import fs
 from pydantic import Field, NonNegativeInt, ValidationError
 
 from psvit_ray.arch.spec import Value
@@ -55,8 +55,12 @@ class Fence(Value):
 
     def check(self) -> None:
         """Raises LeaseLost unless the lease is this token's, and OSError where the storage does not
-        answer. Reads one small file, and keeps nothing: between the check and the write that
-        follows it lies no waiting."""
+        answer.
+
+        Reads one small file and remembers nothing. What may still be written for a lease that was
+        just lost is what follows the check at once: on a disk a rename, within microseconds;
+        elsewhere one request.
+        """
         folder = Folder(self.folder)
         content = read(folder)
         holder = parsed(content)
@@ -83,19 +87,14 @@ class Fence(Value):
 def read(folder: Folder) -> bytes | None:
     """What stands in a lease's place: None where nothing does. Raises OSError where the storage
     does not answer."""
-    try:
-        return folder.read(LEASE)
-    except OSError:
-        if is_folder(folder):
-            return b""
-        raise
+    return b"" if is_no_file(folder) else folder.read(LEASE)
 
 
-def is_folder(folder: Folder) -> bool:
-    """Whether a folder stands in a lease's place."""
-    filesystem, path = folder.open()
-    info: fs.FileInfo = filesystem.get_file_info(f"{path}/{LEASE}")
-    return bool(info.type == fs.FileType.Directory)
+def is_no_file(folder: Folder) -> bool:
+    """Whether something stands in a lease's place that cannot be read: a folder, or a pipe, which
+    would be waited for."""
+    path = Path(folder.uri, LEASE)
+    return folder.is_local and path.exists() and not path.is_file()
 
 
 def parsed(content: bytes | None) -> Holder | None:

@@ -18,7 +18,7 @@ from typing import Literal, TextIO, TypeVar
 
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import process
-from psvit_ray.runtime.fence import LAST, LEASE, Fence, Holder, LeaseLost, is_folder, parsed, read
+from psvit_ray.runtime.fence import LAST, LEASE, Fence, Holder, LeaseLost, is_no_file, parsed, read
 
 HEARTBEAT_S = 5.0
 EXPIRES_S = 30.0
@@ -202,11 +202,11 @@ class _Watch:
 
     def look(self) -> Literal["free", "held", "unclear"]:
         """Held is what is seen to live; unclear, of what only time can tell. Raises ValueError
-        where a folder stands in the lease's place."""
+        where no file stands in the lease's place."""
         asked = time.monotonic()  # what the storage answers late may be old by then
         content = read(self._folder)
-        if content == b"" and is_folder(self._folder):
-            raise ValueError(f"{self._folder / LEASE} must be a file, it is a folder: remove it")
+        if content == b"" and is_no_file(self._folder):
+            raise ValueError(f"{self._folder / LEASE} must be a file: remove what stands there")
         self.holder = parsed(content)
         beat = self._folder.read(_heartbeat_of(self.holder.owner)) if self.holder else None
         if (content, beat) != self._seen:
@@ -227,15 +227,20 @@ class _Watch:
             return "free"
         return "held" if self._changed else "unclear"
 
+    @property
+    def _who(self) -> str:
+        return str(self.holder or f"a driver whose {LEASE} cannot be read")
+
     def waiting(self) -> str:
-        return (
-            f"lease on {self._folder} is that of {self.holder or 'nobody that can be read'}: "
-            f"followed if it shows no sign of life for {EXPIRES_S:.0f} s"
-        )
+        """One line: for whom, and for how long."""
+        ends = "it ends"
+        if self.state == "unclear":
+            ends = f"it shows no sign of life for {EXPIRES_S:.0f} s"
+        return f"name is in use by {self._who} in {self._folder}; waiting, to go on once {ends}"
 
     def refusal(self) -> str:
         """One line: who has the lease, and what to do."""
-        in_use = f"name is in use by {self.holder or 'another driver'} in {self._folder}"
+        in_use = f"name is in use by {self._who} in {self._folder}"
         if self.holder is None or self._process == "unknown":
             return f"{in_use}; its heartbeat is alive"
         pid = self.holder.pid
