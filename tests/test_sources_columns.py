@@ -242,6 +242,29 @@ def test_a_broken_arrow_file_is_named_and_its_batches_are_bad_images(tmp_path: P
         table.read(5)
 
 
+def test_whatever_is_broken_in_a_file_is_said_of_it(tmp_path: Path) -> None:
+    """Four bytes at a time: of some, pyarrow would end the process."""
+    cifar100(tmp_path).select_columns(["img", "fine_label"]).save_to_disk(str(tmp_path / "x"))
+    (file,) = (tmp_path / "x").glob("*.arrow")
+    whole = file.read_bytes()
+    table = sources.read(str(tmp_path / "x")).train
+    outcomes: set[type] = set()
+    messages = []
+    for at in range(0, len(whole), 4):
+        file.write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
+        parquet.row_groups.clear()
+        try:
+            outcomes.add(type(table.read(3)))
+        except BadImage as error:
+            outcomes.add(type(error))
+        try:
+            outcomes.add(type(sources.read(str(tmp_path / "x"))))
+        except ValueError as error:
+            messages.append(str(error))
+    assert outcomes == {bytes, BadImage, Splits}
+    assert all(file.name in message or "train" in message for message in messages)
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [

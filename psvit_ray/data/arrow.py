@@ -18,7 +18,7 @@ def batches(source: pa.NativeFile) -> Iterator[tuple[int, pa.RecordBatch]]:
             batch = reader.read_next_batch()
         except StopIteration:
             return
-        yield start, batch
+        yield start, _sound(batch)
 
 
 def schema_of(source: pa.NativeFile) -> pa.Schema:
@@ -30,13 +30,21 @@ def read_batch(source: pa.NativeFile, start: int, column: str) -> pa.ChunkedArra
     """A column of the batch that starts at a byte; NAME.FIELD is a field of a struct."""
     schema = schema_of(source)
     source.seek(start)
-    batch = pa.ipc.read_record_batch(pa.ipc.read_message(source), schema)
+    batch = _sound(pa.ipc.read_record_batch(pa.ipc.read_message(source), schema))
     name, _, field = (column, "", "") if column in schema.names else column.rpartition(".")
     values = batch.column(name)
     if field:
         values = values.flatten()[values.type.get_field_index(field)]
-    values.validate(full=True)  # broken offsets would lead anywhere in memory
     return pa.chunked_array([values])
+
+
+def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch without lengths or offsets that lead anywhere in memory, of which pyarrow would end
+    the process. Raises pyarrow.ArrowInvalid."""
+    if batch.num_rows < 0 or any(len(column) != batch.num_rows for column in batch.columns):
+        raise pa.ArrowInvalid(f"broken batch of {batch.num_rows:,} rows")
+    batch.validate(full=True)
+    return batch
 
 
 def _check(schema: pa.Schema) -> None:

@@ -238,12 +238,15 @@ def _columns(root: Folder, path: str, layout: DataLayout, *, labelled: bool = Tr
 
 def _schema(root: Folder, path: str) -> pa.Schema:
     try:
-        if not is_arrow(path):
-            return open_parquet(root, path).schema_arrow
-        with open_file(root, path) as source:
-            return arrow.schema_of(source)
-    except (pa.ArrowException, OSError, BadImage) as error:
+        if is_arrow(path):
+            with open_file(root, path) as source:
+                schema = arrow.schema_of(source)
+        else:
+            schema = open_parquet(root, path).schema_arrow
+        len(schema.names)  # of which broken ones raise only here
+    except (pa.ArrowException, OSError, UnicodeError, BadImage) as error:
         raise _unreadable(root, path, error) from None
+    return schema
 
 
 def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
@@ -262,7 +265,7 @@ def _content(root: Folder, path: str, chosen: Columns) -> Content:
         columns.check_image(schema, chosen.image, where)
         names = columns.class_names(schema, chosen.label)
         labels, words = _numbers(values, where)
-    except (pa.ArrowException, OSError, BadImage) as error:
+    except (pa.ArrowException, OSError, UnicodeError, BadImage) as error:
         raise _unreadable(root, path, error) from None
     in_words = words is not None
     return Content(
@@ -296,7 +299,7 @@ def _arrow(root: Folder, path: str, label: str) -> Parts:
     rows, numbers, labels, known, largest = [], [], [], [], 0
     with open_file(root, path) as source:
         schema = arrow.schema_of(source)
-    with open_file(root, path) as source:
+    with open_file(root, path, mapped=True) as source:  # of which images are most, and not read
         for start, batch in arrow.batches(source):
             numbers.append(start)
             rows.append(batch.num_rows)
