@@ -344,7 +344,9 @@ def test_a_stopped_ray_job_leaves_a_checkpoint_and_says_so(tmp_path: Path) -> No
         assert "was stopped" in ray_job("status", at, "a")
     record = record_of(run_folder)
     assert record.status == "interrupted"
-    told = re.fullmatch(r"stopped by SIGTERM at step (\d+), checkpoint (step-\d+)", record.reason)
+    told = re.fullmatch(
+        r"stopped by SIGTERM at step (\d+), checkpoint (step-\d+-epoch-\d+)", record.reason
+    )
     assert told
     last = newest(run_folder / CHECKPOINTS)
     assert (str(last.step), last.name) == (told[1], told[2])

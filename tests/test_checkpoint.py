@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import logging
+import math
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
+from tests.test_record import BAD_JSON
 from tests.test_training import SPEC, assert_same_state
 
 
@@ -202,3 +207,100 @@ def test_nothing_read_from_a_checkpoint_executes(tmp_path: Path, saved: list[Che
     with pytest.raises(BrokenCheckpoint, match="Weights only load failed"):
         checkpoint.load(Folder(str(tmp_path / "1")))
     assert not (tmp_path / "marker").exists()
+
+
+def edited(path: Path, **changes: Any) -> bytes:
+    return json.dumps(json.loads(path.read_text()) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *BAD_JSON.values(),
+        {"step": -1},
+        {"step": True},
+        {"step": "2"},
+        {"epoch": None},
+        {"top1": math.nan},
+        {"top1": "good"},
+        {"files": []},
+        {"files": {}},
+        {"files": {"../state.pt": {"sha256": "0" * 64, "bytes": 1}}},
+        {"files": {"state.pt": {"sha256": "0" * 64, "bytes": -1}}},
+        {"files": {"state.pt": {"sha256": 3, "bytes": 1}}},
+        {"files": {"state.pt": {"bytes": 1}}},
+    ],
+    ids=repr,
+)
+def test_a_manifest_that_was_edited_or_torn_is_passed_over_with_a_warning(
+    tmp_path: Path,
+    kept: Kept,
+    saved: list[Checkpoint],
+    change: bytes | dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put_all(kept, saved)
+    path = tmp_path / saved[2].name / "manifest.json"
+    path.write_bytes(change if isinstance(change, bytes) else edited(path, **change))
+    assert step_of(kept.newest()) == saved[1].step
+    (warning,) = caplog.records
+    assert str(path.parent) in warning.message
+    assert "\n" not in warning.message
+    assert step_of(kept.best()) == -1
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.pt", "run.json"])
+def test_a_folder_where_a_file_should_be_is_passed_over_with_a_warning(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint], file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_all(kept, saved)
+    (tmp_path / saved[2].name / file).unlink()
+    (tmp_path / saved[2].name / file).mkdir()
+    assert step_of(kept.newest()) == saved[1].step
+    assert f"{file} cannot be read: is a directory" in caplog.text
+
+
+def test_what_others_put_among_the_checkpoints_neither_counts_nor_is_deleted(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint], caplog: pytest.LogCaptureFixture
+) -> None:
+    put_all(kept, saved[:1])
+    own = tmp_path / saved[0].name
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "step-000000007").write_text("a file")
+    (tmp_path / "step-000000008-epoch-0001").mkdir()
+    (tmp_path / "step-000000008-epoch-0001" / "notes.md").write_text("mine")
+    for copy in (f"{own.name} (copy)", "best-so-far", "step-000999999-epoch-0099", ".backup"):
+        shutil.copytree(own, tmp_path / copy)
+    others = set(names(tmp_path)) - {own.name}
+    (own / "notes.md").write_text("mine")
+    assert step_of(kept.newest()) == saved[0].step
+    assert caplog.records == []
+    put_all(kept, saved[1:])
+    assert set(names(tmp_path)) == others | {one.name for one in saved}
+    assert names(own) == ["notes.md"]  # the checkpoint is gone, the note is not
+    assert step_of(kept.newest()) == saved[2].step
+    for copy in others - {"notes.txt", "step-000000007", "step-000000008-epoch-0001"}:
+        assert step_of(checkpoint.load(Folder(str(tmp_path / copy)))) == saved[0].step
+
+
+def test_the_same_step_is_saved_twice_without_writing_over_what_counts(
+    tmp_path: Path, saved: list[Checkpoint]
+) -> None:
+    """Within the epoch, and once it is evaluated: one of the two is whole at any time."""
+    kept = Kept(Folder(str(tmp_path)), keep=1)
+    within = dataclasses.replace(saved[1], epoch=saved[0].epoch)
+    put_all(kept, [within])
+    assert names(tmp_path) == [within.name]
+    put_all(kept, [saved[1]])
+    assert names(tmp_path) == [saved[1].name]
+    assert within.name != saved[1].name
+    kept.close()
+
+
+def test_a_checkpoint_of_an_older_version_is_gone_on_from(
+    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+) -> None:
+    saved[0].save(Folder(str(tmp_path / f"step-{saved[0].step:09d}")))
+    assert step_of(kept.newest()) == saved[0].step
+    put_all(kept, saved[1:])
+    assert names(tmp_path) == [saved[1].name, saved[2].name]

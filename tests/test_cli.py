@@ -562,6 +562,7 @@ def test_an_object_store_needs_a_tracking_server(
 ) -> None:
     monkeypatch.setattr(Folder, "check_writable", lambda *_: None)
     monkeypatch.setattr(Folder, "read", lambda self, name: None)
+    monkeypatch.setattr(Folder, "names", lambda self, **_: [])
     found = refused("tune_psvit --storage s3://me:hunter2@bucket/psvit")
     assert found.startswith(
         "tracking_uri must be given, since storage s3://bucket/psvit is no disk"

@@ -63,8 +63,8 @@ def write_run(folder: Path, checkpoint: Checkpoint, run_id: str = "", top1: floa
         ),
         (
             "--run broken --out o",
-            "{here}/broken/checkpoints/step-000000002 is broken: model.safetensors has another "
-            "sha256 than was written",
+            "{here}/broken/checkpoints/step-000000002-epoch-0001 is broken: model.safetensors has "
+            "another sha256 than was written",
         ),
         ("--run a --out full", "out must be new or empty, got {here}/full, which holds 'a.txt'"),
         (

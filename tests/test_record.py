@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.storage import Folder
+from psvit_ray.runtime import launch
 from psvit_ray.search.record import (
     Kind,
     Point,
@@ -26,6 +28,7 @@ from psvit_ray.search.record import (
     pareto,
     ranking,
 )
+from psvit_ray.search.scores import ScoreStore
 from psvit_ray.training.config import Configuration, TrainConfig
 
 STATUSES: tuple[Status, ...] = (
@@ -125,12 +128,79 @@ def test_a_reader_beside_a_writer_sees_whole_records_only(tmp_path: Path) -> Non
     assert len(list((tmp_path / "record").iterdir())) == 1
 
 
-def test_a_torn_file_is_named(tmp_path: Path) -> None:
+BAD_JSON: dict[str, bytes] = {
+    "empty": b"",
+    "half": b'{"search_id": "x", "num',
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"3",
+    "not UTF-8": b'{"search_id": "\xff"}',
+    "nested without end": b"[" * 100_000,
+    "another object": b'{"a": 1}',
+}
+"""What stands in a file that was cut, emptied or edited."""
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_a_file_that_is_no_record_is_named_with_what_to_do(tmp_path: Path, content: bytes) -> None:
     store = RecordStore(Folder.at(str(tmp_path)))
     store.put(record(0, (50.0,)))
-    path = next((tmp_path / "record").iterdir())
-    path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=path.name):
+    store.put(record(1, (50.0,)))
+    path = max((tmp_path / "record").iterdir())
+    path.write_bytes(content)
+    remedy = "restore it from a copy, or delete it to train its configuration again"
+    said = rf"^{re.escape(str(path))} is not a record: [^\n]+; {remedy}$"
+    with pytest.raises(ValueError, match=said):
+        store.all()
+    path.unlink()
+    path.mkdir()
+    said = rf"^{re.escape(str(path))} cannot be read: is a directory; {remedy}$"
+    with pytest.raises(ValueError, match=said):
+        store.all()
+
+
+def test_what_others_put_beside_the_records_does_not_count(tmp_path: Path) -> None:
+    store = RecordStore(Folder.at(str(tmp_path)))
+    store.put(record(0, (50.0,)))
+    (own,) = (tmp_path / "record").iterdir()
+    own.with_name(f"{own.stem} (copy).json").write_bytes(own.read_bytes())
+    own.with_name("notes.txt").write_text("mine")
+    assert store.all() == [record(0, (50.0,))]
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_a_file_that_is_no_description_is_no_search_that_has_not_begun(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "search.json").write_bytes(content)
+    said = (
+        rf"^{re.escape(str(tmp_path))}/search.json is not a search's description: [^\n]+; "
+        r"restore it from a copy; .* begin under another --name \(what is here stays\)$"
+    )
+    with pytest.raises(ValueError, match=said):
+        launch.read_description(Folder(str(tmp_path)))
+
+
+def test_records_without_a_description_are_no_search_that_has_not_begun(tmp_path: Path) -> None:
+    assert launch.read_description(Folder(str(tmp_path))) is None
+    RecordStore(Folder(str(tmp_path))).put(record(0))
+    with pytest.raises(ValueError, match=r"search\.json is missing beside its record/; restore it"):
+        launch.read_description(Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
+def test_a_file_that_has_no_scores_is_named_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+    store = ScoreStore(Folder(str(tmp_path)))
+    store.put(0, [])
+    path = tmp_path / "candidates" / "generation-000.json"
+    path.with_name("notes.txt").write_text("mine")
+    path.with_name("generation-000 (copy).json").write_text("mine")
+    assert store.all() == []
+    if content == b"[]":
+        return
+    path.write_bytes(content)
+    said = r"generation-000.json is not a list of scores: [^\n]+; restore it from a copy, or delete"
+    with pytest.raises(ValueError, match=said):
         store.all()
 
 

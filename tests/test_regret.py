@@ -40,7 +40,7 @@ STUDY = [trained(spec, seed, top1) for spec, each in TOP1.items() for seed, top1
 def stored(tmp_path: Path) -> Callable[[str, list[Record]], Folder]:
     def stored(name: str, records: list[Record]) -> Folder:
         folder = Folder(str(tmp_path)) / name
-        folder.write(DESCRIPTION, b'{"name": "a"}')
+        folder.write(DESCRIPTION, b'{"search_id": "a", "identity": {}}')
         for one in records:
             RecordStore(folder).put(one)
         return folder

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import json_files
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 
@@ -50,24 +51,19 @@ class Manifest(Value):
     splits: dict[str, SplitManifest]
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def read_manifest(folder: Folder) -> Manifest | None:
     """None where there is none. Raises ValueError where it is not one, or shards are missing
     because they are not all written yet."""
-    content = folder.read(MANIFEST)
-    if content is None:
-        if (folder / PROGRESS).read(PLAN) is None:
-            return None
+    remedy = "restore it from a copy, or make the shards again in another folder"
+    manifest = json_files.read(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
+    if manifest is None and PLAN in (folder / PROGRESS).names():
         raise ValueError(
             f"shards in {folder} are not all written: go on with jobs/prepare_data.py --resume"
         )
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
-            f"{MANIFEST} in {folder} cannot be used: {where}: {first['msg']}"
-        ) from None
+    return manifest
 
 
 def faults(folder: Folder, manifest: Manifest) -> list[str]:

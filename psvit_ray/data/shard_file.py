@@ -5,6 +5,7 @@ The file is one of those of the `datasets` library, `image: struct<bytes, path>,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -102,12 +103,14 @@ def write(
 
 def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
     """Of these shards those that stand in `folder` whole, and what they hold."""
-    notes, sizes = (folder / PROGRESS).sizes(), folder.sizes()
+    sizes = folder.sizes()
     found = {}
     for name in names:
-        note = (folder / PROGRESS).read(note_name(name)) if note_name(name) in notes else None
-        if note and (written := Written.model_validate(json.loads(note))).bytes == sizes.get(name):
-            found[name] = written
+        # What cannot be read is written again. (pydantic's own reads no name that is not UTF-8.)
+        with contextlib.suppress(ValueError, RecursionError, IsADirectoryError):
+            note = json.loads((folder / PROGRESS).read(note_name(name)) or b"")
+            if (written := Written.model_validate(note)).bytes == sizes.get(name):
+                found[name] = written
     return found
 
 

@@ -160,9 +160,10 @@ class Folder:
                 file.write(content)
 
     def delete(self, name: str) -> None:
-        """Raises OSError where a file is there and cannot be deleted."""
+        """Deletes a file; a folder of this name is somebody else's and stays. Raises OSError where
+        a file is there and cannot be deleted."""
         self.check_guard()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
             if self.is_local:
                 os.unlink(Path(self.uri, name))
             else:
@@ -178,7 +179,8 @@ class Folder:
         names = list(names)
         for name in names:
             self.delete(name)
-        self.delete_leftovers(names)
+        with contextlib.suppress(NotADirectoryError):
+            self.delete_leftovers(names)
         self.check_guard()
         if self.is_local:
             with contextlib.suppress(OSError):  # somebody else's file is in it

@@ -12,10 +12,12 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import files, split_file
+from psvit_ray.data import files, json_files, split_file
 from psvit_ray.data.file_names import check_folder_name
 from psvit_ray.data.sources import Source, check_unchanged
 from psvit_ray.data.storage import Folder
@@ -23,7 +25,7 @@ from psvit_ray.runtime import cluster, tracking, tracking_uri
 from psvit_ray.runtime.fence import Fence
 from psvit_ray.runtime.lease import Lease
 from psvit_ray.runtime.output import writable
-from psvit_ray.search.record import Record, RecordStore, differences
+from psvit_ray.search.record import RECORDS, Record, RecordStore, differences
 from psvit_ray.training.markdown import code
 
 Resume = Literal["never", "must", "auto"]
@@ -43,6 +45,17 @@ class Launch(Value):
     """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
     verbose: bool = False
     """Show what Ray and MLflow log."""
+
+
+class Description(Value):
+    """`search.json`."""
+
+    search_id: Annotated[str, Field(min_length=1)]
+    """By which MLflow knows the runs of this search again."""
+    identity: dict[str, Any]
+    """What a resume must not change."""
+    data_digest: str = ""
+    """Of the images and their splits; empty where an older version began the search."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +123,7 @@ def opened(
         if description is None:
             if source.images:
                 folder.write(split_file.NAME, source.images.to_bytes())
-            description = {
-                "search_id": uuid.uuid4().hex,
-                "identity": identity,
-                "data_digest": source.digest,
-            }
-            folder.write(DESCRIPTION, json.dumps(description, indent=2).encode())
+            description = describe(folder, identity, source.digest)
         store = RecordStore(folder)
         yield Session(
             name=name,
@@ -128,7 +136,7 @@ def opened(
             experiment=tracking.Experiment(
                 tracking_uri=uri,
                 name=tracking.experiment_name(source.name),
-                search_id=description["search_id"],
+                search_id=description.search_id,
                 run_name=name,
                 description=f"{code(name)} in {code(str(storage))}",
                 data=source.name,
@@ -137,15 +145,32 @@ def opened(
         )
 
 
-def read_description(folder: Folder) -> dict[str, Any] | None:
-    content = folder.read(DESCRIPTION)
-    return json.loads(content) if content else None
+def describe(folder: Folder, identity: dict[str, Any], data_digest: str = "") -> Description:
+    """Begins a search: before anything of it is recorded."""
+    search_id = uuid.uuid4().hex
+    description = Description(search_id=search_id, identity=identity, data_digest=data_digest)
+    folder.write(DESCRIPTION, description.model_dump_json(indent=2).encode())
+    return description
+
+
+def read_description(folder: Folder) -> Description | None:
+    """None where no search has begun. Raises ValueError, which says how to go on, for a file that
+    does not describe one, and where records stand without any."""
+    remedy = (
+        "restore it from a copy; without one, what it was a search of is not known: begin under "
+        "another --name (what is here stays)"
+    )
+    kind = TypeAdapter(Description)
+    description = json_files.read(folder, DESCRIPTION, kind, "a search's description", remedy)
+    if description is None and (folder / RECORDS).names():
+        raise ValueError(f"{folder / DESCRIPTION} is missing beside its {RECORDS}/; {remedy}")
+    return description
 
 
 def records_of(storage: Folder, name: str) -> list[Record]:
     """What a search or a training has recorded. Raises ValueError if there is none of this name."""
     check_folder_name(name, "name")
-    if not read_description(storage / name):
+    if read_description(storage / name) is None:
         near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
         hint = f"; nearest is {near[0]!r}" if near else ""
         raise ValueError(f"name must exist in {storage}, got {name!r}{hint}")
@@ -153,14 +178,20 @@ def records_of(storage: Folder, name: str) -> list[Record]:
 
 
 def _known(storage: Folder) -> list[str]:
-    return [name for name in storage.names() if read_description(storage / name)]
+    return [name for name in storage.names() if DESCRIPTION in _names(storage / name)]
+
+
+def _names(folder: Folder) -> list[str]:
+    with contextlib.suppress(OSError):  # a file, or a folder that is not to be listed
+        return folder.names()
+    return []
 
 
 def check_resume(
     resume: Resume,
     folder: Folder,
     name: str,
-    description: dict[str, Any] | None,
+    description: Description | None,
     identity: dict[str, Any],
     source: Source | None = None,
 ) -> None:
@@ -177,10 +208,10 @@ def check_resume(
             f"name must be new, got {name!r}, which stands in {folder}; add --resume to go on with "
             "it, or choose another --name"
         )
-    if changed := differences(description["identity"], json.loads(json.dumps(identity))):
+    if changed := differences(description.identity, json.loads(json.dumps(identity))):
         raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
     if source:
-        check_unchanged(source, description.get("data_digest", ""), split_file.read(folder))
+        check_unchanged(source, description.data_digest, split_file.read(folder))
 
 
 def exit_code(signal: int | None) -> int:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from pydantic import TypeAdapter
 
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data import json_files
 from psvit_ray.data.sources import Source
 from psvit_ray.model.latency import Conditions, LatencyTable, measure
 from psvit_ray.runtime.budget import Budget
@@ -133,8 +135,10 @@ def latency_table(
     session: Session, config: OneshotConfig, search: SearchConfig, trials: Trials
 ) -> LatencyTable:
     """The one of the search, which is kept: measured again it would not be the same."""
-    if content := session.folder.read(LATENCY):
-        return LatencyTable.model_validate_json(content)
+    remedy = "restore it from a copy: candidates were scored with it"
+    kind = TypeAdapter(LatencyTable)
+    if table := json_files.read(session.folder, LATENCY, kind, "a latency table", remedy):
+        return table
     if config.latency_table:
         table = config.given_table(search)
     else:
@@ -196,8 +200,11 @@ def train_supernet(
 def first_candidates(session: Session, search: SearchConfig, source: Source) -> list[ArchSpec]:
     """The sharings that the supernet's own attention maps suggest. Kept, as another machine might
     round a similarity to the other side of its threshold."""
-    if content := session.folder.read(FIRST):
-        return [ArchSpec.model_validate(one) for one in json.loads(content)]
+    remedy = "restore it from a copy: generations were bred from it"
+    kind = TypeAdapter(list[ArchSpec])
+    specs = json_files.read(session.folder, FIRST, kind, "a list of architectures", remedy)
+    if specs is not None:
+        return specs
     checkpoint = supernet_checkpoint(session)
     every = max(1, len(source.holdout) // IMAGES_FOR_MAPS)
     table = source.holdout.take(np.arange(0, len(source.holdout), every))

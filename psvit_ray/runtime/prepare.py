@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
+from pydantic import TypeAdapter
 
-from psvit_ray.data import quarantine, shard_file, shards
+from psvit_ray.data import json_files, quarantine, shard_file, shards
 from psvit_ray.data.manifest import (
     MANIFEST,
     PLAN,
@@ -45,15 +46,17 @@ def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest
     """The manifest where all is written already. Raises ValueError where `out` holds something
     else than a part of these shards, or anything at all without `resume`."""
     there = out.names()
-    begun = (out / PROGRESS).read(PLAN)
+    remedy = f"delete {out} to begin anew"
+    plan = TypeAdapter(dict[str, Any])
+    begun = json_files.read(out / PROGRESS, PLAN, plan, "the plan of shards", remedy)
     ended = read_manifest(out) if MANIFEST in there else None
     if resume == "never" and there:
         hint = "; add --resume to go on with it" if begun or ended else ""
         raise ValueError(f"out must be new or empty, got {out}, which holds {there[0]!r}{hint}")
     if ended:
         earlier = ended.identity
-    elif begun:
-        earlier = json.loads(begun)
+    elif begun is not None:
+        earlier = begun
     elif resume == "must" or there:
         raise ValueError(f"out must hold shards to go on with, got {out}")
     else:

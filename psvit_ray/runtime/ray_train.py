@@ -35,6 +35,7 @@ from psvit_ray.runtime.tracking import Tracker
 from psvit_ray.runtime.worker import HearsSigterm, WorkerTask, train_worker
 from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.training.agreement import Hung
+from psvit_ray.training.checkpoint import saved
 from psvit_ray.training.config import Configuration
 
 CHECKPOINTS = "checkpoints"
@@ -168,11 +169,11 @@ class _Fit(threading.Thread):
             self.error = error
 
     def _fails(self) -> bool:
-        before = self._checkpoints.names()[-1:]
+        before = saved(self._checkpoints)[-1:]
         try:
             self._trainer().fit()
         except ray.train.TrainingFailedError as error:
-            if _no_hosts(error) or self._checkpoints.names()[-1:] == before:
+            if _no_hosts(error) or saved(self._checkpoints)[-1:] == before:
                 raise
             return True
         return False

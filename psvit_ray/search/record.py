@@ -7,17 +7,20 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import json_files
 from psvit_ray.data.storage import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
 
 Kind = Literal["baseline", "first", "proposal", "fixed", "supernet", "finalist", "finetuned"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
 METRICS = ("train/", "holdout/", "perf/")
+RECORDS = "record"
+REMEDY = "restore it from a copy, or delete it to train its configuration again"
 ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
@@ -120,11 +123,14 @@ class Record(Value):
         return self.model_copy(update=changes)
 
 
+_RECORD = TypeAdapter(Record)
+
+
 class RecordStore:
     """The records of one search, a file each under `record/` of its folder."""
 
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder / "record"
+        self._folder = folder / RECORDS
 
     def put(self, record: Record) -> None:
         """Replaces the record of this configuration whole: a reader sees the old or the new.
@@ -137,20 +143,18 @@ class RecordStore:
             raise OSError(f"record cannot be written in {self._folder}: {error}") from error
 
     def all(self) -> list[Record]:
-        """In the order in which they were proposed. Raises ValueError for a file that is no record,
-        with its path."""
-        records = []
-        for name in self._folder.names():
-            if not name.endswith(".json"):
-                continue
-            try:
-                records.append(Record.model_validate_json(self._folder.read(name) or b""))
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(str(part) for part in first["loc"]) or "file"
-                raise ValueError(
-                    f"{self._folder / name} is not a record: {where}: {first['msg']}"
-                ) from None
+        """In the order in which they were proposed. A copy beside the record that it was made of
+        does not count. Raises ValueError for a file that is no record, with its path."""
+        names = [name for name in self._folder.names() if name.endswith(".json")]
+        read = (
+            (name, json_files.read(self._folder, name, _RECORD, "a record", REMEDY))
+            for name in names
+        )
+        records = [
+            record
+            for name, record in read
+            if record and (name == (own := f"{record.key}.json") or own not in names)
+        ]
         return sorted(records, key=lambda record: record.number)
 
 

@@ -3,16 +3,20 @@ generation."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.data import json_files
 from psvit_ray.data.storage import Folder
 from psvit_ray.search.rows import Row, spec_columns
+
+REMEDY = "restore it from a copy, or delete it to score its candidates again"
 
 
 class Score(Value):
@@ -60,12 +64,10 @@ class ScoreStore:
 
     def _read(self) -> Iterator[Score]:
         for name in self._folder.names():
-            try:
-                yield from _SCORES.validate_json(self._folder.read(name) or b"")
-            except ValidationError as error:
-                raise ValueError(
-                    f"{self._folder / name} has no scores: {error.errors()[0]['msg']}"
-                ) from None
+            if re.fullmatch(r"generation-\d{3,}\.json", name):
+                yield from (
+                    json_files.read(self._folder, name, _SCORES, "a list of scores", REMEDY) or ()
+                )
 
 
 _SCORES = TypeAdapter(list[Score])

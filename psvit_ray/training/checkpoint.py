@@ -4,6 +4,10 @@ A checkpoint is a folder: `run.json` (configuration, classes, preprocessing), `m
 `ema.safetensors` where weights are averaged, `state.pt` (optimizer, how far, curve) and, written
 last, `manifest.json` with the hash of each. Nothing in it executes when read. The learning rate and
 all randomness are functions of the step, so neither is stored.
+
+A folder counts once its manifest is there. No file that a manifest names is ever written over: the
+state at the end of an epoch has another name than that of the same step before its evaluation.
+Folders of other names, and files of other names in these, are somebody else's and left alone.
 """
 
 from __future__ import annotations
@@ -14,17 +18,19 @@ import io
 import json
 import logging
 import pickle
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import json_files
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.transforms import Preprocessing
@@ -34,7 +40,31 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # there while a folder is written: without a manifest it never counted
 FILES = (MANIFEST, "run.json", "model.safetensors", "ema.safetensors", "state.pt", UNFINISHED)
 """All that a checkpoint holds, in the order in which it is deleted."""
+NAME = re.compile(r"step-(\d{9,})(?:-epoch-(\d{4,}))?")
+"""Name of a checkpoint's folder. Older versions gave no epoch."""
 logger = logging.getLogger(__name__)
+
+Number = Annotated[int, Field(strict=True, ge=0)]
+
+
+class FileFacts(Value):
+    """What the manifest says of a file."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: Number
+
+
+class Manifest(Value):
+    """`manifest.json` of a checkpoint."""
+
+    step: Number
+    epoch: Number
+    top1: FiniteFloat | None = None
+    """On the hold-out, in percent."""
+    files: dict[Literal["run.json", "model.safetensors", "ema.safetensors", "state.pt"], FileFacts]
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 class BrokenCheckpoint(ValueError):
@@ -72,7 +102,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        return f"step-{self.step:09d}"
+        return f"step-{self.step:09d}-epoch-{self.epoch:04d}"
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
@@ -93,6 +123,7 @@ class Checkpoint:
                 folder.write(name, content)
                 hashes[name] = {"sha256": _sha256(content), "bytes": len(content)}
             manifest = {"step": self.step, "epoch": self.epoch, "top1": top1, "files": hashes}
+            # Synced after all the others, and before an older checkpoint is deleted.
             folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
             folder.delete(UNFINISHED)
         except OSError as error:
@@ -117,8 +148,8 @@ class Checkpoint:
 
 def load(folder: Folder) -> Checkpoint:
     """Raises BrokenCheckpoint, with the reason, for one that is not as it was written."""
+    files = _checked(folder)
     try:
-        files = _checked(folder)
         ema = files.get("ema.safetensors")
         return Checkpoint(
             facts=RunFacts.model_validate_json(files["run.json"]),
@@ -126,23 +157,26 @@ def load(folder: Folder) -> Checkpoint:
             ema=None if ema is None else safetensors.torch.load(ema),
             **torch.load(io.BytesIO(files["state.pt"]), map_location="cpu", weights_only=True),
         )
-    except (KeyError, TypeError, ValidationError, SafetensorError, pickle.UnpicklingError) as error:
+    except (
+        *(KeyError, TypeError, ValueError, RuntimeError, EOFError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
         reason = str(error).partition("\n")[0]
         raise BrokenCheckpoint(f"{folder} is no checkpoint of this version: {reason}") from error
 
 
 def _checked(folder: Folder) -> dict[str, bytes]:
     """The files that the manifest names, as it has them."""
-    files = {}
-    for name, told in _manifest(folder)["files"].items():
-        content = folder.read(name)
+    files: dict[str, bytes] = {}
+    for name, facts in _manifest(folder).files.items():
+        content = _content(folder, name)
         if content is None:
             raise BrokenCheckpoint(f"{folder} is broken: {name} is missing")
-        if len(content) != told["bytes"]:
+        if len(content) != facts.bytes:
             raise BrokenCheckpoint(
-                f"{folder} is broken: {name} has {len(content):,} of {told['bytes']:,} bytes"
+                f"{folder} is broken: {name} has {len(content):,} of {facts.bytes:,} bytes"
             )
-        if _sha256(content) != told["sha256"]:
+        if _sha256(content) != facts.sha256:
             raise BrokenCheckpoint(
                 f"{folder} is broken: {name} has another sha256 than was written"
             )
@@ -150,23 +184,58 @@ def _checked(folder: Folder) -> dict[str, bytes]:
     return files
 
 
-def _manifest(folder: Folder) -> dict[str, Any]:
-    content = folder.read(MANIFEST)
-    if content is None:
-        raise BrokenCheckpoint(f"{folder} is broken: {MANIFEST} is missing")
+def _manifest(folder: Folder) -> Manifest:
     try:
-        return dict(json.loads(content))
-    except ValueError:
-        raise BrokenCheckpoint(f"{folder} is broken: {MANIFEST} is not JSON") from None
+        manifest = json_files.read(folder, MANIFEST, _MANIFEST, "that of a checkpoint")
+    except json_files.UnreadableFile as error:
+        raise BrokenCheckpoint(f"{folder} is broken: {error}") from None
+    if manifest is None:
+        raise BrokenCheckpoint(f"{folder} is broken: {MANIFEST} is missing")
+    return manifest
+
+
+def _content(folder: Folder, name: str) -> bytes | None:
+    try:
+        return json_files.content_of(folder, name)
+    except json_files.UnreadableFile as error:
+        raise BrokenCheckpoint(f"{folder} is broken: {error}") from None
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _cut_short(folder: Folder) -> bool:
-    files = folder.names()
-    return UNFINISHED in files and MANIFEST not in files
+def saved(folder: Folder) -> list[str]:
+    """Names of the checkpoints in a folder, in the order of their steps. Broken ones are among
+    them; what a writer that died has left is not, nor is what somebody else has put there."""
+    names = [name for name in folder.names() if NAME.fullmatch(name)]
+    return sorted((name for name in names if _is_finished(folder, name)), key=_step_and_epoch)
+
+
+def _is_finished(folder: Folder, name: str) -> bool:
+    try:
+        files = {*(folder / name).names()}.intersection(FILES)
+    except NotADirectoryError:
+        return False
+    if MANIFEST in files:
+        return not _is_copy(folder, name)
+    return bool(files) and UNFINISHED not in files  # then its manifest was lost
+
+
+def _is_copy(folder: Folder, name: str) -> bool:
+    """Whether somebody gave a checkpoint another's name."""
+    try:
+        manifest = _manifest(folder / name)
+    except BrokenCheckpoint:
+        return False
+    step, epoch = _step_and_epoch(name)
+    return step != manifest.step or epoch not in (0, manifest.epoch)
+
+
+def _step_and_epoch(name: str) -> tuple[int, int]:
+    match = NAME.fullmatch(name)
+    assert match
+    return int(match[1]), int(match[2] or 0)
 
 
 class Kept:
@@ -207,7 +276,7 @@ class Kept:
         Raises BrokenCheckpoint if there are some, and none can be read.
         """
         reasons = []
-        for name in reversed(self._names()):
+        for name in reversed(saved(self._folder)):
             try:
                 found = load(self._folder / name)
             except BrokenCheckpoint as error:
@@ -219,38 +288,42 @@ class Kept:
                 logger.warning("%s; going on from %s", "; ".join(reasons), name)
             return found
         if reasons:
-            raise BrokenCheckpoint(f"no checkpoint can be read: {'; '.join(reasons)}")
+            raise BrokenCheckpoint(
+                f"no checkpoint can be read: {'; '.join(reasons)}; restore one from a copy, or "
+                f"delete {self._folder} to begin anew"
+            )
         return None
 
     def best(self) -> Checkpoint | None:
         """By top-1 on the hold-out; None if none has one. Raises BrokenCheckpoint."""
-        name = self._best(self._names())
+        name = self._best(saved(self._folder))
         return load(self._folder / name) if name else None
 
     def named(self, name: str) -> Checkpoint:
         """Raises BrokenCheckpoint."""
         return load(self._folder / name)
 
-    def _names(self) -> list[str]:
-        """In the order of their steps, without one whose writer died."""
-        return [name for name in self._folder.names() if not _cut_short(self._folder / name)]
-
     def _best(self, names: list[str]) -> str | None:
         scores = {}
-        for name in names:
+        for place, name in enumerate(names):
             with contextlib.suppress(BrokenCheckpoint):
-                if (top1 := _manifest(self._folder / name).get("top1")) is not None:
-                    scores[name] = (top1, name)
+                if (top1 := _manifest(self._folder / name).top1) is not None:
+                    scores[name] = (top1, place)
         return max(scores, key=lambda name: scores[name], default=None)
 
     def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
         checkpoint.save(self._folder / checkpoint.name, top1=top1)
         self._broken.discard(checkpoint.name)
-        names = [name for name in self._names() if name not in self._broken]
-        kept = {*names[-self._keep :], self._best(names)}
+        names = [name for name in saved(self._folder) if name not in self._broken]
+        # Of a step that was saved twice the later one has all that the earlier has.
+        newest = {_step_and_epoch(name)[0]: name for name in names}
+        kept = {*[*newest.values()][-self._keep :], self._best(names)}
         for name in self._folder.names():
-            if name not in kept:
-                (self._folder / name).delete_files(FILES)
+            if name not in kept and NAME.fullmatch(name) and not _is_copy(self._folder, name):
+                try:
+                    (self._folder / name).delete_files(FILES)
+                except OSError as error:  # the new one is saved all the same
+                    logger.warning("%s is not needed, but stays: %s", self._folder / name, error)
 
 
 def last_checkpoint(folder: Folder) -> Checkpoint:
