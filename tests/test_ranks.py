@@ -10,11 +10,12 @@ import pytest
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.storage import Folder
-from psvit_ray.report.rank_study import Study, between_halves
+from psvit_ray.report.rank_study import Study, between_halves, write
 from psvit_ray.report.ranks import agreement, tau
 from psvit_ray.search.record import RecordStore
-from psvit_ray.search.scores import ScoreStore
+from psvit_ray.search.scores import Score, ScoreStore
 from tests.test_cli import job, parse
+from tests.test_comparison import record
 from tests.test_record import spec_of
 
 
@@ -138,3 +139,13 @@ def test_a_study_trains_every_architecture_in_every_way(
     assert len(set(macs)) > 4
     said = capsys.readouterr().out
     assert "8 architectures; the truth is their hold-out top-1, trained in full" in said
+
+
+def test_a_study_of_one_seed_so_far_is_not_judged(tmp_path: Path) -> None:
+    """A deviation between seeds is not known of one."""
+    records = [record(number, "1|1", 16 + number, 50.0 + number) for number in range(8)]
+    scores = [Score(number=r.number, generation=0, spec=r.configuration.spec, loss=1.0, top1=50.0)
+              for r in records]  # fmt: skip
+    said = write([score.spec for score in scores], [scores], records, Folder(str(tmp_path)))
+    assert said.startswith("fewer than 6 architectures are trained with every seed")
+    assert list(tmp_path.iterdir()) == []

@@ -111,7 +111,7 @@ def write(
 ) -> str:
     """`ranks.json` and `ranks.png` in the folder; returns the table for the terminal."""
     study = Study.of(specs, supernets, records)
-    if len(study.specs) < FEWEST:
+    if len(study.specs) < FEWEST or study.scratch.shape[1] < 2:
         return f"fewer than {FEWEST} architectures are trained with every seed: go on with --resume"
     folder.write("ranks.json", json.dumps(_content(study), indent=1).encode())
     folder.write("ranks.png", _picture(study))
