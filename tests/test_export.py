@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import pickle
 import re
 import shutil
@@ -246,6 +247,43 @@ def test_a_changed_config_is_refused(copy: Path) -> None:
     )
     (copy / CONFIG).write_text("{")
     assert refused(copy).startswith(f"model folder {copy} has a config.json that this version")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"class_names": ["a"] * 9}, "class_names must be 10 as in spec, got 9"),
+        ({"class_names": [*"abcdefghi", "a"]}, "class_names must differ, got 'a' twice"),
+        ({"std": [0.0]}, "preprocessing.std must be above 0, got (0.0,)"),
+        ({"std": [-1.0]}, "preprocessing.std must be above 0, got (-1.0,)"),
+        ({"std": [math.nan]}, "preprocessing.std must be above 0, got (nan,)"),
+        ({"std": [0.5] * 3}, "preprocessing.std must be 1 as in spec, got 3"),
+        ({"mean": [math.inf]}, "preprocessing.mean must be numbers, got (inf,)"),
+        ({"mean": []}, "preprocessing.mean must be 1 as in spec, got 0"),
+        ({"img_size": 16}, "preprocessing.img_size must be 8 as in spec, got 16"),
+        ({"in_chans": 3}, "preprocessing.in_chans must be 1 as in spec, got 3"),
+        ({"sha256": {"../x": "0"}}, "sha256 must name files of the folder, got '../x'"),
+    ],
+)
+def test_a_config_that_contradicts_itself_is_refused(
+    copy: Path, changes: dict[str, Any], said: str
+) -> None:
+    config = json.loads((copy / CONFIG).read_text())
+    whole = changes.keys() <= config.keys()
+    edit(copy, **(changes if whole else {"preprocessing": config["preprocessing"] | changes}))
+    found = refused(copy)
+    assert found.startswith(f"model folder {copy} has a config.json that contradicts itself: ")
+    assert said in found.partition("itself: ")[2].split("; ")
+
+
+@pytest.mark.parametrize("name", ["params", "macs"])
+def test_a_count_that_is_not_that_of_the_network_is_refused(copy: Path, name: str) -> None:
+    facts = json.loads((copy / CONFIG).read_text())["training"]
+    edit(copy, training=facts | {name: facts[name] + 1})
+    assert refused(copy) == (
+        f"model folder was changed: training.{name} in config.json must be {facts[name]} as of "
+        f"spec, got {facts[name] + 1}, in {copy}"
+    )
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

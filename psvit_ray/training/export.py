@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data import files, split_file
 from psvit_ray.data.split_file import SplitFile
@@ -129,6 +130,10 @@ def load(folder: str | Path) -> Exported:
             f"model folder {there} has a {CONFIG} that this version does not read: {where}: "
             f"{first['msg']}"
         ) from None
+    if faults := checked.faults():
+        raise ValueError(
+            f"model folder {there} has a {CONFIG} that contradicts itself: {'; '.join(faults)}"
+        )
     if content is None:
         raise ValueError(f"model folder was changed: {WEIGHTS} is missing in {there}")
     if _sha256(content) != checked.sha256.get(WEIGHTS):
@@ -141,6 +146,12 @@ def load(folder: str | Path) -> Exported:
         raise ValueError(
             f"model folder was changed: spec in {CONFIG} is not that of {WEIGHTS} in {there}"
         ) from None
+    for name, count in (("params", count_params), ("macs", count_macs)):
+        if (ours := getattr(checked.training, name)) != (of_spec := count(checked.spec)):
+            raise ValueError(
+                f"model folder was changed: training.{name} in {CONFIG} must be {of_spec} as of "
+                f"spec, got {ours}, in {there}"
+            )
     return Exported(model, checked)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field
@@ -99,3 +100,28 @@ class ExportConfig(Value):
     sha256: dict[str, str] = Field(default_factory=dict)
     """Of the files with weights, and of `splits.parquet`."""
     training: Facts
+
+    def faults(self) -> list[str]:
+        """Everything in which it contradicts itself, a line each; empty if nothing."""
+        spec, given, names = self.spec, self.preprocessing, self.class_names
+        both = {
+            "class_names": (len(names), spec.num_classes),
+            "preprocessing.img_size": (given.img_size, spec.img_size),
+            "preprocessing.in_chans": (given.in_chans, spec.in_chans),
+            "preprocessing.mean": (len(given.mean), spec.in_chans),
+            "preprocessing.std": (len(given.std), spec.in_chans),
+        }
+        unfit = [
+            f"{field} must be {of_spec} as in spec, got {ours}"
+            for field, (ours, of_spec) in both.items()
+            if ours != of_spec
+        ]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            unfit.append(f"class_names must differ, got {twice[0]!r} twice")
+        if not all(map(math.isfinite, given.mean)):
+            unfit.append(f"preprocessing.mean must be numbers, got {given.mean}")
+        if not all(math.isfinite(value) and value > 0 for value in given.std):
+            unfit.append(f"preprocessing.std must be above 0, got {given.std}")
+        if strange := [name for name in self.sha256 if "/" in name or name in ("", ".", "..")]:
+            unfit.append(f"sha256 must name files of the folder, got {strange[0]!r}")
+        return unfit
