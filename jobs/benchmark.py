@@ -55,7 +55,7 @@ from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import Kept
-from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.config import BatchSize, Configuration, Processes, Repeats, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.place import Place
 from psvit_ray.training.state import State, build_model, facts_of
@@ -79,16 +79,16 @@ class BenchmarkJob(Value):
     search: Annotated[SearchConfig, tyro.conf.Suppress]
     only: tuple[Section, ...] = get_args(Section)
     """What to measure."""
-    batch_size_of_models: Number = 32
+    batch_size_of_models: BatchSize = 32
     """Images of 224 x 224 in a batch of `models` and `sharing`."""
-    rounds: Number = 9
+    rounds: Repeats = 9
     """Of which medians are taken."""
-    threads: Number = 1
+    threads: Processes = 1
     """Of torch."""
     images: tuple[str, ...] = ()
     """Folders or Parquet of the same photographs that `loader` reads, the first of them on this
     machine; by default JPEGs of 500 x 375 drawn for it."""
-    loader_processes: Number = os.cpu_count() or 1
+    loader_processes: Processes = os.cpu_count() or 1
     """Of `loader`, and of what it is compared with."""
     out: str = ""
     """JSON file to write beside printing it."""

@@ -10,17 +10,13 @@ settings that they were found with.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import comparison
 from psvit_ray.runtime.launch import Launch, records_of
 from psvit_ray.runtime.ray_tune import Trials, each_trained
-from psvit_ray.training.config import Configuration, Number
+from psvit_ray.training.config import Configuration, Positive, Repeats
 from psvit_ray.training.engine import load_source
 
 
@@ -31,10 +27,10 @@ class CompareJob(Value):
     """Name of the search whose best PSViT is compared."""
     baseline_search: str | None = None
     """Name of the search whose best DeiT it is compared with; by default the same."""
-    budget_gmacs: Annotated[float, Field(gt=0)] | None = None
+    budget_gmacs: Positive | None = None
     """Billion multiply-accumulates that both may have, as they had in their searches; by default
     the winner has no more than the best DeiT."""
-    seeds: Number = 5
+    seeds: Repeats = 5
     """Trainings of each, with seeds from 0 on."""
     trials: Trials = Trials()
     launch: Launch = Launch()

@@ -32,7 +32,7 @@ from psvit_ray.report.evaluation import Answers
 from psvit_ray.report.progress import told
 from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
-from psvit_ray.training.config import Number, NumberOrZero
+from psvit_ray.training.config import BatchSize, NumberOrZero, ProcessesOrZero
 from psvit_ray.training.export import Exported
 from psvit_ray.training.scoring import scored
 from psvit_ray.training.trained_split import TrainedData
@@ -57,9 +57,9 @@ class EvaluateJob(DataLayout):
     split: Split | None = None
     """Which images. The hold-out is cut as in the model's training; all is for data with only one
     split."""
-    batch_size: Number = 64
+    batch_size: BatchSize = 64
     """Images computed at once."""
-    num_loaders: NumberOrZero = 0
+    num_loaders: ProcessesOrZero = 0
     """DataLoader processes."""
     decoder: Decoder = "pil"
     """What decodes images."""

@@ -29,7 +29,7 @@ from psvit_ray.report.ranks import agreement
 from psvit_ray.report.table import aligned
 from psvit_ray.runtime.output import writable
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.training.config import Number
+from psvit_ray.training.config import Processes
 
 DRAWS_OF_EACH = 50
 TOLERATED = 1.1  # times as long as the other way: less is noise, or not worth a rule
@@ -42,9 +42,9 @@ class LatencyJob(Value):
     """Name in jobs/recipes, or path of a YAML file: the space."""
     search: SearchConfig
     conditions: Conditions = Conditions()
-    threads: Number = 1
+    threads: Processes = 1
     """Of torch, where the device is a CPU."""
-    unseen: Annotated[int, Field(ge=20)] = 24
+    unseen: Annotated[int, Field(ge=20, le=10_000)] = 24
     """Networks that the table is tried on; fewer than 20 say little."""
     rule: bool = True
     """Check the rule for attention maps too."""

@@ -36,7 +36,7 @@ from psvit_ray.runtime import cluster, scoring
 from psvit_ray.runtime.cluster import WorkerResources
 from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
-from psvit_ray.training.config import Number, NumberOrZero
+from psvit_ray.training.config import BatchSize, Number, NumberOrZero, ProcessesOrZero
 from psvit_ray.training.export import Exported
 from psvit_ray.training.scoring import Answer, answers, scored
 
@@ -59,13 +59,13 @@ class PredictJob(Value):
     """Column of Parquet that holds the images; by default `image`, or the only one that can."""
     top_k: Number = 5
     """Classes of each image, the likeliest first."""
-    batch_size: Number = 64
+    batch_size: BatchSize = 64
     """Images computed at once."""
     workers: NumberOrZero | None = None
     """Ray actors; 0 stays in this process. By default 0 for fewer than 2,000 images, else as many
     as the cluster can hold."""
     resources: WorkerResources = WorkerResources()
-    num_loaders: NumberOrZero = 0
+    num_loaders: ProcessesOrZero = 0
     """DataLoader processes where it stays in this process."""
     decoder: Decoder = "pil"
     """What decodes images."""

@@ -29,7 +29,7 @@ from psvit_ray.runtime.ray_tune import Trials, each_trained
 from psvit_ray.search.candidates import spread
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import Record
-from psvit_ray.training.config import Configuration, Number, PositiveFraction, TrainConfig
+from psvit_ray.training.config import Configuration, Epochs, Number, PositiveFraction, TrainConfig
 from psvit_ray.training.engine import load_source
 
 
@@ -40,13 +40,13 @@ class ProxyStudy(Value):
     """Name in jobs/recipes, or path of a YAML file: space and training."""
     train: TrainConfig = TrainConfig()
     search: SearchConfig
-    specs: Annotated[int, Field(ge=8)] = 16
+    specs: Annotated[int, Field(ge=8, le=10_000)] = 16
     """Architectures, spread over the MACs of the space; fewer than 8 say nothing."""
     proxy_img_sizes: tuple[Number, ...] = ()
     """Sides of smaller images, each a proxy."""
     proxy_data_fractions: tuple[PositiveFraction, ...] = ()
     """Parts of the training images, each a proxy."""
-    proxy_epochs: tuple[Number, ...] = ()
+    proxy_epochs: tuple[Epochs, ...] = ()
     """Shorter runs, each a proxy."""
     trials: Trials = Trials()
     launch: Launch = Launch()

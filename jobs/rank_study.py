@@ -31,7 +31,7 @@ from psvit_ray.search.evolution import FixedSpecs
 from psvit_ray.search.oneshot import OneshotConfig
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.scores import Score
-from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.config import Configuration, Repeats, TrainConfig
 from psvit_ray.training.engine import load_source
 
 
@@ -42,11 +42,11 @@ class RankStudy(Value):
     """Name in jobs/recipes, or path of a YAML file: space and training."""
     train: TrainConfig = TrainConfig()
     search: SearchConfig
-    specs: Annotated[int, Field(ge=8)] = 24
+    specs: Annotated[int, Field(ge=8, le=10_000)] = 24
     """Architectures, spread over the MACs of the space; fewer than 8 say nothing."""
-    seeds: Annotated[int, Field(ge=2)] = 4
+    seeds: Annotated[Repeats, Field(ge=2)] = 4
     """Trainings from scratch of each."""
-    supernet_seeds: Number = 3
+    supernet_seeds: Repeats = 3
     """Supernets."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()

@@ -25,7 +25,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from psvit_ray import cli
-from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.arch.spec import ArchSpec, Finite
 from psvit_ray.data import files, sources
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.layout import DataLayout
@@ -50,7 +50,14 @@ from psvit_ray.report.progress import told
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.runtime.output import writable
 from psvit_ray.training import export
-from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
+from psvit_ray.training.config import (
+    BatchSize,
+    Number,
+    NumberOrZero,
+    ProcessesOrZero,
+    Seed,
+    TrainConfig,
+)
 from psvit_ray.training.export import Exported
 from psvit_ray.training.networks import TIMM, load_network
 from psvit_ray.training.trained_split import TrainedData
@@ -67,7 +74,7 @@ class RedundancyJob(DataLayout):
     """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
     out: str
     """Folder or URI to write, new or empty."""
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    threshold: Annotated[Finite, Field(gt=0, le=1)] = 0.9
     """Similarity to its leader's map from which on a layer borrows it."""
     followers: NumberOrZero | None = None
     """Layers that borrow a map, in place of a threshold: those most like their leaders."""
@@ -75,11 +82,11 @@ class RedundancyJob(DataLayout):
     """Most layers under one map."""
     num_images: Number = 256
     """Drawn from the hold-out; all where there are fewer."""
-    seed: NumberOrZero = 0
+    seed: Seed = 0
     """Of which images are drawn."""
-    batch_size: Number = 16
+    batch_size: BatchSize = 16
     """Images computed at once."""
-    num_loaders: NumberOrZero = 0
+    num_loaders: ProcessesOrZero = 0
     """DataLoader processes."""
     decoder: Decoder = "pil"
     """What decodes images."""

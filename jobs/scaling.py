@@ -10,9 +10,7 @@ Nothing is run: every figure comes from the flags, whose defaults say where they
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple, get_args
-
-from pydantic import Field
+from typing import Literal, NamedTuple, get_args
 
 from psvit_ray import cli
 from psvit_ray.arch.cost import cost
@@ -25,7 +23,7 @@ from psvit_ray.training.config import Number, Positive, PositiveFraction
 from psvit_ray.training.scaling import Link, Step
 
 Section = Literal["steps", "agreement", "loader", "search", "candidates"]
-Gbit = Annotated[float, Field(gt=0)]
+Gbit = Positive
 Rows = list[list[str]]
 IMAGES = 1_281_167  # of ImageNet's training set
 GIB = 1024  # MiB

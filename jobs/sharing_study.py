@@ -32,7 +32,7 @@ from psvit_ray.report.table import aligned
 from psvit_ray.runtime.launch import Launch
 from psvit_ray.runtime.ray_tune import Trials, each_trained
 from psvit_ray.search.record import Record
-from psvit_ray.training.config import Configuration, Number, NumberOrZero, TrainConfig
+from psvit_ray.training.config import Configuration, Repeats, Seed, TrainConfig
 from psvit_ray.training.engine import load_source
 
 PROPOSED, UNSHARED = "proposed", "nothing shared"
@@ -46,11 +46,11 @@ class SharingStudy(Value):
     recipe: str = "digits"
     """Name in jobs/recipes, or path of a YAML file: how each network is trained."""
     train: TrainConfig = TrainConfig()
-    sharings: Number = 5
+    sharings: Repeats = 5
     """Random sharings."""
-    draw_seed: NumberOrZero = 0
+    draw_seed: Seed = 0
     """Of which."""
-    seeds: Annotated[int, Field(ge=2)] = 3
+    seeds: Annotated[Repeats, Field(ge=2)] = 3
     """Trainings of each, with seeds from `--seed` on."""
     trials: Trials = Trials()
     launch: Launch = Launch()

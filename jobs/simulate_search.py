@@ -73,7 +73,7 @@ class SimulateSearch(Value):
     """Name in jobs/recipes, or path of a YAML file: space and training."""
     train: TrainConfig = TrainConfig()
     search: SearchConfig
-    slots: Annotated[int, Field(ge=2)] = 64
+    slots: Annotated[int, Field(ge=2, le=10_000)] = 64
     """Trials at once."""
     epoch_s: Positive = 5.0
     """Seconds of an epoch of a trial, about."""

@@ -8,7 +8,6 @@ over. A job without a field `recipe` has none.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -18,48 +17,54 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args
 
 import tyro
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from psvit_ray.arch.presets import preset
+from psvit_ray.arch.shown import nearest, shortened, shown
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.sources import Source
+from psvit_ray.faults import end, fail, leave, printable_output
 from psvit_ray.runtime.fence import LeaseLost
 from psvit_ray.training import export
 from psvit_ray.training.config import Configuration
+from psvit_ray.yaml_file import read_text, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "jobs" / "recipes"
 SECTIONS = ("base", "train", "search", "oneshot", "trials")
+MOST_FAULTS = 8
+MOST_OF_A_NAME = 60
+MOST_OF_A_MESSAGE = 600
+MOST_OF_AN_ARGUMENT = 4_096  # what a path can have
 Job = TypeVar("Job", bound=BaseModel)
 
 
 def run(job: type[Job], work: Callable[[Job], int]) -> NoReturn:
-    """Parses, works, exits. What the user got wrong is one line on standard error and code 2; where
-    another driver took the name over, one line and code 1."""
+    """Parses, works, exits. Whatever goes wrong is one line on standard error: with code 2 what the
+    user gave, with code 1 what else there is, and where another driver took the name over."""
+    printable_output()
     try:
         code = work(parse(job, sys.argv[1:]))
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ValidationError as error:
-        fail(one_line(error))
-    except ValueError as error:
-        fail(str(error))
+        fail(2, one_line(error))
     except LeaseLost as error:
-        fail(str(error), code=1)
-    except KeyboardInterrupt:  # a search that is under way ends in order by itself
-        print("interrupted", file=sys.stderr)
-        code = 130
-    sys.stdout.flush()
-    sys.exit(code)
-
-
-def fail(line: str, *, code: int = 2) -> NoReturn:
-    print(f"error: {' '.join(without_secrets(line).split())}", file=sys.stderr)
-    sys.exit(code)
+        fail(1, str(error))
+    except BaseException as error:  # one line for each
+        end(error)
+    leave(code)
 
 
 def parse(job: type[Job], argv: Sequence[str]) -> Job:
     """Raises ValueError for a wrong flag, value or file, and says which."""
+    if longest := max((word for word in argv if len(word) > MOST_OF_AN_ARGUMENT), default=""):
+        flag = longest.partition("=")[0] if longest.startswith("--") else ""
+        flag = flag or _flag_before(longest, argv) or "an argument"
+        raise ValueError(
+            f"{shortened(flag, MOST_OF_A_NAME)} must have at most {MOST_OF_AN_ARGUMENT:,} "
+            f"characters, got {len(longest):,}"
+        )
     argv = _bare_resume(argv)
     fields = job.model_fields
     recipe, sections = "", {}
@@ -74,12 +79,16 @@ def parse(job: type[Job], argv: Sequence[str]) -> Job:
         tyro.cli(job, default=default, args=argv, config=config)
     printed = io.StringIO()
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "2000"  # tyro breaks lines at the terminal's width
+    os.environ["COLUMNS"] = str(
+        5 * MOST_OF_AN_ARGUMENT
+    )  # tyro breaks lines at the terminal's width
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return tyro.cli(job, default=default, args=argv, config=config)
     except SystemExit:
-        raise ValueError(_of_a_box(printed.getvalue())) from None
+        message = _of_a_box(printed.getvalue(), argv)
+        message = re.sub(r"\S{100,}", lambda word: shortened(word[0], 100), message)
+        raise ValueError(shortened(message, MOST_OF_A_MESSAGE)) from None
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
 
@@ -91,16 +100,16 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    content = _read_yaml(path, f"recipe {name!r}", nearest(name, known)) or {}
+    content = read_yaml(path, f"recipe {name!r}", _hint(name, known)) or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {name!r} must be a mapping of {', '.join(SECTIONS)}")
     for section, fields in content.items():
         if section not in SECTIONS:
             raise ValueError(
-                f"recipe {name!r}: unknown section {section!r}{nearest(str(section), SECTIONS)}"
+                f"recipe {name!r}: unknown section {shown(section)}{_hint(str(section), SECTIONS)}"
             )
         if not isinstance(fields, dict | None):
-            raise ValueError(f"recipe {name!r}: {section} must be a mapping, got {fields!r}")
+            raise ValueError(f"recipe {name!r}: {section} must be a mapping, got {shown(fields)}")
     return {section: fields for section, fields in content.items() if fields is not None}
 
 
@@ -141,10 +150,10 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> Arc
         return ArchSpec.model_validate(_read_best(arch)["spec"])
     if arch and arch.endswith(".json"):
         try:
-            return ArchSpec.from_json(_read_text(Path(arch), f"arch {arch!r}"))
+            return ArchSpec.from_json(read_text(Path(arch), f"arch {arch!r}"))
         except ValidationError as error:
             raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
-    if arch and ("://" in arch or Path(arch).is_dir()):
+    if arch and ("://" in arch or os.path.isdir(arch)):
         spec = export.load(arch).config.spec
     elif arch and arch[0].isalpha():
         spec = preset(arch)
@@ -163,7 +172,7 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> Arc
 
 def _read_best(path: str) -> dict[str, Any]:
     """A checked `best.yaml` of a search: its `spec` and its `train` as they stand there."""
-    content = _read_yaml(Path(path), f"arch {path!r}")
+    content = read_yaml(Path(path), f"arch {path!r}")
     if not isinstance(content, dict) or not {"spec", "train"} <= content.keys():
         raise ValueError(f"arch must be a search's best.yaml with spec and train, got {path!r}")
     try:
@@ -173,49 +182,33 @@ def _read_best(path: str) -> dict[str, Any]:
     return content
 
 
-def _read_yaml(path: Path, what: str, hint: str = "") -> Any:
-    try:
-        return yaml.safe_load(_read_text(path, what, hint))
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" at line {place.line + 1}" if place else ""
-        raise ValueError(f"{what} is not YAML{line}") from None
-
-
-def _read_text(path: Path, what: str, hint: str = "") -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        raise ValueError(f"{what} does not exist{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ValueError(f"{what} cannot be read: {reason}") from None
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
-    return f"; nearest is {near[0]!r}" if near else ""
+def _hint(word: str, known: Sequence[str]) -> str:
+    near = nearest(word, known)
+    return f"; nearest is {near!r}" if near else ""
 
 
 def one_line(error: ValidationError) -> str:
-    """Every field that is wrong: where, the rule, what came."""
-    errors = error.errors()
-    places = [found["loc"] for found in errors]
+    """Every field that is wrong, the first few of many: where, the rule, what came."""
+    errors = error.errors(include_url=False)
+    listed = errors[:MOST_FAULTS]
+    places = [fault["loc"] for fault in listed]
     lines = []
-    for found in errors:
-        depth = len(found["loc"])
-        if any(place[:depth] == found["loc"] and len(place) > depth for place in places):
+    for fault in listed:
+        depth = len(fault["loc"])
+        if any(place[:depth] == fault["loc"] and len(place) > depth for place in places):
             continue  # a consequence of what is wrong further in
-        where = ".".join(str(part) for part in found["loc"])
-        if found["type"] == "value_error":
-            reason = str(found["ctx"]["error"])
+        where = ".".join(shortened(str(part), MOST_OF_A_NAME) for part in fault["loc"])
+        if fault["type"] == "value_error":
+            reason = str(fault["ctx"]["error"])
             lines.append(f"{where}: {reason}" if where else reason)
-        elif found["type"] == "missing":
+        elif fault["type"] == "missing":
             lines.append(f"{where} must be given")
-        elif found["type"] == "json_invalid":
-            lines.append(found["msg"])
+        elif fault["type"] == "json_invalid":
+            lines.append(fault["msg"])
         else:
-            lines.append(f"{where} {_rule(found['msg'])}, got {found['input']!r}")
+            lines.append(f"{where} {_rule(fault['msg'])}, got {shown(fault['input'])}")
+    if more := len(errors) - len(listed):
+        lines.append(f"and {more:,} more")
     return "; ".join(lines)
 
 
@@ -232,14 +225,17 @@ def _rule(message: str) -> str:
     return message
 
 
-def _of_a_box(text: str) -> str:
-    """The point of what tyro prints framed, with help around it."""
+def _of_a_box(text: str, argv: Sequence[str]) -> str:
+    """The point of what tyro prints framed, with help around it, about these arguments."""
     rows = [re.sub(r"^[│|]|[│|]$", "", row).strip() for row in text.splitlines()]
     said, *rest = [row for row in rows[1:] if row and not re.match(r"[─╰+]|-{3}", row)]
     if said.startswith("Unrecognized options"):
+        word = " ".join(said.split()[2:3]).rstrip(",")
+        if flag := _flag_before(word, argv):
+            return f"{flag} takes no such value, got {shown(word)}; see --help"
         meant = rest.index("Perhaps you meant:") if "Perhaps you meant:" in rest else None
         hint = f"; nearest is {rest[meant + 1].split()[0]}" if meant is not None else ""
-        return f"unknown option {said.split()[2].rstrip(',')}{hint or '; see --help'}"
+        return f"unknown option {word}{hint or '; see --help'}"
     if "validation error" in said:  # pydantic's rows: field, then rule [type=, input_value=, ...]
         found = []
         for field, rule in zip([said, *rest], rest, strict=False):
@@ -256,6 +252,17 @@ def _of_a_box(text: str) -> str:
         flag, kind, value = of_type.groups()
         return f"{flag} must be a {'whole number' if kind == 'int()' else 'number'}, got {value}"
     return said.removeprefix("Error parsing ")
+
+
+def _flag_before(word: str, argv: Sequence[str]) -> str:
+    """The flag that a word stands behind; empty where it stands alone."""
+    for place, other in enumerate(argv):
+        flag, sign, value = other.partition("=")
+        if sign and flag.startswith("--") and value == word:
+            return flag
+        if other == word and not word.startswith("-"):
+            return next((before for before in argv[:place][::-1] if before.startswith("--")), "")
+    return ""
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

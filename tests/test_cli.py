@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import json
+import math
 import os
 import shlex
+import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import pytest
+import requests
+import tyro
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from ray.exceptions import RayTaskError
 
-from psvit_ray import cli
+from psvit_ray import cli, yaml_file
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data import shards
@@ -86,6 +96,7 @@ Run = Callable[..., Said]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A job in an empty folder, in this process. Ray is never started."""
     monkeypatch.chdir(tmp_path)
+    ctrl_c = signal.getsignal(signal.SIGINT)  # a job that ends leaves it to the system
 
     def not_here(**_: object) -> None:
         raise AssertionError("Ray was started")
@@ -98,6 +109,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.run(getattr(job(name), CLASSES[name]), work or job(name).work)
+        signal.signal(signal.SIGINT, ctrl_c)
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 
     return run
@@ -303,6 +315,63 @@ def test_wrong_input_is_one_line(refused: Refused, line: str, said: str) -> None
     assert refused(line) == said
 
 
+def settings(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str, FieldInfo]]:
+    """What of a job a flag gives, and where it is said."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        values = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if tyro.conf.Suppress in field.metadata:
+            continue
+        if values:
+            yield from settings(values[0])
+        else:
+            yield model, name, field
+
+
+def flags() -> dict[tuple[str, str], tuple[str, FieldInfo]]:
+    """Every flag of every job, those that several share once: with one of the jobs."""
+    found = {}
+    for name, job_class in CLASSES.items():
+        for model, field_name, field in settings(getattr(job(name), job_class)):
+            found.setdefault((model.__qualname__, field_name), (name, field))
+    return found
+
+
+NEVER = ["nan", "inf", "-inf", "1e400", "9" * 5_000, "x", "", "(" * 4_000, "(" * 50_000]
+"""What no number can be."""
+REQUIRED = {
+    "compare_psvit": "--search a",
+    "report": "--name a",
+    "regret": "--study a --search a",
+    "export": "--run a --out b",
+    "evaluate": "--model a --data b --out c",
+    "predict": "--model a --data b --out c",
+    "prepare_data": "--data a --out b",
+    "redundancy": "--model a --data b --out c",
+    "sharing_study": "--redundancy a",
+    "latency": "--out a",
+}
+
+
+@pytest.mark.parametrize("value", NEVER, ids=lambda value: value[:8])
+def test_a_number_a_word_or_a_switch_that_none_can_be_names_the_flag(value: str) -> None:
+    checked = 0
+    for (_, name), (job_name, field) in flags().items():
+        kinds = {field.annotation, *get_args(field.annotation)}
+        is_word = any(get_origin(kind) is Literal for kind in kinds)
+        if name == "resume" or not (is_word or kinds & {int, float, bool}):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        argv = [*shlex.split(REQUIRED.get(job_name, "")), f"{flag}={value}"]
+        with pytest.raises(ValueError) as error:  # noqa: PT011  # checked below
+            cli.parse(getattr(job(job_name), CLASSES[job_name]), argv)
+        message = str(error.value)
+        assert flag in message or name in message, (job_name, flag, message)
+        assert len(message) < 700, (job_name, flag, len(message))
+        checked += 1
+    assert checked > 100
+
+
 def changed(**sections: Any) -> dict[str, Any]:
     """The recipe for digits with some fields changed."""
     return {**DIGITS, **{name: DIGITS[name] | fields for name, fields in sections.items()}}
@@ -363,7 +432,11 @@ def test_a_wrong_recipe_is_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"train: [\n", "recipe 'mine.yaml' is not YAML at line 2"),
+        (
+            b"train: [\n",
+            "recipe 'mine.yaml' is not YAML at line 2: expected the node content, but found "
+            "'<stream end>'",
+        ),
         (b"\xff\xfe\x00", "recipe 'mine.yaml' cannot be read: it is not text"),
         (None, "recipe 'mine.yaml' cannot be read: Is a directory"),
         (b"", "recipe 'mine.yaml' must have a section 'search'"),
@@ -377,6 +450,149 @@ def test_a_recipe_that_is_none_is_one_line(
     assert refused("tune_psvit --recipe mine.yaml") == said
 
 
+LAUGHS = "base:\n  a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"  {name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in itertools.pairwise("abcdefghij")
+)
+"""Nine times ten of the one before: 1.1 KB that stand for ten thousand million words."""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LAUGHS, " at line 5: there are more than 10,000 values, aliases written out"),
+        ("train: &a [*a]\n", " at line 1: a value must not contain itself"),
+        ("train: &a {data: *a}\n", " at line 1: a value must not contain itself"),
+        (
+            "train: " + "[" * 5_000,
+            " at line 1: there are more than 20 nested lists and mappings",
+        ),
+        (
+            "train: " + "{a: " * 5_000,
+            " at line 1: there are more than 20 nested lists and mappings",
+        ),
+        ("train: {data: *a}\n", " at line 1: found undefined alias 'a'"),
+        ("train:\n  lr: 1\n  lr: 2\n", " at line 3: the key 'lr' is given twice"),
+        ("train:\n\tlr: 1\n", " at line 2: found character '\\t' that cannot start any token"),
+        (
+            "train: !!python/object:os.system {}\n",
+            " at line 1: the tag 'tag:yaml.org,2002:python/object:os.system' is not allowed",
+        ),
+        ("train: !!int ''\n", " at line 1: the tag 'tag:yaml.org,2002:int' is not allowed"),
+        (
+            "train: {seed: 010}\n",
+            " at line 1: a whole number must be of at most 40 decimal digits, got 010",
+        ),
+        (
+            "train: {seed: 1:30}\n",
+            " at line 1: a whole number must be of at most 40 decimal digits, got 1:30",
+        ),
+        (
+            f"train: {{seed: {'9' * 60_000}}}\n",
+            " at line 1: a whole number must be of at most 40 decimal digits, got " + "9" * 50,
+        ),
+        ("train: {[a]: b}\n", " at line 1: a key must be a word"),
+        ("train: {a: b}\n---\ntrain: {}\n", " at line 2: but found another document"),
+        ("a\0b", ": unacceptable character #x0000: special characters are not allowed"),
+    ],
+    ids=lambda text: text.strip()[:24],
+)
+def test_a_recipe_of_more_or_of_something_else_than_it_seems_names_the_line(
+    refused: Refused, tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    assert refused("tune_psvit --recipe mine.yaml") == f"recipe 'mine.yaml' is not YAML{said}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lr": math.nan}, "lr must be a finite number, got nan"),
+        ({"lr": math.inf}, "lr must be a finite number, got inf"),
+        ({"mean": [math.nan]}, "mean.0 must be a finite number, got nan"),
+        ({"std": [0.0]}, "std.0 must be more than 0, got 0.0"),
+        ({"lr": 1e300}, "lr must be at most 1000000000, got 1e+300"),
+        ({"opt": False}, "opt must be 'adamw' or 'lamb', got False"),
+        ({"seed": 2**63}, f"seed must be less than {2**63}, got {2**63}"),
+        ({"epochs": 10**12}, "epochs must be at most 1000000, got 1000000000000"),
+        ({"data": ["x" * 500] * 20_00}, "data must be a valid string, got ["),
+        ({"x" * 5_000: 1}, "unknown field 'xxx"),
+        ({1: 1}, "unknown field 1; nearest is "),
+    ],
+    ids=lambda one: str(one)[:24],
+)
+def test_a_setting_of_a_recipe_that_cannot_be_is_a_short_line(
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[Any, Any],
+    said: str,
+) -> None:
+    monkeypatch.setattr(yaml_file, "MOST_BYTES", 10_000_000)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"train": fields}))
+    found = refused("train_psvit --recipe mine.yaml")
+    assert found.startswith(f"recipe 'mine.yaml': train: {said}")
+    assert len(found) < 400
+
+
+def test_many_faults_are_the_first_few_and_their_number(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"train": {"mean": ["x"] * 5_000}}))
+    found = refused("train_psvit --recipe mine.yaml")
+    assert found.count("must be a valid number") == cli.MOST_FAULTS
+    assert found.endswith("; and 4,992 more")
+
+
+@pytest.mark.parametrize("flag", ["--recipe mine.yaml", "--arch mine.yaml", "--arch mine.json"])
+def test_a_file_that_is_endless_or_large_is_not_read(
+    refused: Refused, tmp_path: Path, flag: str
+) -> None:
+    path = tmp_path / flag.split()[1]
+    what = f"{flag[2:].split()[0]} {path.name!r}"
+    os.mkfifo(path)
+    assert refused(f"train_psvit {flag}") == f"{what} cannot be read: it is not a regular file"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert cli_error(f"train_psvit {flag}") == f"{what} cannot be read: it is not a regular file"
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)  # a hole: no bytes on the disk
+    assert cli_error(f"train_psvit {flag}") == f"{what} must have at most 65,536 bytes"
+
+
+def cli_error(line: str) -> str:
+    """Of a job's work, where no folder is looked at."""
+    try:
+        job_ = parse(line)
+        cli.resolve_arch(job_.arch, job_.base, DIGITS_SOURCE)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("was taken")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_a_recipe_and_a_spec_of_windows_are_read_alike(tmp_path: Path, encoding: str) -> None:
+    recipe, spec = tmp_path / "mine.yaml", tmp_path / "spec.json"
+    recipe.write_text(yaml.safe_dump(DIGITS), encoding=encoding)
+    spec.write_text(json.dumps(DIGITS["base"]), encoding=encoding)
+    assert parse(f"tune_psvit --recipe {recipe}") == parse("tune_psvit").model_copy(
+        update={"recipe": str(recipe)}
+    )
+    found = cli.resolve_arch(str(spec), None, DIGITS_SOURCE)
+    assert found == ArchSpec.model_validate(DIGITS["base"])
+
+
+def test_an_alias_and_a_merge_of_a_recipe_are_read_and_a_date_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base:\n  pooling: 2d\n  stages:\n    - &s {embed_dim: 32, num_heads: 2, hidden_dim: 64,"
+        " share_groups: [1, 1]}\n    - *s\n    - {<<: *s, embed_dim: 64}\n"
+        "train:\n  data: 2024-02-30\n"
+    )
+    job_ = parse(f"train_psvit --recipe {path}")
+    assert [stage.embed_dim for stage in job_.base.stages] == [32, 32, 64]
+    assert job_.train.data == "2024-02-30"
+
+
 BEST = {"spec": DIGITS["base"], "train": {"epochs": 7, "lr": 0.005}}
 
 
@@ -388,7 +604,12 @@ BEST = {"spec": DIGITS["base"], "train": {"epochs": 7, "lr": 0.005}}
             "a: 1",
             "arch must be a search's best.yaml with spec and train, got 'best.yaml'",
         ),
-        ("best.yaml", "[", "arch 'best.yaml' is not YAML at line 1"),
+        (
+            "best.yaml",
+            "[",
+            "arch 'best.yaml' is not YAML at line 1: expected the node content, but found "
+            "'<stream end>'",
+        ),
         (
             "best.yaml",
             "spec: {}\ntrain: {}",
@@ -492,8 +713,8 @@ def test_a_resume_with_another_space_or_data_says_what_differs(
 def test_a_resume_may_raise_trials_and_hours(run: Run, tmp_path: Path) -> None:
     identity = parse("tune_psvit --num-trials 3").identity
     stands(tmp_path / "outputs", "mine", json.loads(json.dumps(identity)))
-    with pytest.raises(AssertionError, match="Ray was started"):
-        run("tune_psvit --name mine --resume --num-trials 30 --max-hours 2")
+    said = run("tune_psvit --name mine --resume --num-trials 30 --max-hours 2")
+    assert "Ray was started" in said.err
 
 
 def test_a_resume_with_another_architecture_says_what_differs(
@@ -644,12 +865,126 @@ def test_ctrl_c_before_the_work_listens_is_130_without_a_traceback(run: Run) -> 
     assert run("tune_psvit", work) == (130, "", "interrupted\n")
 
 
-def test_a_fault_of_ours_is_not_dressed_as_the_users(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/a/b"), 2, "No such file or directory"),
+        (PermissionError(13, "Permission denied", "/a/b"), 2, "Permission denied: /a/b"),
+        (OSError(36, "File name too long", "/a/b"), 2, "File name too long: /a/b"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (OSError(28, "No space left on device", "/a/b"), 1, "No space left on device: /a/b"),
+        (ConnectionRefusedError(111, "Connection refused"), 1, "Connection refused"),
+        (requests.ConnectionError("http://me:hunter2@host is away"), 1, "http://host is away"),
+        (MemoryError("3 GB"), 1, "there is not enough memory: 3 GB"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            1,
+            "there is not enough memory: DefaultCPUAllocator: can't allocate memory: you tried 9 "
+            "bytes",
+        ),
+        (ModuleNotFoundError("No module", name="onnx"), 1, "the package onnx is not installed"),
+        (ValueError("x" * 100_000), 2, "xxx"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "'utf-8' codec"),
+    ],
+)
+def test_what_is_known_is_one_line_and_its_code(
+    run: Run, error: Exception, code: int, line: str
+) -> None:
+    def work(_: Any) -> int:
+        raise error
+
+    said = run("tune_psvit", work)
+    assert (said.code, said.out) == (code, "")
+    assert said.err.startswith(f"error: {line}")
+    assert said.err.count("\n") == 1
+    assert len(said.err) < 5_000
+
+
+def test_the_fault_of_a_remote_task_is_told_without_its_remote_traceback(run: Run) -> None:
+    cause = PermissionError(13, "Permission denied", "/a/b")
+    error = RayTaskError("read", "Traceback (most recent call last):\n ...", cause)
+
+    def work(_: Any) -> int:
+        raise error.as_instanceof_cause()
+
+    assert run("tune_psvit", work) == (2, "", "error: Permission denied: /a/b\n")
+
+
+def test_what_is_unknown_is_one_line_that_names_a_private_file_with_its_traceback(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def work(_: Any) -> int:
+        raise RuntimeError("a bug at s3://me:hunter2@bucket\nand more")
+
+    said = run("tune_psvit", work)
+    (file,) = tmp_path.iterdir()
+    assert said == (
+        1,
+        "",
+        f"error: unexpected RuntimeError: a bug at s3://bucket; its traceback is in {file}\n",
+    )
+    text = file.read_text()
+    assert "Traceback (most recent call last):" in text
+    assert "in work" in text
+    assert "hunter2" not in text
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_where_no_traceback_can_be_written_the_line_says_where_it_was(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/none")
+
     def work(_: Any) -> int:
         raise RuntimeError("a bug")
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        run("tune_psvit", work)
+    said = run("tune_psvit", work)
+    assert said.code == 1
+    assert said.err.startswith(f"error: unexpected RuntimeError: a bug; at {__file__}:")
+    assert said.err.endswith("(no traceback was written: No such file or directory)\n")
+
+
+JOB = r"""
+import sys
+from psvit_ray import cli
+from psvit_ray.arch.spec import Value
+
+class Job(Value):
+    lines: int = 1
+
+def work(job):
+    for _ in range(job.lines):
+        print("\u00b1 \udcff")
+    return 0
+
+cli.run(Job, work)
+"""
+
+
+def process(*argv: str, **popen: Any) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", JOB, *argv]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **popen)
+
+
+def test_output_that_the_terminal_cannot_show_or_that_nobody_takes_is_no_traceback() -> None:
+    shown = process(stdout=subprocess.PIPE)
+    head = process("--lines", "100000", stdout=subprocess.PIPE)
+    with open("/dev/full", "w") as device:
+        full = process(stdout=device)
+    assert head.stdout
+    assert head.stdout.readline() == b"\\xb1 \\udcff\n"
+    head.stdout.close()
+    assert shown.communicate() == (b"\\xb1 \\udcff\n", b"")
+    assert head.stderr
+    assert full.stderr
+    assert head.stderr.read() == b""
+    assert full.stderr.read() == b"error: No space left on device\n"
+    assert [one.wait() for one in (shown, head, full)] == [0, 128 + signal.SIGPIPE, 1]
+    for one in (head, full):
+        one.stderr.close()
 
 
 def test_the_recipe_gives_defaults_and_the_command_line_wins() -> None:

@@ -22,7 +22,9 @@ MAY_IMPORT = {
     "runtime": {"arch", "data", "model", "training", "search", "runtime"},
     "jobs": {"arch", "data", "model", "training", "search", "report", "runtime", "cli", "jobs"},
 }
-MAY_IMPORT["cli"] = MAY_IMPORT["jobs"]
+MAY_IMPORT["cli"] = MAY_IMPORT["jobs"] | {"faults", "yaml_file"}
+MAY_IMPORT["faults"] = {"arch", "data"}
+MAY_IMPORT["yaml_file"] = {"arch"}
 KNOWS_RAY = {"runtime", "jobs"}
 MAY_IMPORT["__init__"] = {"training"}  # `psvit_ray.load`, where it is called
 KNOWS_MLFLOW = {"psvit_ray/runtime/tracking.py", "psvit_ray/runtime/registry.py"}

@@ -287,7 +287,7 @@ def test_samples_of_a_space_too_large_to_count_meet_the_limits(
     limits, rng = Limits(max_macs=1_000_000), random.Random(0)
     assert all(limits.allows(THREE_STAGES.sample(rng, limits)) for _ in range(10))
     with pytest.raises(ValueError, match="met by none of 10,000 draws"):
-        THREE_STAGES.sample(rng, Limits(max_macs=10))
+        THREE_STAGES.sample(rng, Limits(max_macs=count_macs(THREE_STAGES.smallest()[0])))
     space_module._census.cache_clear()
 
 

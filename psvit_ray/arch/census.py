@@ -46,6 +46,7 @@ class Census:
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
         self.sizes = [frame.size for frame in frames]
+        self._any: dict[Limits, bool] = {}
         self._limits: Limits | None = None
         self._latest: list[tuple[Tally, int]] | None = None
 
@@ -76,6 +77,8 @@ class Census:
         What is drawn from everything and kept if it fits is uniform over what fits; a draw by
         counting is too; so is the one tried after the other.
         """
+        if not self._any_within(limits):
+            return None
         for _ in range(self.REJECTIONS):
             if drawn := self._draw(rng, limits):
                 return drawn
@@ -87,6 +90,12 @@ class Census:
             return None
         tally, _ = tallies[draw_index(rng, counts)]
         return tally.frame.base, tally.draw(rng)
+
+    def _any_within(self, limits: Limits) -> bool:
+        """The base of a frame has both the fewest MACs and the fewest parameters in it."""
+        if limits not in self._any:
+            self._any[limits] = any(limits.allows(frame.base) for frame in self.frames)
+        return self._any[limits]
 
     def _draw_rare(self, rng: random.Random, limits: Limits) -> Draw:
         for _ in range(self.MOST_DRAWS):

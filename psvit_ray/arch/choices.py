@@ -11,8 +11,12 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from psvit_ray.arch.counting import StageClass, compositions, draw_composition
-from psvit_ray.arch.spec import Count, StageSpec, Value
+from psvit_ray.arch.shown import shortened
+from psvit_ray.arch.spec import MOST_LAYERS, MOST_WIDTH, Finite, Layers, StageSpec, Value, Width
 
+MOST_CHOICES = MOST_LAYERS
+"""Choices of one thing: as many as there are depths."""
+MOST_OF_A_LIST = 200
 Parameter = int | float | str
 Choose = Callable[[str, tuple[Parameter, ...]], Parameter]
 """Takes a decision: its name and its choices to one of them."""
@@ -26,24 +30,26 @@ def distinct(choices: tuple[T, ...]) -> tuple[T, ...]:
 
 
 def listed(choices: Sequence[Any]) -> str:
-    return ", ".join(str(choice) for choice in choices)
+    return shortened(", ".join(str(choice) for choice in choices), MOST_OF_A_LIST)
 
 
-Choices = Annotated[tuple[T, ...], Field(min_length=1), AfterValidator(distinct)]
-Ratio = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Choices = Annotated[
+    tuple[T, ...], Field(min_length=1, max_length=MOST_CHOICES), AfterValidator(distinct)
+]
+Ratio = Annotated[Finite, Field(strict=True, gt=0, le=MOST_WIDTH)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
 class StageChoices(Value):
     """What one stage may be: every combination of these, with every way to share maps."""
 
-    depth: Choices[Count]
-    embed_dim: Choices[Count]
-    head_dim: Choices[Count]
+    depth: Choices[Layers]
+    embed_dim: Choices[Width]
+    head_dim: Choices[Width]
     """Channels of one head: num_heads = embed_dim / head_dim."""
     mlp_ratio: Choices[Ratio]
     """hidden_dim = embed_dim * mlp_ratio."""
-    max_group: Count | None = None
+    max_group: Layers | None = None
     """Most layers under one attention map: 1 shares nothing, None is no limit."""
 
     @model_validator(mode="after")
@@ -63,6 +69,11 @@ class StageChoices(Value):
                         f"embed_dim * mlp_ratio must be a whole number: {dim} * {ratio} is {width};"
                         f" nearest mlp_ratio is {max(1, round(width)) / dim}"
                     )
+                if round(width) > MOST_WIDTH:
+                    raise ValueError(
+                        f"embed_dim * mlp_ratio must be at most {MOST_WIDTH:,}: {dim} * {ratio} is "
+                        f"{width:,.0f}"
+                    )
             if len({round(width) for width in hidden}) < len(hidden):
                 raise ValueError(
                     f"mlp_ratio: choices must give distinct hidden widths, "
@@ -73,19 +84,28 @@ class StageChoices(Value):
     def largest_group(self, depth: int) -> int:
         return min(self.max_group or depth, depth)
 
+    @property
+    def num_classes(self) -> int:
+        """How many `classes` there are, without making any."""
+        ways = sum(len(self._num_groups(depth)) for depth in self.depth)
+        return len(self.embed_dim) * len(self.mlp_ratio) * ways
+
     def classes(self) -> list[StageClass]:
         """All the stages, in classes of equal cost."""
-        return [
-            StageClass(
-                dim,
-                round(dim * ratio),
-                depth,
-                groups,
-                len(self.head_dim) * compositions(depth, groups, self.largest_group(depth)),
-            )
-            for dim, ratio, depth in product(self.embed_dim, self.mlp_ratio, self.depth)
-            for groups in range(-(-depth // self.largest_group(depth)), depth + 1)
+        ways = [
+            (depth, groups, compositions(depth, groups, self.largest_group(depth)))
+            for depth in self.depth
+            for groups in self._num_groups(depth)
         ]
+        return [
+            StageClass(dim, round(dim * ratio), depth, groups, len(self.head_dim) * number)
+            for dim, ratio in product(self.embed_dim, self.mlp_ratio)
+            for depth, groups, number in ways
+        ]
+
+    def _num_groups(self, depth: int) -> range:
+        """Share groups that as many layers may have."""
+        return range(-(-depth // self.largest_group(depth)), depth + 1)
 
     def cheapest(self) -> StageSpec:
         dim, depth = min(self.embed_dim), min(self.depth)

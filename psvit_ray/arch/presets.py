@@ -21,8 +21,7 @@ pool and keep more layers on the large grid: 2.3 times DeiT's parameters.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
+from psvit_ray.arch.shown import nearest, shown
 from psvit_ray.arch.spec import ArchSpec, Pooling, StageSpec, parse_pattern
 
 
@@ -52,6 +51,6 @@ PRESETS: dict[str, ArchSpec] = {
 def preset(name: str) -> ArchSpec:
     """The spec of that name. Raises ValueError, with the nearest name, if there is none."""
     if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no preset is called {name!r}; nearest is {near!r}")
+        near = nearest(name, PRESETS)
+        raise ValueError(f"no preset is called {shown(name)}; nearest is {near!r}")
     return PRESETS[name]

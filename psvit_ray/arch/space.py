@@ -6,13 +6,14 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from psvit_ray.arch.census import Census, Size
 from psvit_ray.arch.choices import (
+    MOST_CHOICES,
     Choices,
     Choose,
     Flag,
@@ -24,9 +25,27 @@ from psvit_ray.arch.choices import (
 )
 from psvit_ray.arch.cost import Limits, count_macs, count_params
 from psvit_ray.arch.counting import Frame
-from psvit_ray.arch.spec import ArchSpec, Count, Pooling, PoolOp, Value
+from psvit_ray.arch.shown import shown
+from psvit_ray.arch.spec import (
+    MOST_LAYERS,
+    MOST_STAGES,
+    ArchSpec,
+    Channels,
+    Classes,
+    Pixels,
+    Pooling,
+    PoolOp,
+    Value,
+)
 
 __all__ = ["Limits", "Parameter", "SearchSpace", "Size", "StageChoices"]
+
+
+NumStages = Annotated[int, Field(strict=True, ge=1, le=MOST_STAGES)]
+MOST_CLASSES_OF_COST = 1_000_000
+"""Classes of equal cost that a space may have, over all its grids, pool operators and numbers of
+stages: counting them takes about a second and 100 MB. A space of three stages with 12 depths,
+8 widths and 3 ratios in each has 0.1 million."""
 
 
 class SearchSpace(Value):
@@ -36,15 +55,15 @@ class SearchSpace(Value):
     drawn fairly and named by flat parameters.
     """
 
-    img_size: Count = 224
-    in_chans: Count = 3
-    num_classes: Count = 1000
-    patch_size: Choices[Count] = (16,)
+    img_size: Pixels = 224
+    in_chans: Channels = 3
+    num_classes: Classes = 1000
+    patch_size: Choices[Pixels] = (16,)
     pooling: Choices[Pooling]
     pool_op: Choices[PoolOp] = ("conv",)
     layer_scale: Flag = False
-    stages: Annotated[tuple[StageChoices, ...], Field(min_length=1)]
-    num_stages: tuple[Count, ...] = ()
+    stages: Annotated[tuple[StageChoices, ...], Field(min_length=1, max_length=MOST_STAGES)]
+    num_stages: Annotated[tuple[NumStages, ...], Field(max_length=MOST_STAGES)] = ()
     """Empty: all of `stages`."""
 
     @field_validator("num_stages")
@@ -76,6 +95,35 @@ class SearchSpace(Value):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        """What the space is checked for before anything of it is enumerated."""
+        used = self.stages[: max(self.num_stages)]
+        if (layers := sum(max(stage.depth) for stage in used)) > MOST_LAYERS:
+            raise ValueError(
+                f"stages: the largest depths must add up to at most {MOST_LAYERS} layers, "
+                f"got {layers:,}"
+            )
+        for name in ("embed_dim", "head_dim", "mlp_ratio"):
+            if (choices := len({c for stage in used for c in getattr(stage, name)})) > MOST_CHOICES:
+                raise ValueError(
+                    f"stages: {name} must have at most {MOST_CHOICES} different choices in all "
+                    f"stages together, got {choices:,}"
+                )
+        up_to = [0, *accumulate(stage.num_classes for stage in used)]
+        classes = (
+            len(self.pooling)
+            * len(self.patch_size)
+            * sum(up_to[num] * (len(self.pool_op) if num > 1 else 1) for num in self.num_stages)
+        )
+        if classes > MOST_CLASSES_OF_COST:
+            raise ValueError(
+                f"stages: the choices must make at most {MOST_CLASSES_OF_COST:,} stages of "
+                f"different cost over all grids and pool operators, got {classes:,}; give fewer "
+                "depths, widths or ratios"
+            )
+        return self
+
     def walk(self, choose: Choose) -> ArchSpec:
         """Makes every decision that matters, once, in order, by `choose(name, choices)`.
 
@@ -87,7 +135,7 @@ class SearchSpace(Value):
         def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
             value = choose(name, choices)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {listed(choices)}, got {value!r}")
+                raise ValueError(f"{name} must be one of {listed(choices)}, got {shown(value)}")
             return choices[choices.index(value)]
 
         frame: dict[str, Any] = {
@@ -288,5 +336,5 @@ def _most_stages(grid: int, pooling: Pooling) -> int:
 
 @lru_cache(maxsize=16)
 def _census(space: SearchSpace) -> Census:
-    classes = [stage.classes() for stage in space.stages]
+    classes = [stage.classes() for stage in space.stages[: max(space.num_stages)]]
     return Census([Frame(base, classes[: len(base.stages)]) for base in space.frames()])

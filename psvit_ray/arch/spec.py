@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,7 +9,30 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Count = Annotated[int, Field(strict=True, ge=1)]
+from psvit_ray.arch.shown import nearest, shown
+
+MOST_LAYERS = 256
+"""Layers of a spec: five times those of the deepest vision transformers in use (CaiT-M48, ViT-e's
+56). Counting a search space takes time with the square of the depth."""
+MOST_STAGES = 32
+"""Stages of a spec: no grid of `MOST_PIXELS` can be pooled more often."""
+MOST_WIDTH = 65_536
+"""Channels of a layer: ViT-22B has 6,144, and 24,576 in its MLP."""
+MOST_PIXELS = 16_384
+"""Pixels along a side of an image or a patch."""
+MOST_CHANNELS = 1_024
+"""Channels of an image: hyperspectral cameras have some hundreds."""
+MOST_CLASSES = 1_000_000
+"""Classes: ImageNet-21k has 21,841."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""NaN passes every comparison of pydantic's."""
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
+Width = Annotated[int, Field(strict=True, ge=1, le=MOST_WIDTH)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=MOST_PIXELS)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=MOST_CHANNELS)]
+Classes = Annotated[int, Field(strict=True, ge=1, le=MOST_CLASSES)]
 Pooling = Literal["1d", "2d"]
 PoolOp = Literal["conv", "max", "avg"]
 
@@ -25,8 +47,8 @@ class Value(BaseModel):
     def _name_unknown_fields(cls, data: Any) -> Any:
         for name in data if isinstance(data, dict) else ():
             if name not in cls.model_fields:
-                near = difflib.get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.0)
-                raise ValueError(f"unknown field {name!r}; nearest is {near[0]!r}")
+                near = nearest(name, cls.model_fields)
+                raise ValueError(f"unknown field {shown(name)}; nearest is {near!r}")
         return data
 
 
@@ -36,10 +58,10 @@ class StageSpec(Value):
     Groups cannot cross a stage, so a layer never borrows a map of another grid.
     """
 
-    embed_dim: Count
-    num_heads: Count
-    hidden_dim: Count
-    share_groups: Annotated[tuple[Count, ...], Field(min_length=1)]
+    embed_dim: Width
+    num_heads: Width
+    hidden_dim: Width
+    share_groups: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=MOST_LAYERS)]
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -64,14 +86,14 @@ class ArchSpec(Value):
     depth) are configuration and stand elsewhere.
     """
 
-    img_size: Count = 224
-    patch_size: Count = 16
-    in_chans: Count = 3
-    num_classes: Count = 1000
+    img_size: Pixels = 224
+    patch_size: Pixels = 16
+    in_chans: Channels = 3
+    num_classes: Classes = 1000
     pooling: Pooling
     pool_op: PoolOp = "conv"
     layer_scale: bool = False
-    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1)]
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=MOST_STAGES)]
 
     @model_validator(mode="before")
     @classmethod
@@ -87,7 +109,7 @@ class ArchSpec(Value):
     @classmethod
     def _only_true_or_false(cls, value: Any) -> Any:
         if not isinstance(value, bool):
-            raise ValueError(f"layer_scale must be true or false, got {value!r}")
+            raise ValueError(f"layer_scale must be true or false, got {shown(value)}")
         return value
 
     @model_validator(mode="after")
@@ -107,6 +129,15 @@ class ArchSpec(Value):
                     f"of {len(self.stages)}); use fewer stages or a patch_size below "
                     f"{self.patch_size}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> Self:
+        if self.depth > MOST_LAYERS:
+            raise ValueError(
+                f"stages: share_groups must add up to at most {MOST_LAYERS} layers, "
+                f"got {self.depth:,}"
+            )
         return self
 
     @property
@@ -162,8 +193,8 @@ class ArchSpec(Value):
         groups = parse_pattern(pattern)
         if len(groups) > len(self.stages):
             raise ValueError(
-                f"pattern {pattern!r} has {len(groups)} stages, but the base spec gives the widths "
-                f"of {len(self.stages)}"
+                f"pattern {shown(pattern)} has {len(groups)} stages, but the base spec gives the "
+                f"widths of {len(self.stages)}"
             )
         stages = tuple(
             stage.model_copy(update={"share_groups": group})
@@ -179,19 +210,28 @@ def format_pattern(groups: Sequence[Sequence[int]]) -> str:
 def parse_pattern(text: str) -> tuple[tuple[int, ...], ...]:
     """`"2-2|2-1-2|2"` to `((2, 2), (2, 1, 2), (2,))`.
 
-    Raises ValueError that names the place where the text stops being a pattern.
+    Raises ValueError that names the place where the text stops being a pattern, or if it has more
+    than `MOST_LAYERS` layers.
     """
-    stages, place = [], 0
+    stages, place, layers = [], 0, 0
     for stage in text.split("|"):
         groups = []
         for group in stage.split("-"):
-            if not (group.isascii() and group.isdigit() and int(group) >= 1):
-                found = repr(group) if group else "nothing"
+            if not (group.isascii() and group.isdigit() and group.strip("0")):
+                found = shown(group) if group else "nothing"
                 raise ValueError(
-                    f"pattern {text!r}: expected a group size of 1 or more at character "
+                    f"pattern {shown(text)}: expected a group size of 1 or more at character "
                     f"{place + 1}, got {found} (example: 2-2|2-1-2|2)"
                 )
-            groups.append(int(group))
+            size = group.lstrip("0")
+            # Python does not read integers of thousands of digits.
+            layers += int(size) if len(size) <= len(str(MOST_LAYERS)) else MOST_LAYERS + 1
+            if layers > MOST_LAYERS:
+                raise ValueError(
+                    f"pattern {shown(text)} must have at most {MOST_LAYERS} layers; it has more at "
+                    f"character {place + 1}"
+                )
+            groups.append(int(size))
             place += len(group) + 1
         stages.append(tuple(groups))
     return tuple(stages)

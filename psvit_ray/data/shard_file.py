@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field
 
-from psvit_ray.arch.spec import Value
+from psvit_ray.arch.spec import MOST_PIXELS, Finite, Value
 from psvit_ray.data.files import shown
 from psvit_ray.data.images import GREY, BadImage, converted, header, is_transparent, is_wide, opened
 from psvit_ray.data.manifest import PROGRESS
@@ -45,14 +45,14 @@ BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the group's h
 class ShardSettings(Value):
     """What decides the shards beside the data."""
 
-    shard_mb: Annotated[float, Field(gt=0, le=1024)] = 64
+    shard_mb: Annotated[Finite, Field(gt=0, le=1024)] = 64
     """Megabytes (10^6) of a shard, about. A process that writes one holds it three times."""
-    resize_longer: Annotated[int, Field(ge=0)] = 0
+    resize_longer: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
     """Images whose longer side has more pixels are made this small and encoded again, PNG as PNG
     and all others as JPEG. The others, and all with 0, are kept byte for byte."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Of JPEG encoded again."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the order of the images."""
 
 

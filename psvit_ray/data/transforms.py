@@ -22,11 +22,12 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision import transforms
 
-from psvit_ray.arch.spec import Count, Value
+from psvit_ray.arch.spec import MOST_PIXELS, Finite, Pixels, Value
 from psvit_ray.data.images import BACKGROUND, Colour, Decoder, Mode, converted, decode
 from psvit_ray.data.tones import Tones
 
-Probability = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[Finite, Field(ge=0, le=1)]
+Aspect = Annotated[Finite, Field(ge=0.01, le=100)]
 Transform = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT_RATIO = 16
@@ -36,14 +37,14 @@ MAX_ASPECT_RATIO = 16
 class Preprocessing(Value):
     """How a picture becomes the network's input, in the words of timm's `pretrained_cfg`."""
 
-    img_size: Count
+    img_size: Pixels
     """Side in pixels."""
     in_chans: Literal[1, 3]
     mean: tuple[float, ...]
     """Of each channel, in 0 to 1."""
     std: tuple[float, ...]
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    crop_pct: Annotated[Finite, Field(gt=0, le=1)] = 0.875
     """Part of the shorter side that is kept."""
     tones: Tones = Tones()
     """How pictures of more than 8 bits are read."""
@@ -115,9 +116,9 @@ class Augmentation(Value):
 
     train_crop_mode: Literal["center", "rrc", "rkrc", "rkrr"] = "center"
     """How a training image is cut: as in evaluation, or at random (timm's modes)."""
-    scale: Annotated[tuple[float, float], tyro.conf.Suppress] = (0.08, 1.0)
+    scale: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.08, 1.0)
     """Part of the image's area that a random crop takes, from and to."""
-    ratio: Annotated[tuple[float, float], tyro.conf.Suppress] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[Aspect, Aspect], tyro.conf.Suppress] = (3 / 4, 4 / 3)
     """Its aspect ratio, from and to."""
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Of random crops."""
@@ -125,7 +126,7 @@ class Augmentation(Value):
     """How many training images are mirrored left to right."""
     vflip: Probability = 0.0
     """How many are mirrored top to bottom."""
-    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    color_jitter: Annotated[Finite, Field(ge=0, le=100)] = 0.0
     """Change of brightness, contrast and saturation; of the policies of `aa` only 3a adds it."""
     aa: str = ""
     """timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1 or 3a."""
@@ -133,9 +134,9 @@ class Augmentation(Value):
     """How many training images have a part erased."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
     """With what: zeros, one random colour, or random pixels."""
-    recount: Annotated[int, Field(ge=1)] = 1
+    recount: Annotated[int, Field(ge=1, le=100)] = 1
     """Most parts erased in one image."""
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
     """Each training image is moved by up to this many pixels along each axis."""
 
     def transform(self, preprocessing: Preprocessing) -> Transform:

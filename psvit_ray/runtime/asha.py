@@ -13,14 +13,14 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.recorder import Recorder
 from psvit_ray.runtime.worker import TOP1
 from psvit_ray.search.record import Record
-from psvit_ray.training.config import Number
+from psvit_ray.training.config import Epochs
 
 
 class Halving(Value):
     """Early stopping by ASHA (Li et al., arXiv 1810.05934)."""
 
-    epochs: Number
-    grace_epochs: Number
+    epochs: Epochs
+    grace_epochs: Epochs
     reduction_factor: Annotated[int, Field(ge=2)]
 
 

@@ -15,6 +15,7 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
 )
 
+from psvit_ray.arch.shown import shown
 from psvit_ray.runtime.mailbox import SAVE, SAVED, Mailbox
 
 WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
@@ -30,13 +31,13 @@ class Workers(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """From `N` or `MIN:MAX`. Raises ValueError for anything else."""
-        found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+        """From `N` or `MIN:MAX`, below 100,000. Raises ValueError for anything else."""
+        found = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
         fewest = int(found[1]) if found else 0
         most = int(found[2] or fewest) if found else 0
         if not 1 <= fewest <= most:
             raise ValueError(
-                f"workers must be a number or MIN:MAX, from 1 and in this order, got {text!r}"
+                f"workers must be a number or MIN:MAX, from 1 and in this order, got {shown(text)}"
             )
         return cls(fewest, most)
 

@@ -34,7 +34,7 @@ from psvit_ray.runtime.trial import TrialTask, train_trial
 from psvit_ray.runtime.worker import TOP1, WorkerTask
 from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
-from psvit_ray.training.config import Configuration, Number
+from psvit_ray.training.config import Configuration, Number, NumWorkers
 
 QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
@@ -99,7 +99,7 @@ class _Stop(tune.Stopper):
 class Trials(Value):
     """How trials share the cluster."""
 
-    workers_per_trial: Number = 1
+    workers_per_trial: NumWorkers = 1
     """Training workers of one configuration: 1 trains in the trial's own process, more are a Ray
     Train run."""
     max_concurrent: Number | None = None

@@ -7,10 +7,18 @@ import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 import optuna
 
-from psvit_ray.arch.cost import Limits, count_macs
+from psvit_ray.arch.cost import (
+    Limits,
+    count_macs,
+    embed_cost,
+    head_cost,
+    stage_cost,
+    total,
+)
 from psvit_ray.arch.space import Parameter, SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.search.config import Range, SearchConfig, Setting, with_settings
@@ -139,32 +147,46 @@ def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]
     while there is one left. Empty if every DeiT is over the limits."""
     if limits.max_macs is None:
         limits = Limits(max_macs=count_macs(largest(space)), max_params=limits.max_params)
-    found = sorted(
-        (spec for spec in _deits(space) if limits.allows(spec)), key=count_macs, reverse=True
-    )
-    chosen: list[ArchSpec] = []
+    found = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
+    chosen: list[_Deit] = []
     while found and len(chosen) < number:
-        taken = {spec.patch_size for spec in chosen}
-        other = [spec for spec in found if spec.patch_size not in taken]
+        taken = {deit.patch_size for deit in chosen}
+        other = [deit for deit in found if deit.patch_size not in taken]
         chosen.append((other or found)[0])
         found.remove(chosen[-1])
-    return chosen
+    return [_built(space.unpooled(), deit) for deit in chosen]
 
 
-def _deits(space: SearchSpace) -> Iterator[ArchSpec]:
+class _Deit(NamedTuple):
+    macs: int
+    patch_size: int
+    depth: int
+    embed_dim: int
+    mlp_ratio: float
+
+
+def _deits(space: SearchSpace, limits: Limits) -> Iterator[_Deit]:
+    """Those within limits, unbuilt: there may be many."""
     deit = space.unpooled()
     (stage,) = deit.stages
+    for base, depth, dim, ratio in product(
+        deit.frames(), stage.depth, stage.embed_dim, stage.mlp_ratio
+    ):
+        layers = stage_cost(base, 0, dim, round(dim * ratio), depth, depth)
+        cost = total((embed_cost(base, dim), layers, head_cost(base, dim)))
+        if limits.allows_cost(cost):
+            yield _Deit(cost.macs, base.patch_size, depth, dim, ratio)
+
+
+def _built(unpooled: SearchSpace, deit: _Deit) -> ArchSpec:
+    (stage,) = unpooled.stages
+    _, patch_size, depth, embed_dim, mlp_ratio = deit
     # Heads cost no MACs, so one size will do: DeiT's has 64 channels.
     head_dim = min(stage.head_dim, key=lambda dim: abs(dim - DEIT_HEAD_DIM))
-    for patch_size, depth, embed_dim, mlp_ratio in product(
-        deit.patch_size, stage.depth, stage.embed_dim, stage.mlp_ratio
-    ):
-        widths = {"depth": depth, "embed_dim": embed_dim, "mlp_ratio": mlp_ratio}
-        shared = {f"share{layer}": 0 for layer in range(2, depth + 1)}
-        params = {"head_dim": head_dim, **widths, **shared}
-        yield deit.decode(
-            {"patch_size": patch_size, **{f"stage1.{name}": v for name, v in params.items()}}
-        )
+    widths = {"head_dim": head_dim, "depth": depth, "embed_dim": embed_dim, "mlp_ratio": mlp_ratio}
+    shared = {f"share{layer}": 0 for layer in range(2, depth + 1)}
+    params = {f"stage1.{name}": value for name, value in (widths | shared).items()}
+    return unpooled.decode({"patch_size": patch_size, **params})
 
 
 def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list[ArchSpec]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import random
@@ -21,9 +20,17 @@ from pydantic import (
 )
 
 from psvit_ray.arch.cost import Limits, count_macs, count_params
+from psvit_ray.arch.shown import nearest, shown
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.training.config import Number, NumberOrZero, TrainConfig
+from psvit_ray.training.config import (
+    Epochs,
+    NumberOrZero,
+    Positive,
+    Runs,
+    Seed,
+    TrainConfig,
+)
 
 Setting = bool | int | float | str
 """A value of a `TrainConfig` field."""
@@ -83,23 +90,23 @@ class SearchConfig(Value):
     overrides: Annotated[dict[str, Override], tyro.conf.Suppress] = Field(default_factory=dict)
     """Fields of `TrainConfig` that are searched beside the architecture."""
 
-    num_trials: Number = 16
+    num_trials: Runs = 16
     """Configurations in all, DeiT among them."""
-    max_hours: Annotated[float, Field(gt=0)] | None = None
+    max_hours: Positive | None = None
     """End the search after this time; `--resume` goes on with it."""
-    max_gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    max_gpu_hours: Positive | None = None
     """End the search when its configurations have had GPUs for so long, over all resumes."""
-    max_gmacs: Annotated[float, Field(gt=0)] | None = None
+    max_gmacs: Positive | None = None
     """Most billion multiply-accumulates of a forward pass of one image."""
-    max_params_m: Annotated[float, Field(gt=0)] | None = None
+    max_params_m: Positive | None = None
     """Most million parameters."""
     baselines: NumberOrZero = 2
     """How many of the configurations are DeiTs of the same budget."""
-    grace_epochs: Number = 4
+    grace_epochs: Epochs = 4
     """Epochs that every configuration gets before it may be stopped early."""
     reduction_factor: NumberOrZero = 3
     """One in so many goes on at each look (ASHA); 0 stops nothing early."""
-    search_seed: NumberOrZero = 0
+    search_seed: Seed = 0
     """Of the proposals."""
 
     @field_validator("overrides")
@@ -165,8 +172,8 @@ def with_settings(train: TrainConfig, settings: Mapping[str, Setting]) -> TrainC
 def _checked(name: str, override: Override) -> Override:
     """Values as their field has them: 0 is 0.0 where the field is a float."""
     if name not in TrainConfig.model_fields:
-        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1, cutoff=0.0)
-        raise ValueError(f"overrides: unknown field {name!r}; nearest is {near[0]!r}")
+        near = nearest(name, TrainConfig.model_fields)
+        raise ValueError(f"overrides: unknown field {shown(name)}; nearest is {near!r}")
     if name in NOT_SEARCHED:
         raise ValueError(
             f"overrides: {name!r} cannot be searched, as it says on what, how long or how fast is "
@@ -187,10 +194,12 @@ def _checked(name: str, override: Override) -> Override:
             valid.append(checker.validate_python(value))
         except ValidationError as error:
             said = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise ValueError(f"overrides: {name!r} {said}, got {value!r}") from None
+            raise ValueError(f"overrides: {name!r} {said}, got {shown(value)}") from None
     if not isinstance(override, Range):
         if not valid or len(set(valid)) < len(valid):
-            raise ValueError(f"overrides: {name!r} must be distinct choices, got {list(values)}")
+            raise ValueError(
+                f"overrides: {name!r} must be distinct choices, got {shown(list(values))}"
+            )
         return tuple(valid)
     return override
 

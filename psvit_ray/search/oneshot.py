@@ -22,11 +22,15 @@ from psvit_ray.search.evolution import Budget, Evolution, Sampler
 from psvit_ray.search.record import Kind
 from psvit_ray.search.scores import Score, ranked
 from psvit_ray.training.config import (
+    BatchSize,
     Configuration,
-    Number,
+    Epochs,
     NumberOrZero,
+    NumWorkers,
     Paths,
     Positive,
+    Repeats,
+    Runs,
     SupernetConfig,
     TrainConfig,
 )
@@ -39,14 +43,14 @@ COARSE = 1.0  # points of standard error from which on a hold-out is said to be 
 class OneshotConfig(Value):
     """A one-shot search, with `--strategy oneshot`."""
 
-    supernet_epochs: Number = 100
+    supernet_epochs: Epochs = 100
     """Epochs of the supernet; what else its training is stands with the recipe's."""
-    supernet_workers: Number = 1
+    supernet_workers: NumWorkers = 1
     """Workers that train it."""
     paths: Paths = Paths()
-    candidates: Number = 1000
+    candidates: Runs = 1000
     """Specs that are scored with its weights."""
-    population: Annotated[int, Field(ge=2)] = 50
+    population: Annotated[Runs, Field(ge=2)] = 50
     """Specs of a generation."""
     sampler: Sampler = "nsga2"
     """How candidates are chosen: evolution, or chance alone as its control."""
@@ -54,14 +58,14 @@ class OneshotConfig(Value):
     """What evolution keeps low beside top-1 up."""
     max_latency_ms: Positive | None = None
     """Most milliseconds of a forward pass of `latency_batch_size` images, as a table predicts."""
-    latency_batch_size: Number = 1
+    latency_batch_size: BatchSize = 1
     """Images whose time is taken together."""
     latency_table: str = ""
     """Table that jobs/latency.py wrote for the space; by default one is measured first, on a
     worker's device."""
-    finalists: Number = 3
+    finalists: Repeats = 3
     """Best candidates that are then trained from scratch, with the DeiT of equal cost."""
-    finalist_seeds: Number = 3
+    finalist_seeds: Repeats = 3
     """Trainings of each."""
     finetune_epochs: NumberOrZero | None = None
     """Epochs of the finalists' trainings that start from the supernet's weights; by default as many

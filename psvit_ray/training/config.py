@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import os
 from typing import Annotated, Literal, Self
 
 import tyro
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
-from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.arch.spec import MOST_PIXELS, ArchSpec, Finite, Value
 from psvit_ray.data.images import BACKGROUND, Colour, Decoder
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.secrets import without_secrets
@@ -20,12 +20,31 @@ from psvit_ray.data.storage import Folder
 from psvit_ray.data.tones import parsed, shown
 from psvit_ray.data.transforms import Augmentation, Probability
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveFraction = Annotated[float, Field(gt=0, le=1)]
-Number = Annotated[int, Field(ge=1)]
-NumberOrZero = Annotated[int, Field(ge=0)]
+LARGEST = 1_000_000_000
+"""Of anything that is counted or measured: more is a slip, and would overflow a clock or a
+generator somewhere below."""
+Positive = Annotated[Finite, Field(gt=0, le=LARGEST)]
+NonNegative = Annotated[Finite, Field(ge=0, le=LARGEST)]
+Fraction = Annotated[Finite, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[Finite, Field(gt=0, le=1)]
+Number = Annotated[int, Field(ge=1, le=LARGEST)]
+NumberOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What every generator takes (torch's has 64 bits)."""
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A thousand times those of the longest published trainings."""
+BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
+"""LAMB's authors trained with 65,536."""
+Processes = Annotated[int, Field(ge=1, le=1_024)]
+ProcessesOrZero = Annotated[int, Field(ge=0, le=1_024)]
+"""Processes or threads of one host: all are started at once."""
+NumWorkers = Annotated[int, Field(ge=1, le=100_000)]
+"""Of a cluster."""
+PixelsOrZero = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
+Runs = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Configurations of a search, each of which is a record, a folder and a run in MLflow."""
+Repeats = Annotated[int, Field(ge=1, le=1_000)]
+"""Of each configuration or image: they are listed before the first begins."""
 
 
 class TrainConfig(Augmentation, DataLayout):
@@ -33,7 +52,7 @@ class TrainConfig(Augmentation, DataLayout):
 
     data: str = "digits"
     """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
     """Part of the training images cut off as hold-out where the data has none of its own; searches
     rank on it."""
     val_as_test: bool = False
@@ -41,12 +60,12 @@ class TrainConfig(Augmentation, DataLayout):
     hold-out from the training images."""
     data_fraction: PositiveFraction = 1.0
     """Part of the remaining training images that is used: below 1, a cheap proxy."""
-    img_size: NumberOrZero = 0
+    img_size: PixelsOrZero = 0
     """Side of the images trained on, in pixels; 0 is the architecture's. Below it, a cheap proxy:
     costs are reported for the architecture as it stands."""
-    split_seed: NumberOrZero = 0
+    split_seed: Seed = 0
     """Of the hold-out and of `data_fraction`."""
-    seed: NumberOrZero = 0
+    seed: Seed = 0
     """Of weights, order and augmentation."""
 
     init: str = ""
@@ -54,9 +73,9 @@ class TrainConfig(Augmentation, DataLayout):
     init_checkpoint: str = ""
     """File with the weights of `init`'s timm:NAME, instead of those that timm fetches."""
 
-    epochs: Number = 20
+    epochs: Epochs = 20
     """Passes over the training images."""
-    batch_size: Number = 64
+    batch_size: BatchSize = 64
     """Images of one optimizer step, over all workers."""
     micro_batch_size: NumberOrZero = 0
     """Most images whose gradient a worker computes at once; a larger share of a step is
@@ -104,7 +123,7 @@ class TrainConfig(Augmentation, DataLayout):
     drop_path: Fraction = 0.0
     """Stochastic depth of the last layer, growing linearly from 0."""
 
-    aug_repeats: Number = 1
+    aug_repeats: Repeats = 1
     """Repeated augmentation: an epoch has as many images, each so many times; in as many epochs
     every image has come so often."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -117,9 +136,9 @@ class TrainConfig(Augmentation, DataLayout):
     0:255). A picture with values outside is not used."""
     background: Colour = BACKGROUND
     """Colour that transparent pictures are put on, by name or as #rrggbb."""
-    mean: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    mean: Annotated[tuple[Probability, ...], tyro.conf.Suppress] = ()
     """Of each channel, in 0 to 1; by default the data's own, or ImageNet's."""
-    std: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    std: Annotated[tuple[Positive, ...], tyro.conf.Suppress] = ()
     """Standard deviation of each channel; by default as `mean`."""
 
     teacher: str = ""
@@ -141,7 +160,7 @@ class TrainConfig(Augmentation, DataLayout):
     """Recompute activations in the backward pass, to save memory."""
     grad_compression: Literal["none", "bf16"] = "none"
     """How gradients travel between workers: bf16 sends half the bytes, rounded."""
-    num_loaders: NumberOrZero = 0
+    num_loaders: ProcessesOrZero = 0
     """DataLoader processes of each worker; 0 loads in the worker itself."""
     decoder: Decoder = "pil"
     """What decodes images."""
@@ -174,7 +193,7 @@ class TrainConfig(Augmentation, DataLayout):
         if not where or where.startswith("timm:"):
             return where
         *kind, path = where.split(":", 2) if where.startswith("torchvision") else [where]
-        is_path = "/" in path or Path(path).exists()
+        is_path = "/" in path or os.path.exists(path)  # Path.exists raises where a name is too long
         return ":".join([*kind, Folder.at(path).uri]) if is_path else where
 
     @field_validator("tone_range")
@@ -216,7 +235,7 @@ class Paths(Value):
     paths: Literal["sandwich", "single"] = "sandwich"
     """Of a supernet's step: the largest, the smallest and some drawn (Yu & Huang, arXiv
     1903.05134), or one drawn."""
-    drawn_paths: Number = 2
+    drawn_paths: Repeats = 2
     """How many of a sandwich are drawn."""
     inplace_distillation: bool = False
     """In a sandwich, all but the largest learn from its answer instead of the labels. In a short
