@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -84,11 +85,16 @@ def leave(code: int) -> NoReturn:
 
 def _is_read() -> bool:
     """Whether standard output takes what was printed."""
+    if sys.stdout is None:
+        return True
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
         return False
+    with contextlib.suppress(OSError):  # no file at all, as under a test
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)
+        return not any(event & select.POLLERR for _, event in pipe.poll(0))
     return True
 
 

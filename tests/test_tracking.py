@@ -500,6 +500,14 @@ def test_an_address_that_is_none_is_refused(uri: str, reason: str) -> None:
         check(uri)
 
 
+def test_a_deleted_experiment_is_restored(experiment: Experiment) -> None:
+    client = MlflowClient(experiment.tracking_uri)
+    client.delete_experiment(client.create_experiment(experiment.name))
+    written(experiment, record(0, (50.0,), "completed"))
+    parent, (child,) = runs(experiment)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
 def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:
     uri = of(None, Folder(str(tmp_path)))
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"

@@ -22,6 +22,8 @@ from psvit_ray.runtime.host_checks import why_not_read
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
 ANSWER_S = 180.0  # of a host that must fetch the job's files first
+ADDRESS_S = 20.0  # for a host to take a connection, and as long again for its first bytes
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 # A short run on one machine would else wait for checks made for long runs on many.
 LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -75,9 +77,32 @@ def join(*, verbose: bool = False) -> None:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address:
+        check_answers(address)
         ray.init(address, **logs)
     else:
         start(**logs)
+
+
+def check_answers(address: str) -> None:
+    """Raises ValueError where nothing at RAY_ADDRESS speaks gRPC: `ray.init` would wait for
+    minutes, or end the process. `auto`, `local` and addresses with TLS are left to Ray."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_S) as server:
+            server.sendall(HTTP2_HELLO)
+            answer = server.recv(9)  # the head of a frame, of which gRPC's first has the type 4
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    else:
+        if answer[3:4] == b"\x04":
+            return
+        reason = "what listens there is no Ray"
+    raise ValueError(
+        f"RAY_ADDRESS must be that of a running cluster, got {address}: {reason}; unset it to "
+        "start Ray on this machine"
+    )
 
 
 def start(**options: Any) -> None:

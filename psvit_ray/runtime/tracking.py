@@ -188,6 +188,8 @@ class Tracker:
         if self._parent_id:
             return
         found = self._client.get_experiment_by_name(self._experiment.name)
+        if found and found.lifecycle_stage == "deleted":  # in the UI: else no run could be opened
+            self._client.restore_experiment(found.experiment_id)
         self._experiment_id = (
             found.experiment_id
             if found
