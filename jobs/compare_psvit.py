@@ -5,13 +5,16 @@
 
 The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
 than it or, where a budget is given, each is the best within it. Both train from scratch with the
-settings that they were found with.
+settings that they were found with, on the images that the search had: what was added since then is
+left out.
 """
 
 from __future__ import annotations
 
 from psvit_ray import cli
 from psvit_ray.arch.spec import Value
+from psvit_ray.data import sources, split_file
+from psvit_ray.data.sources import Source
 from psvit_ray.data.storage import Folder
 from psvit_ray.report import comparison
 from psvit_ray.runtime.launch import Launch, records_of
@@ -47,9 +50,11 @@ def work(job: CompareJob) -> int:
         name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
         for name, found in pair.items()
     }
-    source = load_source(pair["DeiT"].configuration)
+    source, notes = source_for(pair["DeiT"].configuration, storage / job.search)
     if source.test is None:
         raise ValueError("search must be on data with test images; a test split is needed")
+    if notes:
+        print("\n".join(notes))
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
     with each_trained(
         job.launch,
@@ -61,6 +66,21 @@ def work(job: CompareJob) -> int:
     ) as (session, outcome):
         print(comparison.write(configurations, outcome.records, session.folder))
     return outcome.exit_code
+
+
+def source_for(configuration: Configuration, search: Folder) -> tuple[Source, list[str]]:
+    """The data, split as in the search: where images were added to it since, they are left out. And
+    what a user should be told of that."""
+    known = split_file.read(search)
+    source = load_source(configuration)
+    if known is None or source.images is None or known.digest == source.digest:
+        return source, []
+    notes = sources.left_out(known, source.images)
+    source = load_source(configuration, known)
+    if not len(source.holdout):
+        raise ValueError(f"data must have images that {search} held out: {notes[0]}")
+    held = f"{len(source.holdout):,} of {len(known.indices('holdout')):,}"
+    return source, [f"hold-out: {held} images that the search held out", *notes]
 
 
 def seeded(configuration: Configuration, seed: int) -> Configuration:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.data import split_file
 from psvit_ray.data.folder import FileTable
 from psvit_ray.data.output import new_file, new_folder
 from psvit_ray.data.storage import Folder
@@ -40,6 +41,7 @@ from psvit_ray.training.engine import load_source
 from psvit_ray.training.engine import run as train
 from psvit_ray.training.export_config import Facts
 from psvit_ray.training.scoring import Scored, top
+from psvit_ray.training.trained_split import DRAWN_ANEW
 from tests.drawn import drawn, drawn_folder
 from tests.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, object_store
 from tests.stored import as_rows, load, write_parquet
@@ -227,7 +229,8 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (report,) = train(configuration, load_source(configuration))
     checkpoint = report.checkpoint()
     folder = tmp_path_factory.mktemp("model")
-    export.write(folder, checkpoint, Facts.of(checkpoint, which="best"))
+    facts = Facts.of(checkpoint, which="best")
+    export.write(folder, checkpoint, facts, splits=load_source(configuration).images)
     return folder
 
 
@@ -359,6 +362,7 @@ def test_which_folders_are_splits_is_known_from_the_training_or_said(
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["training"]["data"] = str(tmp_path / "sets")
     config["training"]["settings"]["splits"] = splits
+    del config["sha256"][split_file.NAME]  # it is of other data
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert numbers(evaluated(run, tmp_path / "model", "sets", "known")) == numbers(found)
 
@@ -397,6 +401,64 @@ def test_without_split_the_most_honest_images_are_taken(
         ("3", "test", 12),
         (str(data), "holdout", len(load(data, holdout=0.2, split_seed=0).holdout)),
     ]
+
+
+def test_the_images_of_the_training_are_scored_though_others_came(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    """The data stands where it did when the model was trained; it is changed, and put back."""
+    then = evaluated(run, model, data, "then")
+    held = [row["path"] for row in rows(tmp_path / "then" / "hardest.csv")]
+    assert then["notes"] == [f"holdout: the {len(held)} images that training held out"]
+    kept = tmp_path / "kept"
+    shutil.copytree(data, kept)
+    try:
+        for path in sorted(data.glob("*/*.png")):
+            path.with_name(f"new-{path.name}").write_bytes(path.read_bytes() + b"0")
+        more = evaluated(run, model, data, "more")
+        added = "since the data was split, and left out: 60 images added, such as "
+        first = sorted(path.name for path in kept.iterdir())[0]
+        assert more["notes"] == [then["notes"][0], f"{added}'{first}/new-00000.png'"]
+        assert numbers(more) == numbers(then)
+
+        (data / held[0]).unlink()
+        (data / held[1]).write_bytes(b"another picture")
+        (data / held[2]).rename(data / Path(held[2]).parent / "renamed.png")
+        fewer = evaluated(run, model, data, "fewer")
+        number = len(held) - 3
+        said = f"holdout: {number} of the {len(held)} images that training held out"
+        assert fewer["notes"][0] == said
+        assert fewer["images"] == number
+        for words in ("1 image removed", "1 image renamed", "1 image changed"):
+            assert words in fewer["notes"][1]
+        trained = evaluated(run, model, data, "trained", "--split train")
+        assert trained["notes"][0] == (
+            f"train: the {60 - len(held)} images that the model was trained on"
+        )
+        for name in held[3:]:
+            (data / name).unlink()
+        none = run(f"evaluate --model {model} --data {data} --out none")
+        assert none.code == 2
+        assert f"got holdout: 0 of the {len(held)} images that training held out" in none.err
+    finally:
+        shutil.rmtree(data)
+        shutil.copytree(kept, data)
+
+
+def test_a_model_of_before_splits_were_kept_says_that_the_hold_out_is_drawn_anew(
+    run: Run, model: Path, data: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(model, older)
+    (older / split_file.NAME).unlink()
+    said = run(f"evaluate --model {older} --data {data} --out o")
+    assert said.code == 2
+    assert "model folder was changed: splits.parquet is missing in" in said.err
+    config = json.loads((older / "config.json").read_text())
+    del config["sha256"][split_file.NAME], config["training"]["data_digest"]
+    (older / "config.json").write_text(json.dumps(config))
+    assert evaluated(run, older, data, "o")["notes"] == [DRAWN_ANEW]
+    assert "notes" not in evaluated(run, older, data, "all", "--split all")
 
 
 def test_answers_keep_the_order_of_what_was_asked(

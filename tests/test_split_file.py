@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
-from psvit_ray.data import split_file
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data import sources, split_file
 from psvit_ray.data.folder import FileTable
 from psvit_ray.data.manifest import MANIFEST, Manifest, ShardFile, SplitManifest
 from psvit_ray.data.sources import Source, check_unchanged
@@ -24,12 +26,24 @@ from psvit_ray.data.split_file import DataChanged, SplitFile
 from psvit_ray.data.splits import drawn, held_out
 from psvit_ray.data.storage import Folder
 from psvit_ray.data.tables import ArrayTable, ImageTable
+from psvit_ray.runtime.cluster import WorkerResources
+from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.fence import Fence
+from psvit_ray.runtime.launch import Launch, opened, read_description
+from psvit_ray.runtime.ray_train import CHECKPOINTS, train
 from psvit_ray.runtime.worker import WorkerTask
+from psvit_ray.search.record import RecordStore
+from psvit_ray.training import export
+from psvit_ray.training.checkpoint import last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source
+from psvit_ray.training.engine import run as run_here
+from tests.drawn import drawn_folder
 from tests.stored import load, write_parquet
+from tests.test_cli import Run, everything_under, job, parse, run
 from tests.test_training import SPEC
+
+__all__ = ["run"]  # fixtures
 
 Make = Callable[[Path], object]
 CLASSES = ("cat", "dog")
@@ -399,12 +413,12 @@ def test_a_checkpoint_goes_on_only_with_its_data() -> None:
     config = TrainConfig(epochs=2, warmup_epochs=0, batch_size=500)
     configuration = Configuration(spec=SPEC, train=config)
     source = load_source(configuration)
-    start = next(run(configuration, source)).checkpoint()
+    start = next(run_here(configuration, source)).checkpoint()
     assert start.facts.data_digest == source.digest
 
     def go_on(**facts: str) -> int:
         begun = replace(start, facts=start.facts.model_copy(update=facts))
-        return len(list(run(configuration, source, start=begun)))
+        return len(list(run_here(configuration, source, start=begun)))
 
     assert go_on() == 1
     assert go_on(data_digest="") == 1  # of a version that noted none: digits are cut as ever
@@ -450,3 +464,157 @@ def test_a_worker_takes_no_other_images_than_the_run_began_with(tmp_path: Path) 
     with pytest.raises(DataChanged) as caught:
         task.source()
     assert str(caught.value) == f"{BEGIN}1 image added, such as 'cat/new.png'{END}"
+
+
+def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> None:
+    data, search = files(tmp_path / "data", per_class=20), Folder(str(tmp_path / "search"))
+    train = TrainConfig(data=str(data), batch_size=2)
+    spec = SPEC.model_validate(SPEC.model_dump() | {"num_classes": 2})
+    configuration = Configuration(spec=spec, train=train)
+    begun = load_source(configuration)
+    assert begun.images
+    search.write(split_file.NAME, begun.images.to_bytes())
+    source_for = job("compare_psvit").source_for
+    same, notes = source_for(configuration, search)
+    assert (same.by_file, notes) == (False, [])
+
+    for number in range(20, 60):
+        write(data / "dog" / f"{number}.png", 100 + number)
+    source, notes = source_for(configuration, search)
+    number = len(begun.holdout)
+    assert notes == [
+        f"hold-out: {number} of {number} images that the search held out",
+        "since the data was split, and left out: 40 images added, such as 'dog/20.png'",
+    ]
+    assert (places(source.train), places(source.holdout)) == (
+        places(begun.train),
+        places(begun.holdout),
+    )
+    # Its workers do as it does.
+    folder = Folder(str(tmp_path / "comparison"))
+    folder.write(split_file.NAME, source.images.to_bytes())
+    fence = Fence(folder=folder.uri, owner="", number=0)
+    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "mailbox": "", "fence": fence}
+    task = WorkerTask(
+        configuration=configuration,
+        data_digest=source.digest,
+        splits=folder.uri,
+        split_by_file=source.by_file,
+        **some,
+    )
+    assert places(task.source().train) == places(begun.train)
+    write(data / "cat" / "late.png", 1)
+    with pytest.raises(DataChanged, match=r"1 image added, such as 'cat/late\.png'"):
+        task.source()
+
+
+# The job
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
+    """A folder with `data` and what a training of one epoch on it left in `out/a`."""
+    there = tmp_path_factory.mktemp("trained")
+    drawn_folder(there / "data", classes=2, per_class=20, size=32)
+    spec = SPEC.model_validate(
+        SPEC.model_dump() | {"img_size": 32, "patch_size": 8, "in_chans": 3, "num_classes": 2}
+    )
+    (there / "spec.json").write_text(spec.model_dump_json())
+    assert job("train_psvit").work(parse(line(there))) == 0
+    return there
+
+
+def line(there: Path, more: str = "") -> str:
+    return (
+        f"train_psvit --arch {there}/spec.json --data {there}/data --epochs 1 --warmup-epochs 0 "
+        f"--batch-size 8 --storage {there}/out --name a {more}"
+    )
+
+
+def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: Path) -> None:
+    source = sources.load(str(trained / "data"), holdout=0.2, split_seed=0)
+    folder = Folder(str(trained / "out" / "a"))
+    kept = split_file.read(folder)
+    assert kept
+    assert kept.digest == source.digest
+    description = read_description(folder)
+    assert description
+    assert description.data_digest == source.digest
+    (record,) = RecordStore(folder).all()
+    assert (record.status, record.data_digest) == ("completed", source.digest)
+    assert last_checkpoint(folder / CHECKPOINTS).facts.data_digest == source.digest
+
+    assert job("export").work(parse(f"export --run {folder} --out {tmp_path}/model")) == 0
+    exported = export.load(tmp_path / "model")
+    assert exported.config.training.data_digest == source.digest
+    copy = export.read_splits(tmp_path / "model", exported)
+    assert copy
+    assert copy.images.equals(kept.images)
+
+    client = MlflowClient(f"sqlite:///{trained}/out/mlflow.db")
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(ids)
+    assert sorted(each.data.tags["psvit.role"] for each in runs) == ["configuration", "search"]
+    for each in runs:
+        assert each.data.tags["psvit.data_digest"] == source.digest
+        (given,) = each.inputs.dataset_inputs
+        assert given.dataset.digest == source.digest
+        assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}
+
+
+def renamed(path: Path) -> None:
+    path.rename(path.with_name("renamed.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: write(path.with_name("new.png"), 5), "1 image added, such as 'NEW'"),
+        (Path.unlink, "1 image removed, such as 'OLD'"),
+        (renamed, "1 image renamed, such as 'OLD' to 'RENAMED'"),
+        (lambda path: write(path, 5), "1 image changed, such as 'OLD', of BYTES bytes, now 5"),
+    ],
+)
+def test_a_resume_on_other_images_is_refused_before_anything_is_written(
+    trained: Path, run: Run, tmp_path: Path, change: Make, said: str
+) -> None:
+    shutil.copytree(trained / "out", tmp_path / "out")
+    path = sorted((trained / "data").glob("*/*.png"))[3]
+    content, before = path.read_bytes(), everything_under(trained / "out")
+    change(path)
+    try:
+        refused = run(line(trained, "--resume"))
+    finally:
+        for other in path.parent.glob("[nr]e*.png"):
+            other.unlink()
+        path.write_bytes(content)
+    old = f"{path.parent.name}/{path.name}"
+    said = said.replace("NEW", f"{path.parent.name}/new.png").replace("OLD", old)
+    said = said.replace("RENAMED", f"{path.parent.name}/renamed.png")
+    said = said.replace("BYTES", f"{len(content):,}")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"error: {BEGIN}{said}{END}\n"
+    assert everything_under(trained / "out") == before
+
+
+def test_a_run_whose_images_change_under_it_fails_with_what_changed(
+    trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    config = TrainConfig(data=str(tmp_path / "data"), epochs=1, warmup_epochs=0, batch_size=8)
+    spec = ArchSpec.model_validate_json((trained / "spec.json").read_text())
+    configuration = Configuration(spec=spec, train=config)
+    with opened(
+        Launch(storage=str(tmp_path / "out"), name="a"),
+        default_name="unused",
+        identity={},
+        source=load_source(configuration),
+        num_workers=1,
+        resources=WorkerResources(),
+    ) as session:
+        first = sorted((tmp_path / "data").glob("*/*.png"))[0]
+        first.unlink()
+        done = train(session, configuration, workers=Workers(1, 1), resources_per_worker={"CPU": 1})
+    place = f"{first.parent.name}/{first.name}"
+    assert done.record.status == "failed"
+    assert done.record.reason == (f"DataChanged: {BEGIN}1 image removed, such as '{place}'{END}")

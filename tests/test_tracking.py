@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import os
@@ -562,3 +563,25 @@ def test_a_file_is_no_store_for_several_hosts() -> None:
     check_shared("http://mlflow:5000", num_hosts=2)
     with pytest.raises(ValueError, match="tracking_uri must be a tracking server's on a cluster"):
         check_shared("sqlite:////shared/mlflow.db", num_hosts=2)
+
+
+def test_the_data_of_a_search_is_a_dataset_of_each_run_once(experiment: Experiment) -> None:
+    """Also where the store did not take it when the run was opened."""
+    bare = record(0, (50.0,))
+    written(experiment, bare)
+    digest = "0123456789abcdef0123456789abcdef"
+    noted = experiment.model_copy(update={"data": "s3://bucket/flowers", "data_digest": digest})
+    for _ in range(2):
+        written(noted, bare, record(1, (60.0,)))
+    parent, children = runs(noted)
+    assert len(children) == 2
+    for each in (parent, *children):
+        assert each.data.tags["psvit.data_digest"] == digest
+        (given,) = each.inputs.dataset_inputs
+        dataset = given.dataset
+        assert (dataset.name, dataset.digest) == ("s3://bucket/flowers", digest)
+        assert (dataset.source_type, json.loads(dataset.source)) == (
+            "s3",
+            {"uri": "s3://bucket/flowers"},
+        )
+        assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]

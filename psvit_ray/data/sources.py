@@ -64,6 +64,8 @@ class Source:
     """Whether training images are held out, or left out, by a hash of their places."""
     tones: Tones = USUAL
     """How pictures of more than 8 bits are read."""
+    by_file: bool = False
+    """Whether the images are split as a file of splits says, and not by settings."""
 
     @property
     def digest(self) -> str:
@@ -86,9 +88,11 @@ def load(
     val_as_test: bool = False,
     tone_range: str = "",
     background: str = BACKGROUND,
+    known: SplitFile | None = None,
 ) -> Source:
-    """The source that `data` and `layout` name (see `read`), divided (see `divided`), and how its
-    pictures are read (see `survey`): `tone_range`, as LOW:HIGH, overrides what a sample shows.
+    """The source that `data` and `layout` name (see `read`), divided (see `divided`) or, where it
+    is `known` how it was split, as it was then (see `divided_as`); and how its pictures are read
+    (see `survey`): `tone_range`, as LOW:HIGH, overrides what a sample shows.
 
     Raises ValueError for data that cannot be used.
     """
@@ -101,9 +105,16 @@ def load(
         parsed(tone_range) if tone_range else None,
         background,
     )
-    source = divided(
-        splits, holdout=holdout, split_seed=split_seed, fraction=fraction, val_as_test=val_as_test
-    )
+    if known:
+        source = divided_as(splits, known)
+    else:
+        source = divided(
+            splits,
+            holdout=holdout,
+            split_seed=split_seed,
+            fraction=fraction,
+            val_as_test=val_as_test,
+        )
     return replace(source, tones=tones, notes=(*source.notes, *notes))
 
 
@@ -169,10 +180,15 @@ def divided_as(splits: Splits, known: SplitFile) -> Source:
     split = np.full(len(now), UNUSED)
     where, same = unchanged(known, now)
     split[where[same]] = split_numbers(known)[same]
-    notes = list(splits.notes)
-    if now.digest != known.digest:
-        notes.append(f"since the data was split, and left out: {'; '.join(changes(known, now))}")
-    return _source(splits, split, notes)
+    notes = [*splits.notes, *left_out(known, now)]
+    return replace(_source(splits, split, notes), by_file=True)
+
+
+def left_out(known: SplitFile, now: SplitFile) -> list[str]:
+    """What to say of images that are not as they were when the data was split."""
+    if now.digest == known.digest:
+        return []
+    return [f"since the data was split, and left out: {'; '.join(changes(known, now))}"]
 
 
 def check_unchanged(source: Source, digest: str, known: SplitFile | None = None) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -73,6 +73,8 @@ class Session:
     """Names the images that all under this name are of."""
     splits: Folder
     """Where their file of splits is."""
+    split_by_file: bool
+    """Whether a worker takes the split from there, and not from its settings."""
     experiment: tracking.Experiment
 
 
@@ -133,6 +135,7 @@ def opened(
             fence=fence,
             data_digest=source.digest,
             splits=folder,
+            split_by_file=source.by_file,
             experiment=tracking.Experiment(
                 tracking_uri=uri,
                 name=tracking.experiment_name(source.name),
@@ -191,12 +194,14 @@ def check_resume(
     resume: Resume,
     folder: Folder,
     name: str,
-    description: Description | None,
+    description: Description | Mapping[str, Any] | None,
     identity: dict[str, Any],
     source: Source | None = None,
 ) -> None:
-    """Raises ValueError if the name is, or is not, there against what was asked for, or is of other
-    data than `source`."""
+    """`description` is that of the name, or its fields. Raises ValueError if the name is, or is
+    not, there against what was asked for, or is of other data than `source`."""
+    if isinstance(description, Mapping):
+        description = Description.model_construct(**description)
     if description is None:
         if resume == "must":
             known = _known(files.parent(folder)[0])

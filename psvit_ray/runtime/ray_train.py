@@ -135,6 +135,7 @@ def train(
         patience_s=patience_s,
         data_digest=session.data_digest,
         splits=session.splits.uri,
+        split_by_file=session.split_by_file,
     )
 
     with tempfile.TemporaryDirectory() as scratch, listening(deadline) as heard:

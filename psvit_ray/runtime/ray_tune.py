@@ -134,6 +134,7 @@ class _Tasks:
     fence: Fence
     data_digest: str
     splits: Folder
+    split_by_file: bool
     trials: Trials
     resources: dict[str, float]
     mailbox: str
@@ -150,6 +151,7 @@ class _Tasks:
                 test=self.test,
                 data_digest=self.data_digest,
                 splits=self.splits.uri,
+                split_by_file=self.split_by_file,
             ),
             workers=self.trials.workers_per_trial,
             resources_per_worker=self.resources,
@@ -185,6 +187,7 @@ def run_trials(
         session.fence,
         session.data_digest,
         session.splits,
+        session.split_by_file,
         trials,
         resources,
         mailbox=uuid.uuid4().hex,

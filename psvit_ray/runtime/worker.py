@@ -59,13 +59,17 @@ class WorkerTask(Value):
     """Names the images that the run began with."""
     splits: str
     """Folder with the file of splits that names them."""
+    split_by_file: bool = False
+    """Take the split from that file, and not from the settings."""
 
     def source(self) -> Source:
         """The data. Raises ValueError where it cannot be used, DataChanged where its images are not
         those that the run began with."""
-        source = source_of(self.configuration.train)
+        folder = Folder(self.splits)
+        known = split_file.read(folder) if self.split_by_file else None
+        source = source_of(self.configuration.train, known)
         if source.digest != self.data_digest:
-            check_unchanged(source, self.data_digest, split_file.read(Folder(self.splits)))
+            check_unchanged(source, self.data_digest, split_file.read(folder))
         check_source(self.configuration, source)
         return source
 

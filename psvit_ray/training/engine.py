@@ -14,6 +14,7 @@ import torch
 
 from psvit_ray.data import sources
 from psvit_ray.data.sources import Source, check_unchanged
+from psvit_ray.data.split_file import SplitFile
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import Loaded
 from psvit_ray.training.checkpoint import Checkpoint
@@ -65,15 +66,17 @@ class Report:
         return values
 
 
-def load_source(configuration: Configuration) -> Source:
-    """The data of a configuration. Raises ValueError where its spec asks for other images."""
-    source = source_of(configuration.train)
+def load_source(configuration: Configuration, known: SplitFile | None = None) -> Source:
+    """The data of a configuration, as `source_of`. Raises ValueError where its spec asks for other
+    images."""
+    source = source_of(configuration.train, known)
     check_source(configuration, source)
     return source
 
 
-def source_of(train: TrainConfig) -> Source:
-    """Raises ValueError for data that cannot be used."""
+def source_of(train: TrainConfig, known: SplitFile | None = None) -> Source:
+    """The data, split as the settings say or, where `known` is given, as it is there. Raises
+    ValueError for data that cannot be used."""
     return sources.load(
         train.data,
         train,
@@ -83,6 +86,7 @@ def source_of(train: TrainConfig) -> Source:
         val_as_test=train.val_as_test,
         tone_range=train.tone_range,
         background=train.background,
+        known=known,
     )
 
 

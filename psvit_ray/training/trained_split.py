@@ -54,7 +54,8 @@ class TrainedData:
         """
         if self.known:
             source = sources.divided_as(self.stored, self.known)
-            return source, list(source.notes[len(self.stored.notes) :])
+            assert source.images
+            return source, sources.left_out(self.known, source.images)
         settings = self.exported.config.training.settings
         source = sources.divided(
             self.stored,
