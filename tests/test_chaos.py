@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
 import random
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -351,3 +354,81 @@ def test_a_stopped_ray_job_leaves_a_checkpoint_and_says_so(tmp_path: Path) -> No
     last = newest(run_folder / CHECKPOINTS)
     assert (str(last.step), last.name) == (told[1], told[2])
     assert last.epoch >= before
+
+
+class PoweredDisk:
+    """An ext4 of its own, whose power can be cut: it is shut down by the kernel as xfstests do
+    (EXT4_IOC_SHUTDOWN without flushing the journal), so that nothing stays but what was synced. It
+    is mounted so as to lose all that it may: no commits by time, no data written at a rename."""
+
+    SHUTDOWN, WITHOUT_FLUSH = 0x8004587D, 2
+    OPTIONS = "loop,noauto_da_alloc,data=writeback,commit=3600"
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self._folder, self._cuts = folder / "disk", folder, 0
+        self.path.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(256 << 20)
+        subprocess.run(["mkfs.ext4", "-q", self._image], check=True)
+        self._mount()
+
+    @property
+    def _image(self) -> Path:
+        return self._folder / f"image{self._cuts}"
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", self.OPTIONS, self._image, self.path], check=True)
+
+    def cut(self) -> None:
+        file = os.open(self.path, os.O_RDONLY)
+        fcntl.ioctl(file, self.SHUTDOWN, struct.pack("i", self.WITHOUT_FLUSH))
+        os.close(file)
+
+    def restore(self) -> None:
+        """Mounts what is on the disk, after the processes that used it are gone."""
+        before = self._image
+        self._cuts += 1
+        shutil.copyfile(before, self._image)  # the old one may still be held open by somebody
+        self.close()
+        self._mount()
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("mkfs.ext4"), reason="mounts a file system, as root"
+)
+def test_after_power_cuts_at_random_moments_a_training_is_the_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    random.seed(13)
+    disk = PoweredDisk(tmp_path)
+    try:
+        run_folder, uri = disk.path / "out" / "a", f"sqlite:///{disk.path}/mlflow.db"
+        flags = ["--batch-size", "24", "--checkpoint-steps", "1", "--resume", "auto"]
+        for _ in range(5):
+            before = steps_saved(run_folder)
+            job = train_job(disk.path, uri, *flags)
+            until(lambda before=before: steps_saved(run_folder) > before + 1, PATIENCE_S)  # type: ignore[misc]
+            time.sleep(random.uniform(0, 0.5))
+            found = sorted((run_folder / CHECKPOINTS).glob("step-*"))
+            # The writing of a checkpoint begins when the one before it is saved.
+            saved = int(found[-2].name.split("-")[1])
+            points = len(curve_of(run_folder))
+            disk.cut()
+            job.kill()
+            job.communicate()
+            disk.restore()
+            assert newest(run_folder / CHECKPOINTS).step >= saved
+            assert len(curve_of(run_folder)) >= points - 1
+        job = train_job(disk.path, uri, *flags)
+        said = job.communicate(timeout=PATIENCE_S)[0]
+        assert job.returncode == 0, said
+        record = record_of(run_folder)
+        assert [point.epoch for point in record.curve] == [1, 2]
+        assert_told_once(uri, record)
+        alone = undisturbed_by(1, tmp_path / "group", record.configuration)
+        assert_same_state(newest(run_folder / CHECKPOINTS), alone)
+    finally:
+        disk.close()
