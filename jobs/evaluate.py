@@ -23,6 +23,7 @@ from psvit_ray.data import files
 from psvit_ray.data.images import Decoder, check_decoder
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.output import check_new_folder, new_folder
+from psvit_ray.data.printable import printable
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.splits import Splits, listed, numbers_in
 from psvit_ray.data.survey import survey
@@ -87,7 +88,7 @@ def work(job: EvaluateJob) -> int:
         **({"absent_classes": absent} if absent else {}),
     }
     for note in [*stored.notes, *notes]:
-        print(note)
+        print(printable(note))
     if absent:
         print(
             f"no image of class {listed(absent)}: scored on {len(counts) - len(absent):,} of "

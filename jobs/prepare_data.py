@@ -18,6 +18,7 @@ from psvit_ray import cli
 from psvit_ray.data import shards
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.manifest import MANIFEST, Manifest, faults, read_manifest
+from psvit_ray.data.printable import printable
 from psvit_ray.data.shard_file import ShardSettings
 from psvit_ray.data.sources import read
 from psvit_ray.data.storage import Folder
@@ -61,7 +62,7 @@ def work(job: PrepareJob) -> int:
     identity = shards.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)
     for note in [*splits.notes, *(f"{kind}: kept" for kind in survey(splits.train).kinds)]:
-        print(note)
+        print(printable(note))
     if manifest is None:
         cluster.join(verbose=job.verbose)
         cluster.check_shared(out, "out")

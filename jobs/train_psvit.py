@@ -18,6 +18,7 @@ from pydantic import field_validator
 from psvit_ray import cli
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.loader import advice
+from psvit_ray.data.printable import printable
 from psvit_ray.runtime.cluster import WorkerResources, off_without_gpus
 from psvit_ray.runtime.elastic import Workers
 from psvit_ray.runtime.launch import Launch, exit_code, opened
@@ -71,7 +72,7 @@ def work(job: TrainJob) -> int:
         said = [*source.notes, advice(source.train, job.train.shuffle_window)]
         said += [f"init: {loaded}"] if loaded else []
         said += [off_without_gpus(job.train, resources)]
-        print("\n".join(note for note in said if note))
+        print("\n".join(printable(note) for note in said if note))
         trained = train(
             session,
             configuration,

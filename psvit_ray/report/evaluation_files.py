@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psvit_ray.data import csv_file, quarantine
+from psvit_ray.data.printable import printable
 from psvit_ray.report.evaluation import Answers, hardest, metrics, per_class
 from psvit_ray.report.evaluation_picture import confusion_png, reliability_png
 
@@ -65,7 +66,9 @@ def summary(answers: Answers) -> str:
             "them"
         )
     recalls = [(row["recall"], row["class"]) for row in per_class(answers) if row["support"]]
-    worst = ", ".join(f"{name} {recall:.1f} %" for recall, name in sorted(recalls)[:MOST_NAMED])
+    worst = ", ".join(
+        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MOST_NAMED]
+    )
     return "\n".join([*lines, f"lowest recall: {worst}"])
 
 

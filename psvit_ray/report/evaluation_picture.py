@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from psvit_ray.data.printable import printable
 from psvit_ray.report.evaluation import (
     Answers,
     calibration_error,
@@ -128,4 +129,5 @@ def _mistakes(answers: Answers) -> str:
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -66,6 +66,7 @@ def png(figure: Figure) -> bytes:
     image = io.BytesIO()
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar in the name of a class
+        text.set_text(text.get_text().encode(errors="backslashreplace").decode())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in other scripts
         figure.savefig(image, format="png")

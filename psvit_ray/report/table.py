@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from psvit_ray.data import files
+from psvit_ray.data.printable import printable
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.unit import MacsUnit
@@ -91,17 +93,24 @@ def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Numbers to the right, text to the left."""
+    """Numbers to the right, text to the left; what a terminal would act on is written out."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     columns = list(zip(*lines, strict=True))
-    width = [max(len(cell) for cell in column) for column in columns]
+    width = [max(map(columns_of, column)) for column in columns]
     right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
     return "\n".join(
         "  ".join(
-            cell.rjust(n) if to_right else cell.ljust(n)
+            " " * (n - columns_of(cell)) + cell if to_right else cell + " " * (n - columns_of(cell))
             for cell, n, to_right in zip(line, width, right, strict=True)
         ).rstrip()
         for line in lines
     )
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes: two for a letter of East Asia."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
 
 def _is_number(cell: str) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import socket
 import uuid
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from psvit_ray.runtime.autoscaler import Resources, most_to_come
 from psvit_ray.runtime.host_checks import why_not_read
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
 
+MAX_SOCKET_BYTES = 107  # of the address of a Unix socket
 ANSWER_S = 180.0  # of a host that must fetch the job's files first
 ADDRESS_S = 20.0  # for a host to take a connection, and as long again for its first bytes
 HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -109,6 +114,8 @@ def start(**options: Any) -> None:
     """Starts Ray on this host. Its processes are told its address: the helper of Ray Train that
     gives back what a stopped trial held would else ask the Ray that was started last on this host,
     or that died here."""
+    check_socket_paths()
+    make_token_private()
     here = ray.util.get_node_ip_address()
     with socket.socket() as free:
         free.bind((here, 0))
@@ -120,6 +127,39 @@ def start(**options: Any) -> None:
     finally:
         for name in told:
             del os.environ[name]
+
+
+def check_socket_paths() -> None:
+    """Raises ValueError where Ray's folder for temporary files is too deep for its sockets."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid():07}"
+    longest = len(os.fsencode(os.path.join(folder, "ray", session, "sockets", "plasma_store.0")))
+    if longest > MAX_SOCKET_BYTES:
+        most = len(os.fsencode(folder)) - (longest - MAX_SOCKET_BYTES)
+        raise ValueError(
+            f"{name} must be at most {most} bytes long, as Ray puts sockets there, got {folder!r}; "
+            "set RAY_TMPDIR=/tmp"
+        )
+
+
+def make_token_private() -> None:
+    """Ray writes the token of the clusters that it starts so that all users of the host can read
+    it, and with it run what they like. One that only its owner can read is written before, and an
+    older one closed."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # of a home that cannot be written, Ray says so itself
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            path.chmod(0o600)
+            return
+        with os.fdopen(file, "w") as token:
+            token.write(secrets.token_hex(32))
 
 
 def most(count: Callable[[Resources], float]) -> float:
