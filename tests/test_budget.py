@@ -40,6 +40,7 @@ def test_a_search_ends_when_its_hours_are_over_and_goes_on_with_more(tmp_path: P
 class Spent:
     hours_in_training: float
     storage_fault: str = ""
+    lease_fault: str = ""
 
 
 @pytest.mark.parametrize(
