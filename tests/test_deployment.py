@@ -64,7 +64,7 @@ def deployed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Dep
     folder = tmp_path_factory.mktemp("deployed")
     data = drawn_folder(folder / "drawn", classes=10, splits={"train": 30, "test": 10})
     (folder / "spec.json").write_text(json.dumps(SPEC))
-    run, model = folder / "runs" / "a", folder / "model"
+    run, model = folder / "runs" / "a", folder / "a%20model"
     line = (
         f"train_psvit --arch {folder}/spec.json --data {data} --storage {folder}/runs --name a "
         "--epochs 8 --batch-size 16 --lr 0.002 --model-ema-decay 0.9"

@@ -121,7 +121,8 @@ def _save(exported: Exported, folder: Path, path: Path, model: Model) -> None:
         ),
         input_example=np.zeros((2, *shape), np.float32),  # of 1, the batch would always be 1
         pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        extra_files=[str(file) for file in sorted(folder.iterdir())],
+        # As URIs: in a plain path MLflow would decode what looks percent-encoded.
+        extra_files=[file.absolute().as_uri() for file in sorted(folder.iterdir())],
     )
     check_agreement(exported.model, mlflow.pytorch.load_model(str(path)), "the registered model")
 
