@@ -23,7 +23,7 @@ from ray.util.state import list_actors
 from torch import Tensor
 
 import psvit_ray
-from psvit_ray.data import sources
+from psvit_ray.data import sources, split_file
 from psvit_ray.data.storage import Folder
 from psvit_ray.runtime import scoring
 from psvit_ray.search.record import Record, RecordStore
@@ -175,7 +175,9 @@ def test_the_holdout_is_the_one_of_the_training(deployed: Deployed, tmp_path: Pa
     assert work(f"{line} --out {tmp_path}/e --batch-size 7") == 0
     found = json.loads((tmp_path / "e" / "metrics.json").read_text())
     last = deployed.record.curve[-1].metrics
-    assert found["images"] == 60
+    splits = split_file.read(Folder(str(deployed.run)))
+    assert splits is not None
+    assert found["images"] == len(splits.indices("holdout"))
     assert found["top1"] == pytest.approx(last["holdout/top1"])
     assert found["loss"] == pytest.approx(last["holdout/loss"], rel=1e-6)
 

@@ -312,7 +312,7 @@ def test_a_driver_whose_name_is_taken_over_ends_its_workers_and_writes_no_more(
 def test_a_loss_that_is_no_number_ends_all_workers_and_is_not_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    diverges = configured(lr=1e30, warmup_epochs=0, weight_decay=0, checkpoint_steps=1)
+    diverges = configured(lr=1e9, warmup_epochs=0, weight_decay=0, checkpoint_steps=1)
     record = in_ray_train(tmp_path, diverges, Workers(2, 2)).record
     assert record.status == "failed"
     assert record.reason.startswith("Diverged: train/loss is nan at step ")

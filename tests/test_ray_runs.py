@@ -191,7 +191,7 @@ def test_a_search_with_two_workers_a_trial_survives_a_kill_and_frees_what_it_sto
 
 
 def test_a_configuration_at_fault_is_a_result_and_others_go_on(tmp_path: Path) -> None:
-    diverges = configured(lr=1e30, warmup_epochs=0, weight_decay=0)
+    diverges = configured(lr=1e9, warmup_epochs=0, weight_decay=0)
     outcome = in_ray_tune(tmp_path, diverges, configured())
     failed, fine = outcome.records
     assert failed.status == "failed"

@@ -286,7 +286,7 @@ def test_a_step_far_above_the_others_ends_the_run() -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason() -> None:
     configuration = Configuration(
-        spec=SPEC, train=TrainConfig(epochs=2, warmup_epochs=0, lr=1e30, weight_decay=0)
+        spec=SPEC, train=TrainConfig(epochs=2, warmup_epochs=0, lr=1e9, weight_decay=0)
     )
     with pytest.raises(Diverged, match=r"train/loss is (nan|inf) at step \d+"):
         list(run(configuration, load_source(configuration)))
