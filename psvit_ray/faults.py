@@ -20,6 +20,7 @@ import traceback
 from typing import NoReturn
 
 from psvit_ray.arch.shown import shortened
+from psvit_ray.data.printable import printable
 from psvit_ray.data.secrets import without_secrets
 
 LONGEST_LINE = 4_000
@@ -68,7 +69,7 @@ def end(error: BaseException) -> NoReturn:
 
 def fail(code: int, message: str) -> NoReturn:
     """Exits with `code` after one line on standard error."""
-    line = shortened(" ".join(without_secrets(message).split()), LONGEST_LINE)
+    line = shortened(printable(" ".join(without_secrets(message).split())), LONGEST_LINE)
     with contextlib.suppress(OSError):
         print(f"error: {line}", file=sys.stderr)
     leave(code)

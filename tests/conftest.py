@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,3 +31,14 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     dead.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """256 MiB more than this process has: what takes all that there is raises MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + 256 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)

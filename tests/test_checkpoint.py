@@ -228,6 +228,7 @@ def edited(path: Path, **changes: Any) -> bytes:
         {"files": {"../state.pt": {"sha256": "0" * 64, "bytes": 1}}},
         {"files": {"state.pt": {"sha256": "0" * 64, "bytes": -1}}},
         {"files": {"state.pt": {"sha256": 3, "bytes": 1}}},
+        b"[" * 5_000,
         {"files": {"state.pt": {"bytes": 1}}},
     ],
     ids=repr,

@@ -384,6 +384,7 @@ def with_space(**fields: Any) -> dict[str, Any]:
     return changed(search={"space": DIGITS["search"]["space"] | fields})
 
 
+SEARCHED = ["lr", "min_lr", "drop", "attn_drop", "drop_path", "smoothing", "mixup", "cutmix"]
 ONE_PATCH = {"patch_size": [4], "num_stages": [3]}
 BAD_WIDTH = [{"depth": [1], "embed_dim": [20, 32], "head_dim": [16], "mlp_ratio": [2]}]
 
@@ -430,6 +431,39 @@ def test_a_wrong_recipe_is_one_line(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     assert refused("tune_psvit --recipe mine.yaml") == f"recipe 'mine.yaml'{said}"
+
+
+ENDLESS = 1_000_000_000
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        with_space(stages=[DIGITS["search"]["space"]["stages"][0] | {"depth": [1, ENDLESS]}]),
+        with_space(stages=[DIGITS["search"]["space"]["stages"][0] | {"embed_dim": [ENDLESS * 16]}]),
+        with_space(stages=[DIGITS["search"]["space"]["stages"][0] | {"mlp_ratio": [ENDLESS]}]),
+        with_space(stages=[DIGITS["search"]["space"]["stages"][0] | {"max_group": ENDLESS}]),
+        with_space(stages=DIGITS["search"]["space"]["stages"] * 20, num_stages=[60]),
+        with_space(img_size=ENDLESS, patch_size=[1]),
+        with_space(num_classes=ENDLESS),
+        with_space(in_chans=ENDLESS),
+        changed(search={"num_trials": ENDLESS * ENDLESS}),
+        {**DIGITS, "base": DIGITS["base"] | {"img_size": ENDLESS * 16}},
+        changed(train={"batch_size": ENDLESS}),
+        changed(search={"overrides": {name: [0.1, 0.2, 0.3, 0.4] for name in SEARCHED}}),
+    ],
+    ids=lambda recipe: str(recipe["search"])[-80:],
+)
+def test_a_small_recipe_of_a_thing_without_end_is_refused_before_it_is_made(
+    refused: Refused, tmp_path: Path, recipe: Any
+) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    job_ = "train_psvit" if recipe["base"] != DIGITS["base"] else "tune_psvit"
+    found = refused(f"{job_} --recipe mine.yaml")
+    assert found.startswith("recipe 'mine.yaml': ")
+    assert " must " in found
+    assert len(found) < 500
 
 
 @pytest.mark.parametrize(
@@ -655,6 +689,18 @@ BEST = {"spec": DIGITS["base"], "train": {"epochs": 7, "lr": 0.005}}
             "arch 'spec.json' must be a spec: Invalid JSON: EOF while parsing an object at line 1 "
             "column 1",
         ),
+        (
+            "spec.json",
+            "[" * 5_000,
+            "arch 'spec.json' must be a spec: Invalid JSON: recursion limit exceeded at line 1 "
+            "column 202",
+        ),
+        (
+            "best.yaml",
+            "[" * 5_000,
+            "arch 'best.yaml' is not YAML at line 1: there are more than 20 nested lists and "
+            "mappings",
+        ),
     ],
 )
 def test_a_wrong_architecture_is_one_line(
@@ -854,6 +900,16 @@ def test_an_error_of_many_lines_is_one_line(run: Run) -> None:
         raise ValueError("first\n  second")
 
     assert run("tune_psvit", work) == (2, "", "error: first second\n")
+
+
+def test_an_error_cannot_act_on_the_terminal(run: Run) -> None:
+    def work(_: Any) -> int:
+        raise ValueError("\x1b[31m \x07 \x9b \u202e \udcff é 中")
+
+    assert run("tune_psvit", work) == (
+        *(2, ""),
+        "error: \\x1b[31m \\x07 \\x9b \\u202e \\udcff é 中\n",
+    )
 
 
 @pytest.mark.parametrize("code", [0, 1, 130, 143])

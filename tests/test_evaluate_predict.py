@@ -499,6 +499,22 @@ def test_answers_keep_the_order_of_what_was_asked(
 CLASS_A = "dotted-disc"
 
 
+def test_a_name_on_standard_input_need_not_be_utf8(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = b"caf\xe9 \xff.png"
+    drawn(CLASS_A, 900).save(tmp_path / os.fsdecode(name))
+    listed = io.BytesIO(name + b"\r\n" + "caf\u00e9.png".encode() + b"\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(listed, encoding="utf-8"))
+    said = run(f"predict --model {model} --data - --out o.csv")
+    assert (said.code, said.err) == (0, "")
+    first, second = (tmp_path / "o.csv").read_bytes().splitlines()[1:]
+    assert first.startswith(name + b",")
+    assert second.startswith("caf\u00e9.png,".encode())
+    missing = b"no such file or directory"
+    assert (missing in first, missing in second) == (False, True)
+
+
 def test_csv_and_json_lines_say_the_same(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     for suffix in ("csv", "jsonl"):

@@ -245,8 +245,9 @@ def test_a_changed_config_is_refused(copy: Path) -> None:
         f"model folder {copy} has a config.json that this version does not read: format_version: "
         "Input should be 1"
     )
-    (copy / CONFIG).write_text("{")
-    assert refused(copy).startswith(f"model folder {copy} has a config.json that this version")
+    for content in ("{", "[" * 5_000):
+        (copy / CONFIG).write_text(content)
+        assert refused(copy).startswith(f"model folder {copy} has a config.json that this version")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +275,45 @@ def test_a_config_that_contradicts_itself_is_refused(
     found = refused(copy)
     assert found.startswith(f"model folder {copy} has a config.json that contradicts itself: ")
     assert said in found.partition("itself: ")[2].split("; ")
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": [{"share_groups": [10**9]}]},
+        {"stages": [{"share_groups": [1] * 100_000}]},
+        {"stages": [{"embed_dim": 10**9, "num_heads": 1}]},
+        {"stages": [{"hidden_dim": 10**9}]},
+        {"stages": [{}] * 10_000},
+        {"img_size": 10**9, "patch_size": 1},
+        {"num_classes": 10**9},
+        {"in_chans": 10**9},
+    ],
+    ids=lambda change: repr(change)[:60],
+)
+def test_a_config_of_a_network_without_end_is_refused_before_it_is_made(
+    copy: Path, change: dict[str, Any]
+) -> None:
+    spec = json.loads((copy / CONFIG).read_text())["spec"]
+    changed = [spec["stages"][0] | stage for stage in change.pop("stages", [])] or spec["stages"]
+    edit(copy, spec=spec | {"stages": changed} | change)
+    found = refused(copy)
+    said = f"model folder {copy} has a config.json that this version does not read: spec."
+    assert found.startswith(said)
+    assert " at most " in found or " less than or equal to " in found
+    assert len(found) < 500
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_the_largest_network_that_a_config_may_name_is_not_made(copy: Path) -> None:
+    """Its 256 layers of 65,536 channels would have 10^13 weights."""
+    spec = json.loads((copy / CONFIG).read_text())["spec"]
+    wide = {"embed_dim": 65_536, "num_heads": 1, "hidden_dim": 65_536, "share_groups": [1] * 256}
+    edit(copy, spec=spec | {"stages": [wide]})
+    assert refused(copy) == (
+        f"model folder was changed: spec in config.json is not that of model.safetensors in {copy}"
+    )
 
 
 @pytest.mark.parametrize("name", ["params", "macs"])

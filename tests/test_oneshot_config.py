@@ -104,9 +104,11 @@ def test_a_latency_table_is_that_of_the_space_and_of_its_batch(tmp_path: Path) -
     wider = SearchSpace.model_validate({**dict(SPACE), "stages": (stage, stage)})
     with pytest.raises(ValueError, match="the latency table has no part"):
         config.given_table(SearchConfig(space=wider))
-    path.write_text("{}")
-    with pytest.raises(ValueError, match=r"latency_table must be a file of jobs/latency\.py"):
-        config.given_table(SEARCH)
+    for content in ("{}", "[" * 5_000):
+        path.write_text(content)
+        said = rf"^latency_table must be a file of jobs/latency\.py, got {path}: [^\n]+$"
+        with pytest.raises(ValueError, match=said):
+            config.given_table(SEARCH)
 
 
 def test_what_evolution_keeps_low_is_what_was_asked(tmp_path: Path) -> None:

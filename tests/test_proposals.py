@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from optuna.samplers import TPESampler
+from pydantic import ValidationError
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.search.candidates import baselines, largest
-from psvit_ray.search.config import Range, SearchConfig
+from psvit_ray.search.config import NOT_SEARCHED, Range, SearchConfig
 from psvit_ray.search.proposals import FixedProposals, Proposal, Proposals
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -315,3 +317,22 @@ def test_settings_that_cannot_go_together_are_refused_before_anything_runs() -> 
     searched = config(overrides={"lr": Range(low=1e-6, high=1e-2, log=True)})
     with pytest.raises(ValueError, match="min_lr must be at most lr=1e-06"):
         searched.check(TRAIN)
+
+
+def test_settings_that_would_be_combined_without_end_are_refused_before_any_is() -> None:
+    hundred = tuple(round(0.001 * number, 3) for number in range(1, 101))
+    most = {"lr": hundred, "drop": hundred}
+    assert sum(1 for _ in config(overrides=most)._corners()) == 100 * 100
+    said = "must make at most 10,000 combinations, got 20,000; give fewer fields or choices$"
+    with pytest.raises(ValidationError) as raised:
+        config(overrides={**most, "clip_grad": Range(low=1, high=2)})
+    assert re.search(said, raised.value.errors()[0]["msg"])
+    floats = [
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if field.annotation is float and name not in NOT_SEARCHED
+    ]
+    assert len(floats) >= 14
+    every = {name: Range(low=0.1, high=0.2) for name in floats}
+    with pytest.raises(ValidationError, match=f"combinations, got {2 ** len(floats):,}; give"):
+        config(overrides=every)

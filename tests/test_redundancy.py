@@ -606,8 +606,9 @@ def test_the_study_refuses_what_it_cannot_compare(refused: Refused, tmp_path: Pa
     assert refused(f"{line} some --sharings 6") == (
         "sharings must be at most 5, as no more cost what 2-1-2 does, got 6"
     )
-    (tmp_path / "some" / "redundancy.json").write_text("{")
-    assert refused(f"{line} some").startswith(f"{tmp_path}/some/redundancy.json: Invalid JSON")
+    for content in ("{", "[" * 5_000):
+        (tmp_path / "some" / "redundancy.json").write_text(content)
+        assert refused(f"{line} some").startswith(f"{tmp_path}/some/redundancy.json: Invalid JSON")
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -193,6 +193,16 @@ def test_files_that_are_links_are_read_where_they_are_said_and_once(tmp_path: Pa
     assert len(sources.read(str(tmp_path), DataLayout(splits="train=.")).train) == 12
 
 
+def test_notes_that_nest_without_end_are_those_of_something_else(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array(IMAGES, IMAGE), "label": pa.array([0, 1] * 3)})
+    noted = table.replace_schema_metadata({"huggingface": "[" * 5_000})
+    pq.write_table(noted, tmp_path / "x.parquet")
+    (tmp_path / "state.json").write_text("[" * 5_000)
+    splits = sources.read(str(tmp_path))
+    assert splits.class_names == ("0", "1")
+    assert contents(splits.train) == [image["bytes"] for image in IMAGES]
+
+
 @pytest.fixture
 def few_rows_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "DEFAULT_MAX_BATCH_SIZE", 4)

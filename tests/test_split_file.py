@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -298,11 +299,20 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     assert split_file.changes(kept, other) == [r"1 image removed, such as 'cat/\\xff.png'"]
 
 
+def nested() -> bytes:
+    """A table with names of classes that nest without end."""
+    table = pa.table({"place": ["a"]}).replace_schema_metadata({"psvit.class_names": "[" * 5_000})
+    written = io.BytesIO()
+    pq.write_table(table, written)
+    return written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "x/splits.parquet is no file of splits: "),
         (b"PAR1 half", "x/splits.parquet is no file of splits: "),
+        (nested(), "x/splits.parquet is no file of splits: maximum recursion depth exceeded"),
         (None, "x/splits.parquet was changed: its digest is not that of its images"),
     ],
 )

@@ -134,7 +134,7 @@ def _of_datasets(root: Folder, listing: Listing) -> list[str]:
         try:
             content = json.loads(files.read(root, state))
             own = {str(above / file["filename"]) for file in content["_data_files"]}
-        except (BadImage, KeyError, TypeError, ValueError):
+        except (BadImage, KeyError, TypeError, ValueError, RecursionError):
             continue  # of something else
         beside = [path for path in tables if PurePosixPath(path).parent == above]
         if missing := own - set(beside):

@@ -7,7 +7,12 @@ from typing import Any
 from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 HIDDEN = "***"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+MOST_LEVELS = 4
+"""Of URLs in parameters of URLs that are looked into."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://")
+"""Of bounded length, since a search tries it at every letter of a text."""
+_AUTHORITY = re.compile(r"\[[^\]\s]*\](:\d+)?|[^/?#@\s]*")
+_WORD = re.compile(r"\S*")
 _LINE_END = re.compile(r"[\r\n]")
 _URL_END = re.compile(rf"(?<=[\s'\"(<\[]){_SCHEME.pattern}|[\r\n]")
 """Where the next URL of a text begins, or its line ends."""
@@ -28,7 +33,7 @@ def without_secrets(text: str) -> str:
     password, all up to the last `@` before the next URL or line is taken for it. A text without
     secrets is returned as it is.
     """
-    return _parameters_hidden(_users_removed(text))
+    return _without_secrets(text, MOST_LEVELS)
 
 
 def without_secrets_in(value: Any) -> Any:
@@ -42,20 +47,26 @@ def without_secrets_in(value: Any) -> Any:
     return value
 
 
+def _without_secrets(text: str, levels: int) -> str:
+    return _parameters_hidden(_users_removed(text), levels)
+
+
 def _users_removed(text: str) -> str:
-    parts, position = [], 0
+    parts, position, end = [], 0, 0
     while url := _SCHEME.search(text, position):
         parts.append(text[position : url.end()])
-        position = url.end() + _length_of_user(text, url)
+        if end <= url.end():  # else no other URL begins before
+            end = _position(_URL_END, text, url.end())
+        position = url.end() + _length_of_user(text, url, end)
     return "".join([*parts, text[position:]])
 
 
-def _length_of_user(text: str, url: re.Match[str]) -> int:
-    """Characters of `user:password@`, or `user@`, after `://`."""
-    line = text[url.end() : _position(_LINE_END, text, url.end())]
-    rest = text[url.end() : _position(_URL_END, text, url.end())]
-    authority = _matched(r"\[[^\]\s]*\](:\d+)?|[^/?#@\s]*", rest)
-    following = rest[len(authority) :][:1]
+def _length_of_user(text: str, url: re.Match[str], end: int) -> int:
+    """Characters of `user:password@`, or `user@`, after `://`. `end` is where the next URL begins,
+    or the line ends."""
+    start = url.end()
+    authority = _matched(_AUTHORITY, text, start, end)
+    following = text[start + len(authority) : end][:1]
     user, colon, password = authority.partition(":")
     if not colon:
         is_public = url[1].lower() in _WITH_CONTAINER or user == "anonymous"
@@ -64,10 +75,13 @@ def _length_of_user(text: str, url: re.Match[str]) -> int:
         return 0
     if following != "@" and password.rstrip(_CLOSING).isdigit():
         # A port, unless a password begins like one. A text that begins with the URL is all of it.
-        word = rest if url.start() == 0 else _matched(r"\S*", rest)
+        word = text[start:end] if url.start() == 0 else _matched(_WORD, text, start, end)
         query = re.search(r"\?[\w.-]+=", word)
         return word.rfind("@", 0, query.start() if query else len(word)) + 1
-    return rest.rfind("@") + 1 or line.rfind("@") + 1
+    last = text.rfind("@", start, end)
+    if last < 0 and text.find("@", end) >= 0:
+        last = text.rfind("@", start, _position(_LINE_END, text, start))
+    return max(last + 1 - start, 0)
 
 
 def _position(pattern: re.Pattern[str], text: str, start: int) -> int:
@@ -75,18 +89,19 @@ def _position(pattern: re.Pattern[str], text: str, start: int) -> int:
     return match.start() if match else len(text)
 
 
-def _matched(pattern: str, text: str) -> str:
-    match = re.match(pattern, text)
+def _matched(pattern: re.Pattern[str], text: str, start: int, end: int) -> str:
+    match = pattern.match(text, start, end)
     return match[0] if match else ""
 
 
-def _parameters_hidden(text: str) -> str:
+def _parameters_hidden(text: str, levels: int) -> str:
     # A text that is one URL may have spaces in its parameters.
     alone = _SCHEME.match(text) and not re.search(r"\s", text.partition("?")[0])
-    return re.sub(_SCHEME.pattern + (".*" if alone else r"\S*"), _url_hidden, text)
+    url = _SCHEME.pattern + (".*" if alone else r"\S*")
+    return re.sub(url, lambda match: _url_hidden(match, levels), text)
 
 
-def _url_hidden(match: re.Match[str]) -> str:
+def _url_hidden(match: re.Match[str], levels: int) -> str:
     url = match[0].rstrip(_CLOSING)
     try:
         parts = urlsplit(url)
@@ -94,10 +109,10 @@ def _url_hidden(match: re.Match[str]) -> str:
         return f"{match[1]}://{HIDDEN}"
     hidden = SplitResult(
         match[1],
-        _pairs_hidden(parts.netloc),
+        _pairs_hidden(parts.netloc, levels),
         parts.path,
-        _pairs_hidden(parts.query),
-        _pairs_hidden(parts.fragment),
+        _pairs_hidden(parts.query, levels),
+        _pairs_hidden(parts.fragment, levels),
     )
     if hidden[1:] == parts[1:]:
         return match[0]
@@ -107,19 +122,21 @@ def _url_hidden(match: re.Match[str]) -> str:
     return f"{hidden.scheme}://{hidden.netloc}{hidden.path}{query}{fragment}{closing}"
 
 
-def _pairs_hidden(query: str) -> str:
+def _pairs_hidden(query: str, levels: int) -> str:
     def shown(pair: re.Match[str]) -> str:
-        return f"{pair[1]}={HIDDEN}" if _is_secret(pair[1], pair[2]) else pair[0]
+        return f"{pair[1]}={HIDDEN}" if _is_secret(pair[1], pair[2], levels - 1) else pair[0]
 
-    return re.sub("([^&;=]+)=([^&;]*)", shown, query)
+    return re.sub("(?<![^&;=])([^&;=]+)=([^&;]*)", shown, query)
 
 
-def _is_secret(name: str, value: str) -> bool:
-    """Whether a parameter is one by its name, or its value holds URLs or parameters that are."""
+def _is_secret(name: str, value: str, levels: int) -> bool:
+    """Whether a parameter is one by its name, or its value holds URLs or parameters that are; what
+    is nested deeper than is looked into counts as one."""
     plain = re.sub("[^a-z0-9]", "", unquote_plus(name).lower())
     inner = unquote_plus(value)
     return bool(value) and (
         _SECRET_NAME.fullmatch(plain) is not None
-        or without_secrets(inner) != inner
-        or _pairs_hidden(inner) != inner
+        or ("=" in inner and not levels)
+        or _without_secrets(inner, levels) != inner
+        or _pairs_hidden(inner, levels) != inner
     )

@@ -122,7 +122,7 @@ class SplitFile:
                 ),
             )
             whole = known.digest == about[DIGEST].decode()
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{where} is no file of splits: {reason}") from None
         if not whole or known.images["split"].null_count:

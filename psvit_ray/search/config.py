@@ -45,6 +45,10 @@ NOT_SEARCHED = (
 """They say on what, how long and how fast is trained: results that differ there do not compare."""
 
 
+MOST_CORNERS = 10_000
+"""Combinations of extreme settings that are checked before a search: about a second's work."""
+
+
 class Range(Value):
     """Every number from `low` to `high`, both included."""
 
@@ -120,6 +124,17 @@ class SearchConfig(Value):
             raise ValueError("reduction_factor must be 0 or at least 2, got 1")
         return self
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        """What `check` enumerates is bounded before it does."""
+        corners = math.prod(len(ends) for ends in self._ends())
+        if corners > MOST_CORNERS:
+            raise ValueError(
+                "overrides: the choices, and the ends of ranges, must make at most "
+                f"{MOST_CORNERS:,} combinations, got {corners:,}; give fewer fields or choices"
+            )
+        return self
+
     @property
     def limits(self) -> Limits:
         def whole(most: float | None, unit: float) -> int | None:
@@ -156,12 +171,15 @@ class SearchConfig(Value):
 
     def _corners(self) -> Iterator[dict[str, Setting]]:
         """The extreme settings: what two fields must keep to each other holds in between too."""
-        ends = [
-            (one.low, one.high) if isinstance(one, Range) else one
-            for one in self.overrides.values()
-        ]
-        for values in itertools.product(*ends):
+        for values in itertools.product(*self._ends()):
             yield dict(zip(self.overrides, values, strict=True))
+
+    def _ends(self) -> list[tuple[Setting, ...]]:
+        """Of each override the settings that are combined with those of the others."""
+        return [
+            (override.low, override.high) if isinstance(override, Range) else override
+            for override in self.overrides.values()
+        ]
 
 
 def with_settings(train: TrainConfig, settings: Mapping[str, Setting]) -> TrainConfig:

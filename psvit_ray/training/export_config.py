@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field
@@ -116,7 +117,7 @@ class ExportConfig(Value):
             for field, (ours, of_spec) in both.items()
             if ours != of_spec
         ]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if twice := sorted(name for name, number in Counter(names).items() if number > 1):
             unfit.append(f"class_names must differ, got {twice[0]!r} twice")
         if not all(map(math.isfinite, given.mean)):
             unfit.append(f"preprocessing.mean must be numbers, got {given.mean}")
