@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,3 +211,38 @@ def test_more_workers_than_the_cluster_can_ever_give_are_refused(tmp_path: Path)
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_takes_no_run_is_refused_and_the_name_stays_new(tmp_path: Path) -> None:
+    another = tmp_path / "another.db"
+    with sqlite3.connect(another) as connection:
+        connection.execute("CREATE TABLE runs (distance)")
+    with (
+        pytest.raises(ValueError, match=r"^tracking_uri must be a store .*: this is some other f"),
+        session(tmp_path, tracking_uri=f"sqlite:///{another}"),
+    ):
+        raise AssertionError
+    assert Folder(str(tmp_path / "a")).names() == []
+    with session(tmp_path) as given:  # with the same name, and no --resume
+        client = MlflowClient(given.experiment.tracking_uri)
+        found = client.get_experiment_by_name(given.experiment.name)
+        (run,) = client.search_runs([found.experiment_id])
+        assert run.data.tags["psvit.search_id"] == given.experiment.search_id
+        assert (run.info.run_name, run.info.status) == ("a", "RUNNING")
+
+
+def test_a_run_whose_output_nobody_reads_any_more_is_tracked_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = os.fdopen(writer, "w")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        record = in_ray_train(tmp_path, configured(epochs=12), num_workers=1)
+    with pytest.raises(BrokenPipeError):
+        closed.close()  # what was printed there is still in its buffer
+    assert (record.status, record.epochs_done) == ("completed", 12)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run = client.get_run(record.run_id)
+    assert (run.info.status, run.data.metrics["epoch"]) == ("FINISHED", 12)

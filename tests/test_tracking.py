@@ -8,12 +8,16 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,9 @@ from sqlalchemy.engine import make_url
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.secrets import without_secrets
 from psvit_ray.data.storage import Folder
-from psvit_ray.runtime import tracking
+from psvit_ray.runtime import tracking, tracking_uri
 from psvit_ray.runtime.fence import LeaseLost
-from psvit_ray.runtime.tracking import Experiment, Tracker
+from psvit_ray.runtime.tracking import Experiment, Tracker, open_run
 from psvit_ray.runtime.tracking_uri import artifacts, check, check_shared, exists, of
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -507,6 +511,234 @@ def test_a_deleted_experiment_is_restored(experiment: Experiment) -> None:
     written(experiment, record(0, (50.0,), "completed"))
     parent, (child,) = runs(experiment)
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_a_run_that_was_opened_before_training_is_the_one_that_is_tracked(
+    experiment: Experiment,
+) -> None:
+    open_run(experiment)
+    opened, children = runs(experiment)
+    assert (opened.info.status, children) == ("RUNNING", [])
+    written(experiment, record(0, (50.0,), "completed"))
+    parent, (child,) = runs(experiment)
+    assert (parent.info.run_id, parent.info.status) == (opened.info.run_id, "FINISHED")
+    open_run(experiment)  # a resume
+    parent, (same,) = runs(experiment)
+    assert (parent.info.run_id, parent.info.status) == (opened.info.run_id, "RUNNING")
+    assert same.data.to_dictionary() == child.data.to_dictionary()
+
+
+def test_no_run_is_opened_for_a_driver_that_lost_the_name(experiment: Experiment) -> None:
+    lease = _Lease()
+    lease.lost = True
+    with pytest.raises(LeaseLost):
+        open_run(experiment, lease)
+    assert MlflowClient(experiment.tracking_uri).get_experiment_by_name(experiment.name) is None
+
+
+def test_deleted_runs_are_restored_and_gone_on_with(experiment: Experiment) -> None:
+    written(experiment, record(0, (50.0,), "interrupted"), status="KILLED")
+    before = runs(experiment)
+    client = MlflowClient(experiment.tracking_uri)
+    for run in (before[0], *before[1]):
+        client.delete_run(run.info.run_id)
+    open_run(experiment)
+    written(experiment, record(0, (50.0, 60.0), "completed"))
+    parent, (child,) = runs(experiment)  # active, all of them
+    assert (parent.info.run_id, child.info.run_id) == (
+        before[0].info.run_id,
+        before[1][0].info.run_id,
+    )
+    assert everything(experiment, child)["holdout/top1"] == [(20, 50.0), (40, 60.0)]
+
+
+@pytest.fixture
+def database(store: str, tmp_path: Path) -> Path:
+    """A store of one's own, with MLflow's tables: making them takes seconds."""
+    MlflowClient(store)
+    return Path(shutil.copy(store.removeprefix("sqlite:///"), tmp_path / "own 1.db"))
+
+
+def check_and_open(uri: str) -> None:
+    check(uri)
+    open_run(Experiment(tracking_uri=uri, name="psvit/a", search_id="a", run_name="a"))
+
+
+def refused(uri: str) -> str:
+    """By the checks before Ray, or by the one that opens a run."""
+    with pytest.raises(ValueError, match=r"^tracking_uri must ") as error:
+        check_and_open(uri)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("table", ["experiments", "runs"])
+def test_what_the_store_does_not_restore_is_told_with_the_command(
+    database: Path, table: str
+) -> None:
+    uri = tracking_uri.sqlite(database)
+    experiment = Experiment(tracking_uri=uri, name="psvit/a", search_id="a", run_name="a")
+    open_run(experiment)
+    client, (run, _) = MlflowClient(uri), runs(experiment)
+    if table == "runs":
+        client.delete_run(run.info.run_id)
+        what = f"runs restore --run-id {run.info.run_id}"
+    else:
+        client.delete_experiment(run.info.experiment_id)
+        what = f"experiments restore --experiment-id {run.info.experiment_id}"
+    with sqlite3.connect(database) as connection:
+        connection.execute(
+            f"CREATE TRIGGER no BEFORE UPDATE ON {table} BEGIN SELECT RAISE(ABORT, 'not you'); END"
+        )
+    said = refused(uri)
+    assert "not you" in said
+    assert said.endswith(f"; run `mlflow {what}` with MLFLOW_TRACKING_URI set to the store")
+
+
+def spoiled(file: Path, how: str) -> None:
+    if how == "read-only":
+        content = bytearray(file.read_bytes())
+        content[18] = 3  # a format that this SQLite may read, and not write
+        file.write_bytes(content)
+    elif how == "text":
+        file.write_text("no database\n" * 1000)
+    elif how == "another":
+        file.unlink()
+        with sqlite3.connect(file) as connection:
+            connection.execute("CREATE TABLE runs (distance)")
+    elif how == "old":
+        with sqlite3.connect(file) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = 'acf3f17fdcc7'")
+    else:
+        file.unlink()
+        file.mkdir() if how == "folder" else os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "advice"),
+    [
+        ("read-only", "attempt to write a readonly database", "make the file and its folder writ"),
+        ("text", "file is not a database", "this is some other file"),
+        ("another", "no such column: runs.run_uuid", "this is some other file"),
+        ("old", "Detected out-of-date database schema", "run `mlflow db upgrade 'sqlite:///"),
+        ("folder", "it is no file", ""),
+        ("pipe", "it is no file", ""),
+    ],
+)
+def test_a_file_that_takes_no_run_is_refused_with_what_to_do(
+    database: Path, how: str, reason: str, advice: str
+) -> None:
+    spoiled(database, how)
+    said = refused(tracking_uri.sqlite(database))
+    rule = f"tracking_uri must be a store that takes runs, got sqlite:///{database}: "
+    assert said.startswith(rule)
+    assert reason in said
+    assert advice in said
+
+
+def test_a_file_that_another_process_has_locked_is_refused(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_uri, "LOCKED_S", 0.1)
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    said = refused(tracking_uri.sqlite(database))
+    assert said.endswith("database is locked; end the process that has it locked")
+    other.execute("ROLLBACK")
+    before = database.read_bytes()
+    check(tracking_uri.sqlite(database))
+    assert database.read_bytes() == before
+
+
+def test_a_store_whose_artifacts_have_no_place_is_refused(database: Path) -> None:
+    (database.parent / tracking_uri.ARTIFACTS).write_text("")
+    said = refused(tracking_uri.sqlite(database))
+    assert said.startswith(f"tracking_uri must be a folder, got {database.parent}/mlartifacts: ")
+
+
+class Website(ThreadingHTTPServer):
+    """Answers every request alike, but for MLflow's own sign of life, if it is told to."""
+
+    def __init__(self, status: int, body: str = "", *, health: bool = True) -> None:
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                alive = health and self.path.endswith("/health")
+                self.send_response(200 if alive else status)
+                self.end_headers()
+                self.wfile.write(b"OK" if alive else body.encode())
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Page)
+        self.asked = threading.Thread(target=self.serve_forever, daemon=True)
+        self.asked.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+@pytest.mark.parametrize("health", [True, False])
+@pytest.mark.parametrize(
+    ("status", "body", "advice"),
+    [
+        (401, "", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_"),
+        (403, "no", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKI"),
+        (200, "<!DOCTYPE html>\n<title>Sign in</title>", "what answers there is no MLflow server"),
+    ],
+)
+def test_a_server_that_takes_no_run_is_refused_with_what_to_do(
+    status: int, body: str, advice: str, health: bool
+) -> None:
+    with Website(status, body, health=health) as site:
+        said = refused(f"http://me:hunter2@{site.address}")
+    assert f"got http://{site.address}: " in said
+    assert advice in said
+    assert "NO_PROXY" not in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("status", [403, 502, None])
+def test_a_proxy_between_is_named_with_the_variable_that_leaves_it_out(
+    variable: str, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    with Website(200, "{}") as site, Website(status or 200, health=False) as proxy:
+        address = proxy.address if status else f"127.0.0.1:{free_port()}"
+        monkeypatch.setenv(variable, f"http://me:hunter2@{address}")
+        said = refused(f"http://{site.address}")
+        hint = (
+            f"it was asked through the proxy http://{address}: to reach it directly, add 127.0.0.1 "
+            "to NO_PROXY"
+        )
+        assert said.startswith(f"tracking_uri must answer, got http://{site.address}: ")
+        assert said.endswith(hint)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        check(f"http://{site.address}")
+
+
+def test_a_server_opens_the_run_and_refuses_none_that_is_deleted(server: Server) -> None:
+    server.start()
+    until(server.answers)
+    experiment = Experiment(tracking_uri=server.uri, name="psvit/a", search_id="a", run_name="a")
+    open_run(experiment)
+    parent, _ = runs(experiment)
+    client = MlflowClient(server.uri)
+    client.delete_run(parent.info.run_id)
+    open_run(experiment)
+    assert runs(experiment)[0].info.run_id == parent.info.run_id
+    client.delete_experiment(parent.info.experiment_id)
+    open_run(experiment)
+    assert runs(experiment)[0].info.run_id == parent.info.run_id
 
 
 def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:

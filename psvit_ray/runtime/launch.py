@@ -111,7 +111,7 @@ def opened(
     tracking_uri.check(uri)
 
     if not launch.verbose:
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # errors are told in one line
     cluster.join(verbose=launch.verbose)
     cluster.check_workers(num_workers, resources.resolved())
     cluster.check_shared(storage)
@@ -120,12 +120,27 @@ def opened(
     with lease as fence:
         folder = fence.over(folder.uri)
         # Another driver may have begun, and ended, while this one was on its way here.
-        description = read_description(folder)
-        check_resume(launch.resume, folder, name, description, identity, source)
-        if description is None:
-            if source.images:
-                folder.write(split_file.NAME, source.images.to_bytes())
-            description = describe(folder, identity, source.digest)
+        begun = read_description(folder)
+        check_resume(launch.resume, folder, name, begun, identity, source)
+        if begun is None and source.images:
+            folder.write(split_file.NAME, source.images.to_bytes())
+        description = begun or describe(folder, identity, source.digest)
+        experiment = tracking.Experiment(
+            tracking_uri=uri,
+            name=tracking.experiment_name(source.name),
+            search_id=description.search_id,
+            run_name=name,
+            description=f"{code(name)} in {code(str(storage))}",
+            data=source.name,
+            data_digest=source.digest,
+        )
+        try:
+            tracking.open_run(experiment, fence)
+        except ValueError:
+            if begun is None:  # the name is as new as it was
+                folder.delete(DESCRIPTION)
+                folder.delete(split_file.NAME)
+            raise
         store = RecordStore(folder)
         yield Session(
             name=name,
@@ -136,15 +151,7 @@ def opened(
             data_digest=source.digest,
             splits=folder,
             split_by_file=source.by_file,
-            experiment=tracking.Experiment(
-                tracking_uri=uri,
-                name=tracking.experiment_name(source.name),
-                search_id=description.search_id,
-                run_name=name,
-                description=f"{code(name)} in {code(str(storage))}",
-                data=source.name,
-                data_digest=source.digest,
-            ),
+            experiment=experiment,
         )
 
 

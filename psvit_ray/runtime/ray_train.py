@@ -246,15 +246,16 @@ class _Driver:
             print(note, file=sys.stderr)
         (record,) = self._store.all()
         if record != self._seen:
-            self._say(record)
-            self._gauges.training(point.metrics for point in record.curve[-1:])
-            self._seen = record
+            before, self._seen = self._seen, record
             self._tracker.put(record)
+            self._gauges.training(point.metrics for point in record.curve[-1:])
+            with contextlib.suppress(BrokenPipeError):  # nobody reads any more
+                self._say(record, before)
 
-    def _say(self, record: Record) -> None:
+    def _say(self, record: Record, before: Record | None) -> None:
         """The newest epoch, if it is new, and the time left."""
         done, epochs = record.epochs_done, record.configuration.train.epochs
-        if done <= (self._seen.epochs_done if self._seen else done):
+        if done <= (before.epochs_done if before else done):
             return
         first, began = self._first = self._first or (done, time.monotonic())
         left = ""

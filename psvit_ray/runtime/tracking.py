@@ -19,11 +19,12 @@ import subprocess
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.printable import printable
@@ -73,6 +74,117 @@ def experiment_name(data: str) -> str:
     return f"{name[: MAX_EXPERIMENT_NAME - len(digest) - 1]}-{digest}"
 
 
+class _ParentRun:
+    """The run of a session that all its others are under, in the store that they are in."""
+
+    def __init__(self, experiment: Experiment, guard: Guard | None) -> None:
+        # A store that is down is tried again by the tracker, with the newest record and after a
+        # check, not inside the client.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Where a run ends, the client prints the store's address: with user and password.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        self._experiment, self._guard = experiment, guard
+        self._client: MlflowClient | None = None
+        self.experiment_id = self.run_id = ""
+
+    @property
+    def client(self) -> MlflowClient:
+        """For one call. Raises LeaseLost where the runs are another driver's by now."""
+        if self._client is None:
+            self._client = MlflowClient(self._experiment.tracking_uri)
+        if self._guard:
+            self._guard.check()
+        return self._client
+
+    def forget(self) -> None:
+        """The next `open` looks again whether the run is there."""
+        self.run_id = ""
+
+    def open(self) -> None:
+        """Opens store, experiment and run at the first call. What was deleted in the UI is
+        restored: else nothing could be written."""
+        if self.run_id:
+            return
+        self.experiment_id = self._open_experiment()
+        tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
+        run = self.find(tags)
+        if run is None:
+            tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
+            run = self.client.create_run(
+                self.experiment_id, run_name=self._experiment.run_name, tags=tags
+            )
+        self.note_data(run)
+        self.client.update_run(run.info.run_id, status="RUNNING")
+        self.run_id = run.info.run_id
+
+    def _open_experiment(self) -> str:
+        name, uri = self._experiment.name, self._experiment.tracking_uri
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return self.client.create_experiment(name, tracking_uri.artifacts(uri))
+            except MlflowException as error:  # another driver may just have made it
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = self.client.get_experiment_by_name(name)
+        if experiment.lifecycle_stage == "deleted":
+            with _by_hand(f"mlflow experiments restore --experiment-id {experiment.experiment_id}"):
+                self.client.restore_experiment(experiment.experiment_id)
+        return experiment.experiment_id
+
+    def find(self, tags: dict[str, str]) -> Run | None:
+        """The run with these tags, restored if it was deleted."""
+        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self.client.search_runs([self.experiment_id], wanted, ViewType.ALL)
+        run = min(runs, key=lambda run: run.info.lifecycle_stage == "deleted", default=None)
+        if run and run.info.lifecycle_stage == "deleted":
+            with _by_hand(f"mlflow runs restore --run-id {run.info.run_id}"):
+                self.client.restore_run(run.info.run_id)
+        return run
+
+    def note_data(self, run: Run) -> None:
+        """As MLflow's dataset of the run, which the web page shows, and as a tag to search for."""
+        data, digest = self._experiment.data, self._experiment.data_digest
+        if not digest or (run.inputs and run.inputs.dataset_inputs):
+            return
+        self.client.set_tag(run.info.run_id, "psvit.data_digest", digest)
+        scheme, found, _ = data.partition("://")
+        dataset = Dataset(
+            name=data[-LONGEST_DATASET_NAME:],
+            digest=digest,
+            source_type=scheme if found else "local",
+            source=json.dumps({"uri": data}),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
+
+
+def open_run(experiment: Experiment, guard: Guard | None = None) -> None:
+    """Opens the parent run of a session, with which its trackers go on: so that a store which takes
+    no runs is known before anything is trained.
+
+    Raises ValueError, which says what MLflow answered and what to do, and what `guard` does.
+    """
+    try:
+        _ParentRun(experiment, guard).open()
+    except (LeaseLost, OSError):  # of the guard: MLflow's own errors are none
+        raise
+    except Exception as error:  # of any of MLflow's stores, and what is beneath them
+        reason = "; ".join([_brief(error), *getattr(error, "__notes__", ())])
+        raise tracking_uri.refusal(experiment.tracking_uri, reason) from None
+
+
+@contextlib.contextmanager
+def _by_hand(command: str) -> Iterator[None]:
+    """Has an error of MLflow name the command that does the same."""
+    try:
+        yield
+    except MlflowException as error:
+        error.add_note(f"run `{command}` with MLFLOW_TRACKING_URI set to the store")
+        raise
+
+
 class Tracker:
     """Takes records at once and writes them in a thread. `close` it: that waits for what is still
     to be written, a minute at most."""
@@ -80,15 +192,7 @@ class Tracker:
     def __init__(self, experiment: Experiment, guard: Guard | None = None) -> None:
         """`guard` is checked before each call; once it says that the runs are another driver's, the
         thread ends and leaves them as they are."""
-        # A store that is down is tried again here, with the newest record and after a check, not
-        # inside the client.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        # Where a run ends, the client prints the store's address: with user and password.
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        self._experiment, self._guard = experiment, guard
-        self._opened: MlflowClient | None = None
-        self._experiment_id = self._parent_id = ""
+        self._parent, self._search_id = _ParentRun(experiment, guard), experiment.search_id
         self._run_ids: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
         self._statuses: dict[str, str] = {}
@@ -136,9 +240,9 @@ class Tracker:
                     self._changed.wait()
                 key, waiting = next(iter(self._waiting.items()), ("", None))
             try:
-                self._connect()
+                self._parent.open()
                 if waiting is None:
-                    self._client.set_terminated(self._parent_id, self._parent_status)
+                    self._parent.client.set_terminated(self._parent.run_id, self._parent_status)
                     return
                 if isinstance(waiting, Record):
                     self._write(waiting)
@@ -156,8 +260,8 @@ class Tracker:
                 failed = True
                 if time.monotonic() > self._give_up:
                     with contextlib.suppress(Exception):
-                        self._connect()
-                        self._client.set_terminated(self._parent_id, self._parent_status)
+                        self._parent.open()
+                        self._parent.client.set_terminated(self._parent.run_id, self._parent_status)
                     return
                 self._distrust(key)
                 time.sleep(1 if self._closing else RETRY_S)
@@ -165,70 +269,13 @@ class Tracker:
     def _distrust(self, key: str) -> None:
         """After a failure: what the store did take before it is asked for again, also whether the
         runs are still there. The other records go first, in case the fault is this one's."""
-        self._parent_id = ""
+        self._parent.forget()
         if key:
             self._run_ids.pop(key, None)
             self._steps.pop(key, None)
             self._statuses.pop(key, None)
             with self._changed:
                 self._waiting.move_to_end(key)
-
-    @property
-    def _client(self) -> MlflowClient:
-        """For one call. Raises LeaseLost where the runs are another driver's by now."""
-        if self._opened is None:
-            self._opened = MlflowClient(self._experiment.tracking_uri)
-        if self._guard:
-            self._guard.check()
-        return self._opened
-
-    def _connect(self) -> None:
-        """Opens store, experiment and parent run at the first call: creating SQLite's tables takes
-        seconds, which training need not wait for."""
-        if self._parent_id:
-            return
-        found = self._client.get_experiment_by_name(self._experiment.name)
-        if found and found.lifecycle_stage == "deleted":  # in the UI: else no run could be opened
-            self._client.restore_experiment(found.experiment_id)
-        self._experiment_id = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(
-                self._experiment.name, tracking_uri.artifacts(self._experiment.tracking_uri)
-            )
-        )
-        tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
-        parent = self._find(tags)
-        if parent is None:
-            tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
-            parent = self._client.create_run(
-                self._experiment_id, run_name=self._experiment.run_name, tags=tags
-            )
-        self._note_data(parent)
-        self._client.update_run(parent.info.run_id, status="RUNNING")
-        self._parent_id = parent.info.run_id
-
-    def _note_data(self, run: Run) -> None:
-        """As MLflow's dataset of the run, which the web page shows, and as a tag to search for."""
-        data, digest = self._experiment.data, self._experiment.data_digest
-        if not digest or (run.inputs and run.inputs.dataset_inputs):
-            return
-        self._client.set_tag(run.info.run_id, "psvit.data_digest", digest)
-        scheme, found, _ = data.partition("://")
-        dataset = Dataset(
-            name=data[-LONGEST_DATASET_NAME:],
-            digest=digest,
-            source_type=scheme if found else "local",
-            source=json.dumps({"uri": data}),
-        )
-        context = InputTag("mlflow.data.context", "training")
-        self._client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
-
-    def _find(self, tags: dict[str, str]) -> Run | None:
-        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        return next(
-            iter(self._client.search_runs([self._experiment_id], wanted, max_results=1)), None
-        )
 
     def _write(self, record: Record) -> None:
         key = record.key
@@ -239,7 +286,7 @@ class Tracker:
                 return
         run_id = self._run_ids[key]
         if key not in self._steps:
-            history = self._client.get_metric_history(run_id, "epoch")
+            history = self._parent.client.get_metric_history(run_id, "epoch")
             self._steps[key] = {metric.step for metric in history}
         steps = self._steps[key]
 
@@ -256,18 +303,20 @@ class Tracker:
                 for point in points
                 for name, value in (point.metrics | {"epoch": float(point.epoch)}).items()
             ]
-            self._client.log_batch(run_id, metrics=metrics, tags=tags)
+            self._parent.client.log_batch(run_id, metrics=metrics, tags=tags)
             steps.update(point.step for point in points)
         status = STATUS.get(record.status, "RUNNING")
         if record.status in STATUS:
             self._end(record, now)
         elif self._statuses[key] != status:
-            self._client.update_run(run_id, status=status)
+            self._parent.client.update_run(run_id, status=status)
         self._statuses[key] = status
 
     def _write_scores(self, scores: Sequence[Score]) -> None:
         if CANDIDATES not in self._steps:
-            history = self._client.get_metric_history(self._parent_id, "candidates/scored")
+            history = self._parent.client.get_metric_history(
+                self._parent.run_id, "candidates/scored"
+            )
             self._steps[CANDIDATES] = {metric.step for metric in history}
         now = int(time.time() * 1000)
         for one in generations(scores):
@@ -279,20 +328,20 @@ class Tracker:
                     "candidates/generation_median_top1": one.quartiles[1],
                 }
                 points = [Metric(name, value, now, one.number) for name, value in values.items()]
-                self._client.log_batch(self._parent_id, points)
+                self._parent.client.log_batch(self._parent.run_id, points)
                 self._steps[CANDIDATES].add(one.number)
         table = as_csv(rows(scores)).decode()
-        self._client.log_text(self._parent_id, table, f"{CANDIDATES}.csv")
+        self._parent.client.log_text(self._parent.run_id, table, f"{CANDIDATES}.csv")
 
     def _open(self, record: Record) -> Run:
         """The run of this configuration: a resume finds the one that is there, and adds what the
         store did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
-        tags = {"psvit.search_id": self._experiment.search_id, "psvit.key": record.key}
-        run = self._find(tags)
+        tags = {"psvit.search_id": self._search_id, "psvit.key": record.key}
+        run = self._parent.find(tags)
         if run is None:
             tags |= _source_tags() | {
-                "mlflow.parentRunId": self._parent_id,
+                "mlflow.parentRunId": self._parent.run_id,
                 "psvit.role": "configuration",
                 "psvit.kind": record.kind,
                 "psvit.spec_id": spec.spec_id,
@@ -301,20 +350,22 @@ class Tracker:
                 "psvit.data": train.data,
             }
             name = f"{record.number:03d} {spec.pattern}"[:MAX_RUN_NAME]
-            run = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
-        self._note_data(run)
+            run = self._parent.client.create_run(
+                self._parent.experiment_id, run_name=name, tags=tags
+            )
+        self._parent.note_data(run)
         params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
         costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}
         now = int(time.time() * 1000)
         fresh = [Param(n, str(v)) for n, v in params.items() if n not in run.data.params]
         unknown = [Metric(n, v, now, 0) for n, v in costs.items() if n not in run.data.metrics]
         if fresh or unknown:
-            self._client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
+            self._parent.client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
         return run
 
     def _end(self, record: Record, now: int) -> None:
         """Touches nothing of a run that has ended so already."""
-        run = self._client.get_run(self._run_ids[record.key])
+        run = self._parent.client.get_run(self._run_ids[record.key])
         metrics: list[Metric] = []
 
         def add(name: str, value: float, step: int) -> None:
@@ -329,9 +380,9 @@ class Tracker:
         if record.test_top1 is not None:
             add("test/top1", record.test_top1, record.curve[-1].step)
         if metrics:
-            self._client.log_batch(run.info.run_id, metrics=metrics)
+            self._parent.client.log_batch(run.info.run_id, metrics=metrics)
         if run.info.status != STATUS[record.status]:
-            self._client.set_terminated(run.info.run_id, STATUS[record.status])
+            self._parent.client.set_terminated(run.info.run_id, STATUS[record.status])
 
 
 def _has_ended(run: Run, record: Record) -> bool:
@@ -344,8 +395,8 @@ def _has_ended(run: Run, record: Record) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    said = without_secrets(str(error)).partition("\n")[0]
-    return f"{type(error).__name__}: {said:.200}"
+    message = printable(" ".join(without_secrets(str(error)).split()))
+    return f"{type(error).__name__}: {message:.300}"
 
 
 @functools.cache

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
+import sqlite3
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from requests import RequestException, get
+from requests.utils import get_environ_proxies, select_proxy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -15,6 +20,23 @@ from psvit_ray.data.storage import Folder
 
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+ARTIFACTS = "mlartifacts"
+LOCKED_S = 5.0
+"""How long a SQLite file may be locked by another process before it is refused."""
+ADVICE = {
+    "out-of-date database schema": "back it up and run `mlflow db upgrade {uri}`; one of a newer "
+    "MLflow needs that MLflow",
+    "database is locked": "end the process that has it locked",
+    "readonly database": "make the file and its folder writable",
+    "not a database|no such (column|table)": "this is some other file: name one that is MLflow's, "
+    "or a new one",
+    "HTTP 40[13]|error code 40[13]|UNAUTHENTICATED|PERMISSION_DENIED|Unauthorized|Forbidden|"
+    "not authenticated": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN, of a user who may write",
+    "valid JSON|<html|<!doctype": "what answers there is no MLflow server, but a login page or "
+    "another website",
+}
+"""What to do, by what the store answers (a regular expression)."""
 
 
 def of(given: str | None, storage: Folder) -> str:
@@ -44,27 +66,69 @@ def sqlite(file: Path) -> str:
 
 def check(tracking_uri: str) -> None:
     """Raises ValueError if the server does not answer, or it is no store. Writes nothing."""
-    shown = without_secrets(tracking_uri)
     scheme, _, path = tracking_uri.partition("://")
     if scheme.partition("+")[0] not in SERVERS + DATABASES or not path:
         raise ValueError(
             "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
-            f"sqlite:////folder/mlflow.db, got {shown!r}"
+            f"sqlite:////folder/mlflow.db, got {without_secrets(tracking_uri)!r}"
         )
     if file := _sqlite_file(tracking_uri):
-        try:
-            Folder.at(str(file.parent)).check_writable()
-        except ValueError as error:
-            raise ValueError(str(error).replace("storage", "tracking_uri", 1)) from None
+        _check_file(tracking_uri, file)
     if scheme not in SERVERS:
         return
     try:
         answer = get(f"{tracking_uri.rstrip('/')}/health", timeout=5)
     except (RequestException, ValueError) as error:  # ValueError: an address that is none
-        reason = type(error).__name__
-        raise ValueError(f"tracking_uri must answer, got {shown}: {reason}") from None
+        raise refusal(tracking_uri, type(error).__name__, "must answer") from None
     if not answer.ok:
-        raise ValueError(f"tracking_uri must answer, got {shown}: HTTP {answer.status_code}")
+        raise refusal(tracking_uri, f"HTTP {answer.status_code}", "must answer")
+
+
+def _check_file(tracking_uri: str, file: Path) -> None:
+    for folder in (file.parent, file.parent / ARTIFACTS):
+        Folder.at(str(folder)).check_writable("tracking_uri")
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise refusal(tracking_uri, "it is no file")
+    # MLflow itself would try again for minutes.
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=LOCKED_S)) as database:
+            database.execute("BEGIN IMMEDIATE")  # takes the lock of a writer, and writes nothing
+    except sqlite3.Error as error:
+        raise refusal(tracking_uri, str(error)) from None
+
+
+def refusal(
+    tracking_uri: str, reason: str, rule: str = "must be a store that takes runs"
+) -> ValueError:
+    """The error for a store that does not do what it must, for a reason that it gave: it says what
+    to do about it."""
+    uri = without_secrets(tracking_uri)
+    parts = [f"tracking_uri {rule}, got {uri}: {reason}"]
+    parts += [
+        advice.format(uri=shlex.quote(uri))
+        for pattern, advice in ADVICE.items()
+        if re.search(pattern, reason, re.IGNORECASE)
+    ]
+    if proxy := _proxy(tracking_uri):
+        parts.append(
+            f"it was asked through the proxy {without_secrets(proxy)}: to reach it directly, add "
+            f"{urlsplit(tracking_uri).hostname} to NO_PROXY"
+        )
+    return ValueError("; ".join(parts))
+
+
+def _proxy(tracking_uri: str) -> str | None:
+    """The one that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, where NO_PROXY does not have the
+    host."""
+    if not tracking_uri.startswith(SERVERS):
+        return None
+    try:
+        proxy = select_proxy(tracking_uri, get_environ_proxies(tracking_uri))
+    except ValueError:  # an address that is none
+        return None
+    return str(proxy) if proxy else None
 
 
 def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
@@ -87,7 +151,7 @@ def artifacts(tracking_uri: str) -> str | None:
     """Where artifacts go: beside a SQLite file, for which MLflow would take the folder that this
     happens to run in; elsewhere the store knows."""
     file = _sqlite_file(tracking_uri)
-    return (file.absolute().parent / "mlartifacts").as_uri() if file else None
+    return (file.absolute().parent / ARTIFACTS).as_uri() if file else None
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:
