@@ -489,6 +489,15 @@ def test_a_server_that_comes_up_late_gets_every_point(
         assert math.isnan(history[1][1])
     assert "hunter2" not in caplog.text
 
+    client = MlflowClient(server.uri)
+    client.delete_run(parent.info.run_id)
+    open_run(experiment)
+    again, _ = runs(experiment)
+    assert (again.info.run_id, again.info.status) == (parent.info.run_id, "RUNNING")
+    client.delete_experiment(parent.info.experiment_id)
+    open_run(experiment)
+    assert runs(experiment)[0].info.run_id == parent.info.run_id
+
 
 @pytest.mark.parametrize(
     ("uri", "reason"),
@@ -724,21 +733,6 @@ def test_a_proxy_between_is_named_with_the_variable_that_leaves_it_out(
         assert said.endswith(hint)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         check(f"http://{site.address}")
-
-
-def test_a_server_opens_the_run_and_refuses_none_that_is_deleted(server: Server) -> None:
-    server.start()
-    until(server.answers)
-    experiment = Experiment(tracking_uri=server.uri, name="psvit/a", search_id="a", run_name="a")
-    open_run(experiment)
-    parent, _ = runs(experiment)
-    client = MlflowClient(server.uri)
-    client.delete_run(parent.info.run_id)
-    open_run(experiment)
-    assert runs(experiment)[0].info.run_id == parent.info.run_id
-    client.delete_experiment(parent.info.experiment_id)
-    open_run(experiment)
-    assert runs(experiment)[0].info.run_id == parent.info.run_id
 
 
 def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:
