@@ -166,6 +166,6 @@ def test_files_that_are_not_those_of_the_manifest_are_refused(change: str, tmp_p
         said = said.replace(name, "more.parquet")
     else:
         (tmp_path / "manifest.json").write_text("{}")
-        said = f"manifest.json in {tmp_path} cannot be used: identity: Field required"
+        said = f"{tmp_path}/manifest.json is not the manifest of shards: identity: Field required"
     with pytest.raises(ValueError, match=re.escape(said)):
         load(tmp_path)
