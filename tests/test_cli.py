@@ -852,6 +852,29 @@ def test_shards_are_not_written_over_anything(refused: Refused, tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate --model a --data b --out {}",
+        "export --run a --out {}",
+        "redundancy --model a --data b --out {}",
+        "predict --model a --data b --out {}.csv",
+        "latency --out {}",
+    ],
+)
+def test_a_name_that_could_not_be_written_in_the_end_is_refused_at_once(
+    refused: Refused, line: str
+) -> None:
+    end = ".csv" if "csv" in line else ""
+    for name in ("x" * 250, "é" * 124):
+        size = len(name.encode()) + len(end)
+        said = f"out must be at most 240 bytes long in UTF-8, got {size} in "
+        assert refused(line.format(name)).startswith(said)
+    assert refused(line.format("x" * 300)).startswith("out must be ")
+    said = rf"out must be of printable characters, got '\x07' in 'a\x07b{end}'"
+    assert refused(line.format("'a\x07b'")) == said
+
+
 def test_shards_are_resumed_with_what_they_were_begun_with(
     refused: Refused, tmp_path: Path
 ) -> None:

@@ -12,11 +12,14 @@ from typing import TextIO
 from pyarrow import fs
 
 from psvit_ray.data import disk, files
+from psvit_ray.data.file_names import check_file_name
 from psvit_ray.data.storage import Folder
 
 
 def check_new_folder(out: Folder, field: str = "out") -> None:
-    """Raises ValueError, naming `field`, where something stands in it, hidden or not."""
+    """Raises ValueError, naming `field`, where something stands in it, hidden or not, or where its
+    name is none that `check_file_name` takes."""
+    _check_name(out, field)
     if files.kind(out) == fs.FileType.File:
         raise ValueError(f"{field} must be a new or empty folder, got {out}, which is a file")
     if there := out.names(hidden=True):
@@ -24,9 +27,17 @@ def check_new_folder(out: Folder, field: str = "out") -> None:
 
 
 def check_new_file(out: Folder, field: str = "out") -> None:
-    """Raises ValueError, naming `field`, where there is a file or a folder of this name."""
+    """Raises ValueError, naming `field`, where there is a file or a folder of this name, or where
+    its name is none that `check_file_name` takes."""
+    _check_name(out, field)
     if files.kind(out) != fs.FileType.NotFound:
         raise ValueError(f"{field} must be new, got {out}, which exists")
+
+
+def _check_name(out: Folder, field: str) -> None:
+    """What is being written has a longer name on the same disk until it is complete."""
+    if out.is_local and (name := Path(out.uri).name):  # `/` has none
+        check_file_name(name, field)
 
 
 @contextlib.contextmanager
