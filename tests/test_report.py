@@ -17,6 +17,7 @@ from psvit_ray.data.storage import Folder
 from psvit_ray.report import leaderboard
 from psvit_ray.search.record import Record, ranking
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.yaml_file import read_yaml
 from tests.test_record import DEIT, PSVIT, record, spec_of
 
 TRACKING = "sqlite:////tmp/mlflow.db"
@@ -133,3 +134,35 @@ def test_a_picture_is_drawn_of_whatever_there_is(records: list[Record], tmp_path
     pixels = image.imread(tmp_path / "pareto.png")
     assert pixels.shape[0] > 500
     assert pixels.min() < 0.5, "something is drawn"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a: b # c", "- x", "*a", "&a", "!!int 3", "010", "1:30", "null", "2024-02-30", "'\"\\"),
+        *(
+            "實験 \U0001f600",
+            "\u202eabc",
+            "a\nb: c",
+            "\x1b[31m",
+            "\x85\u2028",
+            "\udcff",
+            "{}",
+            "%s",
+        ),
+    ],
+)
+def test_best_yaml_gives_any_name_back_exactly(name: str, tmp_path: Path) -> None:
+    winner = record(0, (50.0,))
+    train = winner.configuration.train.model_copy(update={"data": name})
+    named = winner.configuration.model_copy(update={"train": train})
+    winner = winner.model_copy(update={"configuration": named})
+    content = leaderboard.best_yaml(winner, f"{name} of {name}").encode()
+    loaded = yaml.safe_load(content)
+    assert loaded == {
+        "spec": winner.configuration.spec.model_dump(mode="json"),
+        "train": train.model_dump(mode="json"),
+    }
+    assert loaded["train"]["data"] == name
+    (tmp_path / "best.yaml").write_bytes(content)
+    assert read_yaml(tmp_path / "best.yaml", "arch") == loaded

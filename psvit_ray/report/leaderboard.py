@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
+from psvit_ray.data.printable import printable
 from psvit_ray.data.storage import Folder
 from psvit_ray.report.picture import pareto_png
 from psvit_ray.report.table import side_by_side, summary
@@ -82,7 +83,7 @@ def best_yaml(winner: Record, title: str) -> str:
         "spec": configuration.spec.model_dump(mode="json"),
         "train": configuration.train.model_dump(mode="json"),
     }
-    comments = "".join(f"# {line}\n" for text in heading for line in text.splitlines())
+    comments = "".join(f"# {printable(line)}\n" for line in heading)
     return comments + yaml.safe_dump(content, sort_keys=False)
 
 
