@@ -218,7 +218,7 @@ def test_a_store_that_takes_no_run_is_refused_and_the_name_stays_new(tmp_path: P
     with sqlite3.connect(another) as connection:
         connection.execute("CREATE TABLE runs (distance)")
     with (
-        pytest.raises(ValueError, match=r"^tracking_uri must be a store .*: this is some other f"),
+        pytest.raises(ValueError, match=r"^tracking_uri must be .*run_uuid; this is some other f"),
         session(tmp_path, tracking_uri=f"sqlite:///{another}"),
     ):
         raise AssertionError

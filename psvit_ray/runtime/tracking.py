@@ -395,7 +395,8 @@ def _has_ended(run: Run, record: Record) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    message = printable(" ".join(without_secrets(str(error)).split()))
+    # Of a database's error, SQLAlchemy adds the statement.
+    message = printable(" ".join(without_secrets(str(error)).split())).partition(" [SQL: ")[0]
     return f"{type(error).__name__}: {message:.300}"
 
 
