@@ -3,13 +3,13 @@ notes in the schema, or by what a user says."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from psvit_ray.arch.shown import nearest
 from psvit_ray.data.layout import DataLayout
 from psvit_ray.data.splits import class_name, listed
 
@@ -119,8 +119,8 @@ def _chosen(
                 f"{field} must be a column of {what}s, got {given!r} of type {types[given]} in "
                 f"{where}"
             )
-        near = difflib.get_close_matches(given, able or list(types), n=1, cutoff=0.0)
-        hint = f"; nearest is {near[0]!r}" if near else ""
+        near = nearest(given, able or list(types))
+        hint = f"; nearest is {near!r}" if near else ""
         raise ValueError(f"{field} must be a column of the data, got {given!r} in {where}{hint}")
     if what in able:
         return what

@@ -9,7 +9,6 @@ are turned upright as their EXIF says. Of an animation it is the first frame.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import io
 import logging
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageColor
 from pydantic import AfterValidator
 
+from psvit_ray.arch.shown import nearest
 from psvit_ray.data import bounds
 from psvit_ray.data.bad_image import BadImage
 from psvit_ray.data.tones import (
@@ -46,7 +46,7 @@ def _check_colour(name: str) -> str:
     try:
         ImageColor.getrgb(name)
     except ValueError:
-        near = difflib.get_close_matches(name, ImageColor.colormap, n=1, cutoff=0.0)[0]
+        near = nearest(name, ImageColor.colormap)
         raise ValueError(
             f"background must be a colour, by name or as #rrggbb, got {name!r}; nearest is {near!r}"
         ) from None

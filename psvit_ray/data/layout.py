@@ -41,11 +41,6 @@ class DataLayout(Value):
         pairs = [part.partition("=")[::2] for part in self.splits.split(",") if part]
         return [(cast(Split, split), pattern.strip("/") or ".") for split, pattern in pairs]
 
-    @property
-    def is_as_named(self) -> bool:
-        """Whether nothing is said."""
-        return not any(getattr(self, field) for field in DataLayout.model_fields)
-
     def check_unused(self, name: str) -> None:
         """Raises ValueError where anything is said: data of this name knows its splits itself."""
         for field in DataLayout.model_fields:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from psvit_ray.arch.shown import nearest
 from psvit_ray.data import arrow, columns, files
 from psvit_ray.data.columns import Columns
 from psvit_ray.data.files import Listing, shown
@@ -158,8 +158,8 @@ def _said(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split,
         fits = [path for path in names if any(files.matches(n, pattern) for n in names[path])]
         if not fits:
             known = sorted({name for path in names for name in names[path][1:]})
-            near = difflib.get_close_matches(pattern, known, n=1, cutoff=0.0)
-            hint = f"; nearest is {shown(near[0])!r}" if near else ""
+            near = nearest(pattern, known)
+            hint = f"; nearest is {shown(near)!r}" if near else ""
             raise ValueError(f"splits must name files of the data, got {pattern!r} in {root}{hint}")
         for path in fits:
             if split_of.setdefault(path, split) != split:

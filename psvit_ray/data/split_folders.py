@@ -6,11 +6,11 @@ for classes, or classes for splits, train a network on what nobody meant.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from psvit_ray.arch.shown import nearest
 from psvit_ray.data import files
 from psvit_ray.data.files import Listing, shown
 from psvit_ray.data.layout import DataLayout
@@ -66,8 +66,8 @@ def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
     for split, pattern in layout.patterns:
         fits = [folder for folder in tree.folders if files.matches(folder, pattern)]
         if pattern != "." and not fits:
-            near = difflib.get_close_matches(pattern, tree.folders, n=1, cutoff=0.0)
-            hint = f"; nearest is {shown(near[0])!r}" if near else ""
+            near = nearest(pattern, tree.folders)
+            hint = f"; nearest is {shown(near)!r}" if near else ""
             raise ValueError(
                 f"splits must name folders of the data, got {pattern!r} in {tree.root}{hint}"
             )

@@ -6,7 +6,6 @@ training images, the same way for every kind.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow.compute as pc
 
+from psvit_ray.arch.shown import nearest
 from psvit_ray.data.tables import StoredTable
 
 Split = Literal["train", "val", "test"]
@@ -140,8 +140,8 @@ def numbers_in(
     number = {class_name(name): number for number, name in enumerate(known)}
     unknown = [name for name in names if class_name(name) not in number]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-        hint = f"; nearest is {near[0]!r}" if near else ""
+        near = nearest(unknown[0], known)
+        hint = f"; nearest is {near!r}" if near else ""
         raise ValueError(f"data must have {rule}, got only in {where}: {listed(unknown)}{hint}")
     return np.array([number[class_name(name)] for name in names], dtype=np.int64)
 
