@@ -22,7 +22,7 @@ compare: install ## the winner of a search against DeiT over several seeds: ARGS
 	$(PYTHON) jobs/compare_psvit.py $(ARGS)
 
 ui: install      ## MLflow on the default store
-	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking_uri import sqlite; print(sqlite(Path("outputs/mlflow.db")))')"
+	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking.store_uri import sqlite; print(sqlite(Path("outputs/mlflow.db")))')"
 
 check: install   ## formatting, lint, types
 	$(VENV)/bin/ruff format --check .

@@ -1,50 +1,6 @@
-"""Tables and pictures again from the record; no run is needed. Several searches beside each other.
+"""`psvit report` for `ray job submit --working-dir . -- python jobs/report.py`."""
 
-python jobs/report.py --name digits-20260101-120000
-python jobs/report.py --storage s3://bucket/psvit --name one --name two
-"""
-
-from __future__ import annotations
-
-from typing import Annotated
-
-import tyro
-from pydantic import Field
-
-from psvit_ray import cli
-from psvit_ray.arch.spec import Value
-from psvit_ray.data.storage import Folder
-from psvit_ray.report import leaderboard
-from psvit_ray.runtime import tracking_uri
-from psvit_ray.runtime.launch import records_of
-
-
-class ReportJob(Value):
-    """Show searches again, from their records."""
-
-    name: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
-    """Search to show; give it again for more beside each other."""
-    storage: str = "outputs"
-    """Folder or URI under which the searches are."""
-    tracking_uri: str | None = None
-    """MLflow server, for the command that opens it; by default the SQLite file of the storage."""
-
-
-def work(job: ReportJob) -> int:
-    storage = Folder.at(job.storage)
-    searches = {name: records_of(storage, name) for name in job.name}
-    for name, records in searches.items():
-        leaderboard.write(records, storage / name, title=name)
-    if len(searches) == 1:
-        ((name, records),) = searches.items()
-        uri = tracking_uri.of(job.tracking_uri, storage)
-        print(leaderboard.summary(records, storage / name, uri))
-    else:
-        written = leaderboard.write_side_by_side(searches, storage)
-        print(leaderboard.side_by_side(searches))
-        print("\n".join(written))
-    return 0
-
+from psvit_ray.commands.report import main
 
 if __name__ == "__main__":
-    cli.run(ReportJob, work)
+    main()

@@ -19,7 +19,7 @@ def load(folder: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]
 
     Raises ValueError where there is none, or it is not as it was written.
     """
-    from psvit_ray.training import export
+    from psvit_ray.export import model_folder
 
-    found = export.load(folder)
+    found = model_folder.load(folder)
     return found.model, found.transform

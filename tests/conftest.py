@@ -20,7 +20,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need one; two CPUs, whatever the machine has."""
     import ray
 
-    from psvit_ray.runtime import cluster
+    from psvit_ray.runtime.cluster import cluster
 
     # A head that was killed leaves its address here, and Ray's own helpers would ask that one.
     dead = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from psvit_ray.arch.counting import StageClass, compositions, draw_composition
-from psvit_ray.arch.shown import shortened
 from psvit_ray.arch.spec import MOST_LAYERS, MOST_WIDTH, Finite, Layers, StageSpec, Value, Width
+from psvit_ray.text.messages import shortened
 
 MOST_CHOICES = MOST_LAYERS
 """Choices of one thing: as many as there are depths."""

@@ -21,8 +21,8 @@ pool and keep more layers on the large grid: 2.3 times DeiT's parameters.
 
 from __future__ import annotations
 
-from psvit_ray.arch.shown import nearest, shown
 from psvit_ray.arch.spec import ArchSpec, Pooling, StageSpec, parse_pattern
+from psvit_ray.text.messages import nearest, shown
 
 
 def _spec(pooling: Pooling, pattern: str, *dims: int) -> ArchSpec:

@@ -25,7 +25,6 @@ from psvit_ray.arch.choices import (
 )
 from psvit_ray.arch.cost import Limits, count_macs, count_params
 from psvit_ray.arch.counting import Frame
-from psvit_ray.arch.shown import shown
 from psvit_ray.arch.spec import (
     MOST_LAYERS,
     MOST_STAGES,
@@ -37,6 +36,7 @@ from psvit_ray.arch.spec import (
     PoolOp,
     Value,
 )
+from psvit_ray.text.messages import shown
 
 __all__ = ["Limits", "Parameter", "SearchSpace", "Size", "StageChoices"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from psvit_ray.arch.shown import nearest, shown
+from psvit_ray.text.messages import nearest, shown
 
 MOST_LAYERS = 256
 """Layers of a spec: five times those of the deepest vision transformers in use (CaiT-M48, ViT-e's

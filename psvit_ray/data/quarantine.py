@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from psvit_ray.data import csv_file
-from psvit_ray.data.storage import Folder
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text import csv_file
 
 NAME = "quarantine.csv"
 COLUMNS = ("source", "path", "reason")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from psvit_ray.arch.cost import count_macs, count_params
-from psvit_ray.data.storage import Folder
 from psvit_ray.model.latency import images_per_second
-from psvit_ray.report.table import aligned
+from psvit_ray.report.summary import aligned
 from psvit_ray.search.record import Record, best, best_deit
+from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.state import build_model
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
-from psvit_ray.data.printable import printable
-from psvit_ray.data.storage import Folder
-from psvit_ray.report.picture import pareto_png
-from psvit_ray.report.table import side_by_side, summary
+from psvit_ray.report.pareto_picture import pareto_png
+from psvit_ray.report.summary import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
 from psvit_ray.search.rows import Row, as_csv, put, spec_columns
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.printable import printable
 
 __all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec, Value, parse_pattern
-from psvit_ray.data import csv_file
 from psvit_ray.model.redundancy import Redundancy, mean_to_leader
 from psvit_ray.report.redundancy_picture import redundancy_png
-from psvit_ray.report.table import aligned
+from psvit_ray.report.summary import aligned
+from psvit_ray.text import csv_file
 
 JSON = "redundancy.json"
 

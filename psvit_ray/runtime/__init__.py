@@ -1,0 +1,1 @@
+"""Where a run happens: the only floor that imports Ray and MLflow."""

@@ -1,0 +1,1 @@
+"""Which configurations to try, and what came of them. Knows no Ray."""

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from psvit_ray.arch.cost import Limits, count_macs, count_params
-from psvit_ray.arch.shown import nearest, shown
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.text.messages import nearest, shown
 from psvit_ray.training.config import (
     Epochs,
     NumberOrZero,

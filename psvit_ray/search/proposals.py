@@ -16,7 +16,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.search.candidates import Candidates
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import ENDED, Kind, Record
-from psvit_ray.search.sampler import OneSplitTPE
+from psvit_ray.search.tpe import OneSplitTPE
 from psvit_ray.training.config import Configuration, TrainConfig
 
 ATTEMPTS = 10  # of TPE, which may ask for the same again and again, before one is drawn

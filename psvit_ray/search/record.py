@@ -12,8 +12,8 @@ from pydantic import ConfigDict, TypeAdapter
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import json_files
-from psvit_ray.data.storage import Folder
+from psvit_ray.storage import json_files
+from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
 
 Kind = Literal["baseline", "first", "proposal", "fixed", "supernet", "finalist", "finetuned"]

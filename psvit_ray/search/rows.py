@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data import csv_file
-from psvit_ray.data.storage import Folder
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text import csv_file
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from psvit_ray.training.metrics import rank_and_world_size
+from psvit_ray.training.distributed import rank_and_world_size
 
 ANSWER_S = 5.0  # in which those who have waited for the same worker give up too
 Request = Literal["none", "checkpoint", "stop"]

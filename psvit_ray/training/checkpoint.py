@@ -30,10 +30,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data import json_files
-from psvit_ray.data.secrets import without_secrets
-from psvit_ray.data.storage import Folder
-from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.data.loading.transforms import Preprocessing
+from psvit_ray.storage import json_files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import Configuration
 
 MANIFEST = "manifest.json"

@@ -13,12 +13,12 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import MOST_PIXELS, ArchSpec, Finite, Value
-from psvit_ray.data.images import BACKGROUND, Colour, Decoder
-from psvit_ray.data.layout import DataLayout
-from psvit_ray.data.secrets import without_secrets
-from psvit_ray.data.storage import Folder
-from psvit_ray.data.tones import parsed, shown
-from psvit_ray.data.transforms import Augmentation, Probability
+from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder
+from psvit_ray.data.images.tone_range import parsed, shown
+from psvit_ray.data.loading.transforms import Augmentation, Probability
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
 
 LARGEST = 1_000_000_000
 """Of anything that is counted or measured: more is a slip, and would overflow a clock or a

@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
-from psvit_ray.data import sources
-from psvit_ray.data.sources import Source, check_unchanged
-from psvit_ray.data.split_file import SplitFile
+from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import Loaded
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.distillation import Teacher
+from psvit_ray.training.distributed import gathered
 from psvit_ray.training.evaluation import Evaluation, evaluate
-from psvit_ray.training.metrics import gathered
-from psvit_ray.training.place import Place
+from psvit_ray.training.execution import Place
+from psvit_ray.training.loss import Teacher
 from psvit_ray.training.state import State, build_model, facts_of, load_init
 from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
@@ -77,7 +77,7 @@ def load_source(configuration: Configuration, known: SplitFile | None = None) ->
 def source_of(train: TrainConfig, known: SplitFile | None = None) -> Source:
     """The data, split as the settings say or, where `known` is given, as it is there. Raises
     ValueError for data that cannot be used."""
-    return sources.load(
+    return image_source.load(
         train.data,
         train,
         holdout=train.holdout,

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psvit_ray.data.images import Decoder
-from psvit_ray.data.loader import eval_loader, stretch
+from psvit_ray.data.images.decode import Decoder
+from psvit_ray.data.loading.loader import eval_loader, stretch
+from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.data.transforms import Preprocessing
-from psvit_ray.training.metrics import all_reduce, gathered, rank_and_world_size
+from psvit_ray.training.distributed import all_reduce, gathered, rank_and_world_size
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from psvit_ray.data.loader import mix_seed
-from psvit_ray.data.sources import Source
-from psvit_ray.data.transforms import Preprocessing
+from psvit_ray.data.loading.loader import mix_seed
+from psvit_ray.data.loading.transforms import Preprocessing
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.export.networks import load_network
 from psvit_ray.model.pretrained import Loaded, load_pretrained
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint, RunFacts
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
-from psvit_ray.training.networks import load_network
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
 

@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.loader import (
+from psvit_ray.data.loading.loader import (
     Batch,
     GlobalBatchSampler,
     Images,
@@ -26,16 +26,14 @@ from psvit_ray.data.loader import (
     num_parts,
     train_loader,
 )
-from psvit_ray.data.sources import Source
+from psvit_ray.data.sources.image_source import Source
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.training.agreement import Agreement, Request, Verdict
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.distillation import Teacher, distillation_loss
-from psvit_ray.training.gradients import average_gradients
-from psvit_ray.training.loss import base_loss, mixing
-from psvit_ray.training.metrics import rank_and_world_size
+from psvit_ray.training.distributed import average_gradients, rank_and_world_size
+from psvit_ray.training.execution import Place
+from psvit_ray.training.loss import Teacher, base_loss, distillation_loss, mixing
 from psvit_ray.training.paths import PathSampler
-from psvit_ray.training.place import Place
 from psvit_ray.training.state import State
 
 RUNNING_STEPS = 100  # over about so many is the running loss, which a spike is measured by

@@ -1,0 +1,211 @@
+"""How well the weights of supernets rank architectures, as a table, a file and a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.report.rank_correlation import Agreement, agreement, tau
+from psvit_ray.report.summary import aligned
+from psvit_ray.search.oneshot.scores import Score
+from psvit_ray.search.record import Record
+from psvit_ray.storage.folder import Folder
+
+FEWEST = 6  # of which the better half can be ranked
+MOST_SPLITS = 35  # of the seeds in two halves: all there are of up to eight
+
+
+@dataclass(frozen=True)
+class Study:
+    """What scores and trainings say of the same architectures. Top-1 is in percent."""
+
+    specs: list[ArchSpec]
+    scratch: np.ndarray
+    """Trained from scratch (specs, seeds)."""
+    top1: np.ndarray
+    """With a supernet's weights (specs, supernets)."""
+    loss: np.ndarray
+    """With a supernet's weights (specs, supernets)."""
+
+    @classmethod
+    def of(
+        cls,
+        specs: Sequence[ArchSpec],
+        supernets: Sequence[Sequence[Score]],
+        records: Sequence[Record],
+    ) -> Study:
+        """Of the architectures that were trained in full with every seed."""
+        found: dict[ArchSpec, list[float]] = {}
+        for record in sorted(records, key=lambda one: one.configuration.train.seed):
+            if record.ranks:
+                found.setdefault(record.configuration.spec, []).append(record.top1 or 0.0)
+        seeds = max(map(len, found.values()), default=0)
+        whole = [spec for spec in specs if len(found.get(spec, ())) == seeds]
+        by_spec = [{score.spec: score for score in scores} for scores in supernets]
+        return cls(
+            whole,
+            np.array([found[spec] for spec in whole]),
+            np.array([[scores[spec].top1 for scores in by_spec] for spec in whole]),
+            np.array([[scores[spec].loss for scores in by_spec] for spec in whole]),
+        )
+
+    @property
+    def truth(self) -> np.ndarray:
+        return self.scratch.mean(axis=1)
+
+    @property
+    def better_half(self) -> Study:
+        """By their truth: among them a search decides in the end."""
+        rows = np.argsort(-self.truth, kind="stable")[: (len(self.specs) + 1) // 2]
+        specs = [self.specs[row] for row in rows]
+        return Study(specs, self.scratch[rows], self.top1[rows], self.loss[rows])
+
+    @property
+    def between(self) -> float:
+        """Deviation between architectures, in points."""
+        return float(self.truth.std(ddof=1))
+
+    @property
+    def within(self) -> float:
+        """Deviation between the seeds of one, in points."""
+        return float(np.sqrt(self.scratch.var(axis=1, ddof=1).mean()))
+
+    def agreements(self) -> dict[str, Agreement | None]:
+        """Of each way to rank with the truth; None where it finds all alike."""
+        ways = {
+            **{f"supernet {i}, top-1": one for i, one in enumerate(self.top1.T)},
+            "all supernets, top-1": self.top1.mean(axis=1),
+            **{f"supernet {i}, loss": -one for i, one in enumerate(self.loss.T)},
+            "all supernets, loss": -self.loss.mean(axis=1),
+            "one scratch seed": self.scratch[:, 0],
+            "MACs": np.array([count_macs(spec) for spec in self.specs]),
+            "parameters": np.array([count_params(spec) for spec in self.specs]),
+        }
+        found: dict[str, Agreement | None] = {}
+        for name, scores in ways.items():
+            # A seed that is part of the truth would be compared with itself.
+            rest = self.scratch[:, 1:] if name == "one scratch seed" else self.scratch
+            try:
+                found[name] = agreement(scores, rest.mean(axis=1))
+            except ValueError:
+                found[name] = None
+        return found
+
+
+def write(
+    specs: Sequence[ArchSpec],
+    supernets: Sequence[Sequence[Score]],
+    records: Sequence[Record],
+    folder: Folder,
+) -> str:
+    """`ranks.json` and `ranks.png` in the folder; returns the table for the terminal."""
+    study = Study.of(specs, supernets, records)
+    if len(study.specs) < FEWEST or study.scratch.shape[1] < 2:
+        return f"fewer than {FEWEST} architectures are trained with every seed: go on with --resume"
+    folder.write("ranks.json", json.dumps(_content(study), indent=1).encode())
+    folder.write("ranks.png", _picture(study))
+    return (
+        f"{_table(study, 'all')}\n\n{_table(study.better_half, 'the better half')}\n\n"
+        f"95 % intervals are over architectures. {folder}/ranks.png"
+    )
+
+
+def _table(study: Study, which: str) -> str:
+    lines = [["ranked by", "tau", "rho", "best quarter"]]
+    for name, found in study.agreements().items():
+        values = [found.tau, found.rho, found.top] if found else ["-"] * 3
+        lines.append([name, *map(str, values)])
+    ceiling = between_halves(study.scratch)
+    said = "-" if ceiling is None else f"{ceiling:.2f}"
+    lines.append(["half of the seeds, by the other", said, "", ""])
+    num_specs, num_seeds = study.scratch.shape
+    return (
+        f"{num_specs} architectures ({which}), {num_seeds} seeds each: mean "
+        f"{study.truth.mean():.2f} % top-1; deviation between architectures {study.between:.2f}, "
+        f"between seeds {study.within:.2f} points\n\n{aligned(lines)}"
+    )
+
+
+def _content(study: Study) -> dict[str, Any]:
+    def figures(study: Study) -> dict[str, Any]:
+        return {
+            "n": len(study.specs),
+            "ceiling": between_halves(study.scratch),
+            "deviation_between": study.between,
+            "deviation_within": study.within,
+            "agreement": {
+                name: found.model_dump() for name, found in study.agreements().items() if found
+            },
+        }
+
+    rows = zip(study.specs, study.scratch, study.top1, study.loss, strict=True)
+    return {
+        **figures(study),
+        "seeds": study.scratch.shape[1],
+        "better_half": figures(study.better_half),
+        "architectures": [
+            {
+                "pattern": spec.pattern,
+                "spec": spec.model_dump(mode="json"),
+                "scratch": scratch.tolist(),
+                "supernet_top1": top1.tolist(),
+                "supernet_loss": loss.tolist(),
+            }
+            for spec, scratch, top1, loss in rows
+        ],
+    }
+
+
+def between_halves(scratch: np.ndarray) -> float | None:
+    """Mean tau between the means of one half of the seeds and of the other, over the ways to halve
+    them. None where a half finds all alike."""
+    seeds = range(scratch.shape[1])
+    taus = []
+    for half in itertools.islice(itertools.combinations(seeds, len(seeds) // 2), MOST_SPLITS):
+        rest = [seed for seed in seeds if seed not in half]
+        with contextlib.suppress(ValueError):
+            taus.append(tau(scratch[:, half].mean(axis=1), scratch[:, rest].mean(axis=1)))
+    return float(np.mean(taus)) if taus else None
+
+
+def _picture(study: Study) -> bytes:
+    specs, scratch, top1, truth = study.specs, study.scratch, study.top1, study.truth
+    figure = Figure(figsize=(7, 5.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    cost = np.log10([count_macs(spec) for spec in specs])
+    axes.errorbar(
+        top1.mean(axis=1),
+        truth,
+        xerr=top1.std(axis=1, ddof=1) if top1.shape[1] > 1 else None,
+        yerr=scratch.std(axis=1, ddof=1),
+        fmt="none",
+        ecolor="0.75",
+        linewidth=0.8,
+    )
+    dots = axes.scatter(top1.mean(axis=1), truth, c=cost, cmap="viridis", s=40, zorder=3)
+    figure.colorbar(dots, label="MACs, power of 10")
+    axes.set_xlabel("hold-out top-1 with a supernet's weights, %")
+    axes.set_ylabel("hold-out top-1 trained from scratch, %")
+    axes.set_title(
+        f"{len(specs)} architectures: mean and deviation over {top1.shape[1]} supernets and "
+        f"{scratch.shape[1]} seeds",
+        loc="left",
+        fontsize=10,
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()

@@ -1,0 +1,192 @@
+"""How far from the best of a whole space is what searches chose, and what did it cost them?
+
+    python -m jobs.studies.rank_study --recipe my.yaml --specs 100 --seeds 3 --name ranks
+    python jobs/tune_psvit.py --recipe my.yaml --strategy oneshot --seed 100 --name once
+    python -m jobs.studies.regret --study ranks --search once
+
+The study has trained the architectures, each with several seeds: their means are the truth, and
+the best mean is a little too good, as the best of many is. Beside each search stands what random
+search finds with as many seconds of training, drawn many times from the study's trainings.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import tyro
+from pydantic import Field
+
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.commands import command_line
+from psvit_ray.report.summary import aligned
+from psvit_ray.runtime.oneshot.phases import SUPERNET
+from psvit_ray.runtime.session.session import records_of
+from psvit_ray.search.oneshot.finalists import winner
+from psvit_ray.search.oneshot.scores import ScoreStore
+from psvit_ray.search.record import Record, RecordStore, best
+from psvit_ray.storage.folder import Folder
+
+DRAWS = 10_000
+
+
+class RegretJob(Value):
+    """Compare what searches chose with the best of a study."""
+
+    study: str
+    """Name of a rank study (jobs.studies.rank_study) of all architectures that the searches may
+    choose."""
+    search: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
+    """Search with the study's training but other seeds; give it again for more."""
+    storage: str = "outputs"
+    """Folder or URI under which they are."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Trainings of architectures, each with every seed."""
+
+    specs: list[ArchSpec]
+    top1: np.ndarray
+    """On the hold-out, in percent (specs, seeds)."""
+    seconds: np.ndarray
+    """Of each training (specs, seeds)."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Truth:
+        """Raises ValueError unless there are two seeds or more of each architecture."""
+        found: dict[ArchSpec, dict[int, Record]] = {}
+        for record in records:
+            if record.ranks:
+                configuration = record.configuration
+                found.setdefault(configuration.spec, {})[configuration.train.seed] = record
+        seeds = sorted({seed for runs in found.values() for seed in runs})
+        lacking = sum(seed not in runs for runs in found.values() for seed in seeds)
+        if lacking or len(seeds) < 2:
+            raise ValueError(
+                "study must have two seeds or more of each architecture, got "
+                f"{len(seeds)} with {lacking} trainings missing; go on with --resume"
+            )
+        rows = [[runs[seed] for seed in seeds] for runs in found.values()]
+        return cls(
+            list(found),
+            np.array([[run.top1 for run in row] for row in rows]),
+            np.array([[run.seconds for run in row] for row in rows]),
+        )
+
+    def regret(self, spec: ArchSpec) -> float:
+        """Points between the best mean and that of a spec."""
+        means = self.top1.mean(axis=1)
+        return float(means.max() - means[self.specs.index(spec)])
+
+    def random_search(self, seconds: float, *, seed: int = 0) -> tuple[float, float]:
+        """Mean and deviation of the regret of the best of as many architectures as can be trained,
+        once each, in so long. Judged by their other seeds, as the one has the luck of the choice.
+        """
+        rng = np.random.default_rng(seed)
+        num_specs, num_seeds = self.top1.shape
+        others = (self.top1.sum(axis=1, keepdims=True) - self.top1) / (num_seeds - 1)
+        most = self.top1.mean(axis=1).max()
+        regrets = []
+        for _ in range(DRAWS):
+            order = rng.permutation(num_specs)
+            seeds = rng.integers(num_seeds, size=order.shape)
+            spent = self.seconds[order, seeds].cumsum()
+            trained = max(1, int((spent <= seconds).sum()))
+            chosen = self.top1[order, seeds][:trained].argmax()
+            regrets.append(most - others[order[chosen], seeds[chosen]])
+        return statistics.mean(regrets), statistics.pstdev(regrets)
+
+
+@dataclass(frozen=True)
+class Searched:
+    name: str
+    choice: ArchSpec
+    strategy: str
+    seconds: float
+    """Of all workers of supernet, scoring and trainings."""
+
+    @classmethod
+    def of(cls, storage: Folder, name: str, study: Sequence[Record]) -> Searched:
+        """Raises ValueError where nothing is chosen yet, or with what the study has trained."""
+        records = records_of(storage, name)
+        if {record.key for record in records} & {record.key for record in study}:
+            raise ValueError(
+                f"search must be of other seeds than the study, got trainings of it in {name!r}; "
+                "give the search another --seed"
+            )
+        found = winner(records) or best(records)
+        if found is None:
+            raise ValueError(f"search must have trained a PSViT in full, got {name!r}, with none")
+        scores = ScoreStore(storage / name).all()
+        trainings = records + RecordStore(storage / name / SUPERNET).all()
+        return cls(
+            name,
+            found.configuration.spec,
+            "oneshot" if scores else "scratch",
+            sum(map(worker_seconds, trainings)) + sum(score.seconds for score in scores),
+        )
+
+
+def worker_seconds(record: Record) -> float:
+    """Of a training, times its workers."""
+    workers = (point.metrics.get("perf/workers", 1.0) for point in record.curve)
+    return record.seconds * max(workers, default=1.0)
+
+
+def work(job: RegretJob) -> int:
+    storage = Folder.at(job.storage)
+    study = records_of(storage, job.study)
+    truth = Truth.of(study)
+    searches = [Searched.of(storage, name, study) for name in job.search]
+    for search in searches:
+        if search.choice not in truth.specs:
+            raise ValueError(
+                f"search must choose among the study's architectures, got {search.name!r}, which "
+                f"chose {search.choice.pattern}"
+            )
+    print(report(truth, searches))
+    return 0
+
+
+def report(truth: Truth, searches: Sequence[Searched]) -> str:
+    whole = truth.seconds.sum()
+    means = truth.top1.mean(axis=1)
+    num_specs, num_seeds = truth.top1.shape
+    better = truth.top1[np.argsort(-means)[: (num_specs + 1) // 2]]
+    error = float(np.sqrt(better.var(axis=1, ddof=1).mean() / num_seeds))
+    lines = [
+        ["search", "strategy", "seconds", "of the study %", "chose", "patch", "kind", "its mean %"]
+        + ["below the best", "random search, as long"]
+    ]
+    by_strategy: dict[str, list[float]] = {}
+    for search in searches:
+        spec, regret = search.choice, truth.regret(search.choice)
+        by_strategy.setdefault(search.strategy, []).append(regret)
+        mean, deviation = truth.random_search(search.seconds)
+        lines.append(
+            [search.name, search.strategy, f"{search.seconds:.0f}"]
+            + [f"{100 * search.seconds / whole:.1f}", spec.pattern, str(spec.patch_size)]
+            + [f"{spec.pooling} {spec.pool_op}", f"{means.max() - regret:.2f}", f"{regret:.2f}"]
+            + [f"{mean:.2f} ± {deviation:.2f}"]
+        )
+    said = [
+        f"{num_specs} architectures, {num_seeds} seeds each, {whole:,.0f} s of training; the best, "
+        f"{truth.specs[int(means.argmax())].pattern}, has {means.max():.2f} % hold-out top-1; "
+        f"standard error of a mean, in the better half, {error:.2f} points",
+        aligned(lines),
+    ]
+    for strategy, regrets in by_strategy.items():
+        if len(regrets) > 1:
+            said.append(
+                f"{strategy}: {statistics.mean(regrets):.2f} ± {statistics.stdev(regrets):.2f} "
+                f"points below the best, over {len(regrets)} searches"
+            )
+    return "\n\n".join(said)
+
+
+if __name__ == "__main__":
+    command_line.run(RegretJob, work)

@@ -1,0 +1,384 @@
+"""What a search of many configurations asks of its driver and of MLflow, without training any.
+
+    python -m jobs.studies.simulate_search --num-trials 1000  # as in cluster/SCALING.md
+    python -m jobs.studies.simulate_search --num-trials 40 --slots 4 --epoch-s 0.5
+
+Real: the proposals, Ray and Tune with as many trials at once as there are slots, ASHA, the record,
+MLflow on SQLite, the driver that is killed at half of the search and the one that goes on.
+Not real: a trial computes nothing. It reports the curve of `jobs/recorded_curve.json`, whose errors
+are scaled by the MACs of its network, and its checkpoint is a number; images are not read. Slots
+are Ray's CPUs in name alone; a trial waits most of the time and takes 180 MiB.
+
+Starts a Ray of its own, or joins that of RAY_ADDRESS. Nothing that is written stays. Exit code 1:
+after the resume a configuration or a point was missing or there twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import math
+import multiprocessing
+import os
+import signal
+import sqlite3
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import psutil
+import ray
+from mlflow import MlflowClient
+from pydantic import Field
+
+from jobs.studies.replay import replay
+from psvit_ray.arch.cost import count_macs
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.commands import command_line
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.report import leaderboard
+from psvit_ray.report.summary import aligned
+from psvit_ray.runtime.cluster import cluster
+from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.runtime.session.session import Launch, opened
+from psvit_ray.runtime.tracking import store_uri
+from psvit_ray.runtime.tune.asha import Halving
+from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.proposals import Proposal, Proposals
+from psvit_ray.search.record import ENDED, Record, RecordStore
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.config import Configuration, Positive, TrainConfig
+from psvit_ray.training.engine import load_source
+
+RECORDED = Path(__file__).parent / "recorded_curve.json"
+NAME = "simulated"
+ROWS = 10  # of the driver's table
+MIB = 2**20
+BEST_FIRST = "metrics.`best/holdout_top1` DESC"
+Rows = list[list[str]]
+
+
+class SimulateSearch(Value):
+    """Measure a search without its training: driver, record and MLflow."""
+
+    recipe: str = "digits"
+    """Name in psvit_ray/recipes, or path of a YAML file: space and training."""
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig
+    slots: Annotated[int, Field(ge=2, le=10_000)] = 64
+    """Trials at once."""
+    epoch_s: Positive = 5.0
+    """Seconds of an epoch of a trial, about."""
+
+
+class Sample(NamedTuple):
+    """What a driver says of itself, when it has proposed a configuration or one has ended."""
+
+    ended: int
+    """Configurations, those of the driver before it too."""
+    new: int
+    """Proposed by this driver; what it found unfinished is not new."""
+    at: float
+    """`time.monotonic()`, which is the same for all processes of a machine."""
+    cpu_s: float
+    mlflow_s: float
+    """Of it, in the thread that writes to MLflow."""
+    proposing_s: float
+    """Of it, for what to try next."""
+    rss: int
+    """Bytes."""
+
+
+class End(NamedTuple):
+    """What a driver says last."""
+
+    searched_at: float
+    written_at: float
+    """Of leaderboard and picture."""
+    untracked: int
+
+
+class Watched:
+    """Proposals, and what each took."""
+
+    def __init__(
+        self, proposals: Proposals, records: Sequence[Record], tell: Callable[[Sample], None]
+    ) -> None:
+        self._proposals, self._tell = proposals, tell
+        self._process = psutil.Process()
+        self._known = {record.key for record in records}
+        self._ended = sum(record.status in ENDED for record in records)
+        self._new = 0
+        self._proposing_s = 0.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles it for a restore of its own, which is never used
+
+    def ask(self) -> Proposal | None:
+        with self._timed():
+            proposal = self._proposals.ask()
+        self._new += proposal is not None and proposal.key not in self._known
+        self._tell(self._sample())
+        return proposal
+
+    def tell(self, key: str, top1: float | None) -> None:
+        with self._timed():
+            self._proposals.tell(key, top1)
+        self._ended += 1
+        self._tell(self._sample())
+
+    @contextlib.contextmanager
+    def _timed(self) -> Any:
+        began = time.thread_time()
+        yield
+        self._proposing_s += time.thread_time() - began
+
+    def _sample(self) -> Sample:
+        writers = {one.native_id for one in threading.enumerate() if one.name == "mlflow"}
+        return Sample(
+            ended=self._ended,
+            new=self._new,
+            at=time.monotonic(),
+            cpu_s=time.process_time(),
+            mlflow_s=sum(
+                one.user_time + one.system_time
+                for one in self._process.threads()
+                if one.id in writers
+            ),
+            proposing_s=self._proposing_s,
+            rss=self._process.memory_info().rss,
+        )
+
+
+def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> None:
+    """A search as jobs/tune_psvit.py has it, but for the trials. In a process of its own."""
+    recorded = json.loads(RECORDED.read_text())
+    trials = Trials(max_concurrent=job.slots, resources=WorkerResources(gpus_per_worker=0))
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        opened(
+            launch_in(folder, resumes),
+            default_name=NAME,
+            identity={"train": job.train.model_dump(mode="json")},
+            source=source_of(job),
+            num_workers=1,
+            resources=trials.resources,
+        ) as session,
+    ):
+        outcome = run_trials(
+            session,
+            Watched(Proposals(job.search, job.train, session.records), session.records, said.send),
+            trials,
+            num_trials=job.search.num_trials,
+            halving=halving_of(job),
+            trainable=functools.partial(
+                replay,
+                recorded=recorded["epochs"],
+                macs=count_macs(ArchSpec.model_validate(recorded["spec"])),
+                epoch_s=job.epoch_s,
+            ),
+        )
+        searched_at = time.monotonic()
+        leaderboard.write(outcome.records, session.folder, title=session.name)
+        said.send(End(searched_at, time.monotonic(), outcome.untracked))
+
+
+def launch_in(folder: str, resumes: bool) -> Launch:
+    return Launch(
+        storage=folder,
+        name=NAME,
+        resume="must" if resumes else "never",
+        tracking_uri=store_uri.sqlite(Path(folder, "mlflow.db")),
+    )
+
+
+def halving_of(job: SimulateSearch) -> Halving | None:
+    if not job.search.reduction_factor:
+        return None
+    return Halving(
+        epochs=job.train.epochs,
+        grace_epochs=job.search.grace_epochs,
+        reduction_factor=job.search.reduction_factor,
+    )
+
+
+def source_of(job: SimulateSearch) -> Source:
+    return load_source(Configuration(spec=job.search.space.smallest()[0], train=job.train))
+
+
+class Driven(NamedTuple):
+    """What was seen of a driver from outside."""
+
+    began: float
+    samples: list[Sample]
+    end: End | None
+    """None of one that was killed."""
+
+
+def driven(job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = math.inf) -> Driven:
+    """A driver from its start to its end, or to the SIGKILL when so many configurations have ended.
+
+    Raises RuntimeError where it ends otherwise.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    hears, says = spawn.Pipe(duplex=False)
+    began, samples, end = time.monotonic(), [], None
+    driver = spawn.Process(target=drive, args=(job, folder, resumes, says))
+    driver.start()
+    says.close()
+    with contextlib.suppress(EOFError):
+        while True:
+            said = hears.recv()
+            if isinstance(said, End):
+                end = said
+                continue
+            samples.append(said)
+            if said.ended >= kill_at:
+                driver.kill()
+                break
+    driver.join()
+    expected = -signal.SIGKILL if kill_at < math.inf else 0
+    if driver.exitcode != expected:
+        raise RuntimeError(f"a driver ended with exit code {driver.exitcode}")
+    return Driven(began, samples, end)
+
+
+def work(job: SimulateSearch) -> int:
+    recorded = len(json.loads(RECORDED.read_text())["epochs"])
+    if job.train.epochs > recorded:
+        raise ValueError(
+            f"epochs must be at most {recorded}, as in {RECORDED.name}, got {job.train.epochs}"
+        )
+    job.search.check(job.train)
+    source_of(job)
+    if "RAY_ADDRESS" not in os.environ:
+        cluster.start(num_cpus=job.slots, log_to_driver=False, logging_level=logging.ERROR)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    with tempfile.TemporaryDirectory() as folder:
+        first = driven(job, folder, resumes=False, kill_at=job.search.num_trials / 2)
+        second = driven(job, folder, resumes=True)
+        print(aligned(growth(first, second, job.search.num_trials)), end="\n\n")
+        print(aligned([*driver_facts(first, second), *store_facts(folder)]))
+        faults = found_wrong(folder, job.search.num_trials)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def growth(first: Driven, second: Driven, num_trials: int) -> Rows:
+    """The cost of a configuration, and memory, as there are more and more."""
+    rows = [
+        ["driver", "configurations", "s", "driver's CPU s each", "of it proposals", "MLflow"]
+        + ["MiB"]
+    ]
+    for number, one in (("first", first), ("second", second)):
+        before = one.samples[0]
+        for row in range(1, ROWS + 1):
+            after = next((s for s in one.samples if s.ended * ROWS >= row * num_trials), None)
+            if after is None or after.ended <= before.ended:
+                continue
+            ended = after.ended - before.ended
+            rows.append(
+                [number, str(after.ended), f"{after.at - one.began:.0f}"]
+                + [f"{(after.cpu_s - before.cpu_s) / ended:.2f}"]
+                + [f"{(after.proposing_s - before.proposing_s) / ended:.2f}"]
+                + [f"{(after.mlflow_s - before.mlflow_s) / ended:.2f}"]
+                + [f"{after.rss / MIB:.0f}"]
+            )
+            before = after
+    return rows
+
+
+def driver_facts(first: Driven, second: Driven) -> Rows:
+    begun, resumed = first.samples[0], second.samples[0]
+    new = next(sample for sample in second.samples if sample.new)
+    assert second.end
+    last = second.samples[-1].at
+    return [
+        ["first driver, s to its first trial", _seconds(begun.at - first.began)],
+        ["first driver, CPU s to its first trial", _seconds(begun.cpu_s)],
+        ["second, s to its first trial", _seconds(resumed.at - second.began)],
+        ["second, CPU s to its first trial", _seconds(resumed.cpu_s)],
+        ["second, s to its first new configuration", _seconds(new.at - second.began)],
+        [
+            "second, s from its last configuration to its end",
+            _seconds(second.end.searched_at - last),
+        ],
+        ["leaderboard and picture, s", _seconds(second.end.written_at - second.end.searched_at)],
+        ["MLflow did not take", str(second.end.untracked)],
+    ]
+
+
+def store_facts(folder: str) -> Rows:
+    """Sizes, and seconds of what a user asks MLflow."""
+    files = list((Path(folder) / NAME / "record").iterdir())
+    began = time.perf_counter()
+    RecordStore(Folder(folder) / NAME).all()
+    read_s = time.perf_counter() - began
+    client = MlflowClient(store_uri.sqlite(Path(folder, "mlflow.db")))
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    (parent,) = client.search_runs(experiments, "tags.`psvit.role` = 'search'")
+
+    def timed(**query: Any) -> str:
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            client.search_runs(experiments, **query)
+            times.append(time.perf_counter() - began)
+        return f"{statistics.median(times):.2f}"
+
+    children = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    return [
+        ["record, files", str(len(files))],
+        ["record, MiB", f"{sum(file.stat().st_size for file in files) / MIB:.1f}"],
+        ["record, s to read it", f"{read_s:.2f}"],
+        ["MLflow, MiB", f"{(Path(folder) / 'mlflow.db').stat().st_size / MIB:.1f}"],
+        ["MLflow, s for the best 100", timed(order_by=[BEST_FIRST], max_results=100)],
+        ["MLflow, s for all of the search", timed(filter_string=children, max_results=50_000)],
+    ]
+
+
+def found_wrong(folder: str, num_trials: int) -> list[str]:
+    """Whether each configuration is there once, in the record and in MLflow, and each point."""
+    records = RecordStore(Folder(folder) / NAME).all()
+    with contextlib.closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
+
+        def count(query: str) -> int:
+            return int(database.execute(f"SELECT COUNT(*) FROM {query}").fetchone()[0])
+
+        twice = "(SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1)"
+        checks = {
+            "ended configurations": (sum(one.status in ENDED for one in records), num_trials),
+            "configurations of distinct numbers": (
+                len({one.number for one in records}),
+                num_trials,
+            ),
+            "runs in MLflow": (count("runs"), num_trials + 1),
+            "epochs in MLflow": (
+                count("metrics WHERE key = 'epoch'"),
+                sum(len(one.curve) for one in records),
+            ),
+            "points that MLflow has twice": (count(twice), 0),
+        }
+    return [
+        f"{what}: {there} instead of {expected}"
+        for what, (there, expected) in checks.items()
+        if there != expected
+    ]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f}"
+
+
+if __name__ == "__main__":
+    command_line.run(SimulateSearch, work)

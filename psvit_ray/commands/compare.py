@@ -1,0 +1,97 @@
+"""The winner of a search and DeiT side by side: several seeds, test images, costs, speed.
+
+    python jobs/compare_psvit.py --search digits-20260101-120000
+    python jobs/compare_psvit.py --search NAME --baseline-search NAME-OF-A-DEIT-SEARCH --seeds 5
+
+The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
+than it or, where a budget is given, each is the best within it. Both train from scratch with the
+settings that they were found with, on the images that the search had: what was added since then is
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.commands import command_line
+from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.splits import split_file
+from psvit_ray.report import comparison
+from psvit_ray.runtime.session.session import Launch, records_of
+from psvit_ray.runtime.tune.tuner import Trials, each_trained
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.config import Configuration, Positive, Repeats
+from psvit_ray.training.engine import load_source
+
+
+class CompareJob(Value):
+    """Compare the winner of a search with DeiT over several seeds."""
+
+    search: str
+    """Name of the search whose best PSViT is compared."""
+    baseline_search: str | None = None
+    """Name of the search whose best DeiT it is compared with; by default the same."""
+    budget_gmacs: Positive | None = None
+    """Billion multiply-accumulates that both may have, as they had in their searches; by default
+    the winner has no more than the best DeiT."""
+    seeds: Repeats = 5
+    """Trainings of each, with seeds from 0 on."""
+    trials: Trials = Trials()
+    launch: Launch = Launch()
+
+
+def work(job: CompareJob) -> int:
+    storage = Folder.at(job.launch.storage)
+    pair = comparison.pair(
+        records_of(storage, job.search),
+        records_of(storage, job.baseline_search or job.search),
+        max_macs=None if job.budget_gmacs is None else 1e9 * job.budget_gmacs,
+    )
+    configurations = {
+        name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
+        for name, found in pair.items()
+    }
+    source, notes = source_for(pair["DeiT"].configuration, storage / job.search)
+    if source.test is None:
+        raise ValueError("search must be on data with test images; a test split is needed")
+    if notes:
+        print("\n".join(notes))
+    interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    with each_trained(
+        job.launch,
+        interleaved,
+        source,
+        job.trials,
+        default_name=f"{job.search}-compare",
+        test=True,
+    ) as (session, outcome):
+        print(comparison.write(configurations, outcome.records, session.folder))
+    return outcome.exit_code
+
+
+def source_for(configuration: Configuration, search: Folder) -> tuple[Source, list[str]]:
+    """The data, split as in the search: where images were added to it since, they are left out. And
+    what a user should be told of that."""
+    known = split_file.read(search)
+    source = load_source(configuration)
+    if known is None or source.images is None or known.digest == source.digest:
+        return source, []
+    notes = image_source.left_out(known, source.images)
+    source = load_source(configuration, known)
+    if not len(source.holdout):
+        raise ValueError(f"data must have images that {search} held out: {notes[0]}")
+    held = f"{len(source.holdout):,} of {len(known.indices('holdout')):,}"
+    return source, [f"hold-out: {held} images that the search held out", *notes]
+
+
+def seeded(configuration: Configuration, seed: int) -> Configuration:
+    train = configuration.train.model_copy(update={"seed": seed})
+    return configuration.model_copy(update={"train": train})
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit compare` with these arguments, by default those of the process, and exits."""
+    command_line.run(CompareJob, work, argv)

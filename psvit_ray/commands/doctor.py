@@ -1,0 +1,110 @@
+"""Checks a cluster host by host: whether a run would go well there, and what to do where not.
+
+    ray job submit --working-dir . -- python jobs/doctor.py --storage s3://bucket/psvit \
+        --tracking-uri http://mlflow:5000 --data s3://bucket/photos --arch psvit_2d_tiny
+    python jobs/doctor.py --recipe digits      # this machine alone
+
+Flags are those of the training that is to follow. Writes nothing that stays. Exit code 0: all well,
+1: something is not, 2: a wrong flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Annotated, NoReturn
+
+import tyro
+
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.commands import command_line
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.report.summary import aligned
+from psvit_ray.runtime.cluster import cluster, host_calls
+from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.runtime.doctor import doctor
+from psvit_ray.runtime.doctor.bandwidth import Step
+from psvit_ray.runtime.doctor.doctor import Finding, Subject
+from psvit_ray.runtime.tracking import store_uri
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.engine import check_source
+
+
+class DoctorJob(Value):
+    """Check a cluster, or this machine, for a training."""
+
+    recipe: str = "digits"
+    """Name in psvit_ray/recipes, or path of a YAML file: the defaults of everything below."""
+    arch: str | None = None
+    """Preset, pattern such as 2-2|2-1-2|2, spec.json, best.yaml or exported folder; by default the
+    recipe's base."""
+    base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
+    train: TrainConfig = TrainConfig()
+    workers: Number | None = None
+    """Training workers that share a batch; by default one on each host that has a place for one."""
+    resources: WorkerResources = WorkerResources()
+    storage: str = "outputs"
+    """Folder or URI (s3://, gs://) that the training would write to."""
+    tracking_uri: str | None = None
+    """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
+    verbose: bool = False
+    """Show what Ray logs."""
+
+
+def work(job: DoctorJob) -> int:
+    storage = Folder.at(job.storage)
+    uri = store_uri.of(job.tracking_uri, storage)
+    cluster.join(verbose=job.verbose)
+    hosts = host_calls.alive()
+    source = doctor.load(job.train, hosts[0])
+    subject = Subject(
+        hosts=hosts,
+        driver=hosts[0],
+        storage=storage,
+        tracking_uri=uri,
+        source=source,
+        per_worker=job.resources.resolved(),
+        step=None,
+    )
+    if isinstance(source, Source):
+        subject = replace(subject, step=step_of(job, source, len(subject.training)))
+    found = list(doctor.examine(subject))
+    print(table(found))
+    faults = failures(found)
+    print("", *faults, sep="\n") if faults else print(f"\nall well (hosts: {len(hosts)})")
+    return 1 if faults else 0
+
+
+def step_of(job: DoctorJob, source: Source, places: int) -> Step:
+    """Raises ValueError for a network or a batch that the data does not go with."""
+    configuration = Configuration(
+        spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
+    )
+    check_source(configuration, source)
+    return Step(configuration, job.workers or max(places, 1), len(source.train))
+
+
+def table(found: Sequence[Finding]) -> str:
+    """A row for each host, a column for each check; what a host was not asked is -."""
+    said = {(one.host, one.check): one.said if one.ok else "FAILS" for one in found}
+    hosts, checks = (list(dict.fromkeys(part)) for part in zip(*said, strict=True))
+    rows = [[host, *(said.get((host, check), "-") for check in checks)] for host in hosts]
+    return aligned([["host", *checks], *rows])
+
+
+def failures(found: Iterable[Finding]) -> list[str]:
+    """A line for each fault: where, what is wrong, what to do. Hosts with the same are together."""
+    hosts: dict[tuple[str, str, str], list[str]] = {}
+    for one in found:
+        if not one.ok:
+            hosts.setdefault((one.check, one.said, one.advice), []).append(one.host)
+    return [
+        f"{', '.join(names)}: {check}: {said}; {advice}"
+        for (check, said, advice), names in hosts.items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit doctor` with these arguments, by default those of the process, and exits."""
+    command_line.run(DoctorJob, work, argv)

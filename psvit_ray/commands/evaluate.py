@@ -1,0 +1,190 @@
+"""Scores an exported model on labelled images: accuracy, per class, confusion, calibration.
+
+    python jobs/evaluate.py --model model/ --data photos/ --out evaluation/
+    python jobs/evaluate.py --model s3://bucket/model --data "shards/test-*.parquet" --out e/
+
+Without --split: the test images where the data has some; else, of the data that the model was
+trained on, the hold-out; else the validation images; else all. Data that the model was trained on
+is split as it was then, by the splits.parquet of the model's folder: images that were added since
+are not scored. An image that cannot be read counts
+as wrong. The calibration error is that of 15 bins of equal width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Literal, NoReturn
+
+import numpy as np
+import torch
+
+from psvit_ray.commands import command_line
+from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.sources.survey import survey
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.splits.splits import Splits, listed, numbers_in
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.export import model_folder
+from psvit_ray.export.inference import scored
+from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.trained_split import TrainedData
+from psvit_ray.report.evaluation import evaluation_files
+from psvit_ray.report.evaluation.metrics import Answers
+from psvit_ray.report.progress import told
+from psvit_ray.storage import files
+from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.text.printable import printable
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.config import BatchSize, NumberOrZero, ProcessesOrZero
+
+Split = Literal["train", "holdout", "test", "all"]
+TRAINING: dict[Literal["train", "holdout", "test"], str] = {
+    "train": "the model was trained on",
+    "holdout": "training held out",
+    "test": "training kept for the test",
+}
+
+
+class EvaluateJob(DataLayout):
+    """Score an exported model on labelled images."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote."""
+    data: str
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    split: Split | None = None
+    """Which images. The hold-out is cut as in the model's training; all is for data with only one
+    split."""
+    batch_size: BatchSize = 64
+    """Images computed at once."""
+    num_loaders: ProcessesOrZero = 0
+    """DataLoader processes."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+    num_hardest: NumberOrZero = 100
+    """Images of the highest loss that are listed."""
+
+
+def work(job: EvaluateJob) -> int:
+    check_decoder(job.decoder)
+    out = writable(job.out, "out")
+    check_new_folder(out)
+    exported = model_folder.load(job.model)
+    split, table, stored, notes = images_of(job, exported)
+    given = exported.preprocessing
+    notes += survey(table).unlike(given.tones).notes(given.tones, given.background)
+    labels = labels_in_model(table, stored.class_names, exported.class_names)
+    counts = np.bincount(labels, minlength=len(exported.class_names))
+    absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]
+    about = {
+        "model": without_secrets(job.model),
+        "spec_id": exported.config.spec.spec_id,
+        "data": stored.name,
+        "split": split,
+        **({"notes": notes} if notes else {}),
+        **({"absent_classes": absent} if absent else {}),
+    }
+    for note in [*stored.notes, *notes]:
+        print(printable(note))
+    if absent:
+        print(
+            f"no image of class {listed(absent)}: scored on {len(counts) - len(absent):,} of "
+            f"{len(counts):,} classes"
+        )
+    title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
+    try:
+        answers = answers_of(job, exported, table, labels)
+        with new_folder(out) as folder:
+            evaluation_files.write(
+                answers,
+                folder,
+                about=about,
+                title=title,
+                place=table.place,
+                num_hardest=job.num_hardest,
+            )
+    except OSError as error:  # of storage; that of a single image is none
+        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        return 1
+    print(f"{title}\n{evaluation_files.summary(answers)}\nwritten: {out}")
+    return 0
+
+
+def answers_of(
+    job: EvaluateJob, exported: Exported, table: ImageTable, labels: np.ndarray
+) -> Answers:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = scored(
+        exported.model.to(device),
+        table,
+        exported.preprocessing,
+        device=device,
+        batch_size=job.batch_size,
+        processes=job.num_loaders,
+        decoder=job.decoder,
+    )
+    found = told(found, len(table), size=lambda batch: len(batch.indices) + len(batch.bad))
+    return Answers.of(found, labels, exported.class_names)
+
+
+def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits, list[str]]:
+    """The split, its images, the data, and what a user should be told of them. Raises ValueError
+    where the data does not have this split, or images that the model does not take."""
+    data = TrainedData.read(job.data, job, exported, job.model)
+    stored, known = data.stored, data.known
+    for field in ("img_size", "in_chans"):
+        ours, theirs = getattr(exported.preprocessing, field), getattr(stored, field)
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+            )
+    there: list[Split] = ["train", "holdout"]
+    val_as_test = exported.config.training.settings["val_as_test"] and stored.val is not None
+    if known:
+        there = [split for split in TRAINING if len(known.indices(split))]
+    elif stored.test is not None or val_as_test:
+        there.append("test")
+    usual = there[-1]
+    if stored.test is None and stored.val is None:
+        there.append("all")
+        usual = usual if data.is_its_own else "all"
+    split = job.split or usual
+    if split not in there:
+        options = f"{', '.join(there[:-1])} or {there[-1]}"
+        raise ValueError(f"split must be {options} with data {stored.name!r}, got {split!r}")
+    if split == "all":
+        return split, stored.train, stored, []
+    images = stored.val if val_as_test else stored.test
+    if split == "test" and images is not None and not known:
+        return split, images, stored, []  # which do not depend on how the others are cut
+    source, notes = data.divided()
+    table = {"train": source.train, "holdout": source.holdout, "test": source.test}[split]
+    number = len(table) if table else 0
+    if known:
+        then = len(known.indices(split))
+        these = f"the {then:,} images" if number == then else f"{number:,} of the {then:,} images"
+        notes = [f"{split}: {these} that {TRAINING[split]}", *notes]
+    if table is None or not number:
+        raise ValueError(f"data must have images of split {split!r}, got {'; '.join(notes)}")
+    return split, table, stored, notes
+
+
+def labels_in_model(table: ImageTable, data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:
+    """(N,) int64: the number in the model of each image's class. A class of the data that no image
+    has need not be one of the model's."""
+    used, labels = np.unique(table.labels, return_inverse=True)
+    return numbers_in_model(tuple(data[number] for number in used), model)[labels]
+
+
+def numbers_in_model(data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarray:
+    """The number in the model of each class of the data. The data may lack classes of the model;
+    raises ValueError, naming the nearest, for one that the model does not know."""
+    return numbers_in(model, data, rule="the classes of the model", where="the data")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit evaluate` with these arguments, by default those of the process, and exits."""
+    command_line.run(EvaluateJob, work, argv)

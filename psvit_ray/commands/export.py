@@ -1,0 +1,149 @@
+"""Makes a folder to deploy of a training: weights with a hash, what they are, a model card.
+
+    python jobs/export.py --run outputs/NAME --out model/
+    python jobs/export.py --run outputs/NAME --out model/ --onnx --torch-export
+    python jobs/export.py --run outputs/NAME --out model/ --register flowers --alias champion
+
+    model, transform = psvit_ray.load("model/")
+
+The weights are those that metrics speak of (averaged ones where there are any). Other formats are
+checked against the network; where one answers otherwise, nothing is written and the job ends with
+1. A registered model is served by `mlflow models serve` without this package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import tyro
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.commands import command_line
+from psvit_ray.data.splits import split_file
+from psvit_ray.export import formats
+from psvit_ray.export.config import Facts, Which
+from psvit_ray.export.formats import ConversionError
+from psvit_ray.runtime.session.session import read_description
+from psvit_ray.runtime.tracking import registry, store_uri
+from psvit_ray.runtime.train.trainer import CHECKPOINTS
+from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.checkpoint import Checkpoint, Kept
+from psvit_ray.training.exporting import export_checkpoint, training_facts
+
+
+class ExportJob(Value):
+    """Make a folder to deploy of a training."""
+
+    run: str
+    """Folder or URI of the training: what train_psvit wrote under STORAGE/NAME."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    which: Which = "best"
+    """The checkpoint that is best on the hold-out, or the last."""
+    onnx: bool = False
+    """Also model.onnx, for any number of images."""
+    torch_export: bool = False
+    """Also model.pt2 of torch.export, for any number of images."""
+    register_as: Annotated[str, tyro.conf.arg(name="register")] = ""
+    """Name in MLflow's registry that gets a new version."""
+    alias: str = ""
+    """Alias, such as champion, that this version takes over."""
+    tracking_uri: str | None = None
+    """MLflow server that has the run; by default the SQLite file of its storage."""
+
+
+def work(job: ExportJob) -> int:
+    if job.alias and not job.register_as:
+        raise ValueError("alias needs --register")
+    run, out = Folder.at(job.run), writable(job.out, "out")
+    check_new_folder(out)
+    if job.onnx:
+        formats.check_onnx_installed()
+    record = record_of(run)
+    checkpoint = checkpoint_of(run, job.which)
+    splits = split_file.read(run)
+    storage, name = files.parent(run)
+    facts = training_facts(
+        checkpoint,
+        which=job.which,
+        name=name,
+        run_id=record.run_id,
+        test_top1=record.test_top1,
+    )
+    store = ""
+    if job.register_as:
+        store = store_uri.of(job.tracking_uri, storage)
+        registry.check(store, record.run_id, job.register_as, job.alias)
+    version = ""
+    try:
+        with new_folder(out) as folder:
+            exported = export_checkpoint(
+                folder,
+                checkpoint,
+                facts,
+                splits=splits,
+                onnx=job.onnx,
+                torch_export=job.torch_export,
+            )
+            if job.register_as:
+                version = registry.register(
+                    exported, folder, tracking_uri=store, name=job.register_as, alias=job.alias
+                )
+    except (ConversionError, OSError) as error:
+        print(f"error: nothing was exported: {without_secrets(str(error))}", file=sys.stderr)
+        return 1
+    print(summary(facts, record, out))
+    if job.register_as:
+        what = f"{job.register_as}@{job.alias}" if job.alias else f"{job.register_as}/{version}"
+        print(f"registered: {job.register_as}, version {version}")
+        where, model = shlex.quote(without_secrets(store)), shlex.quote(f"models:/{what}")
+        print(f"MLFLOW_TRACKING_URI={where} mlflow models serve -m {model}")
+    return 0
+
+
+def record_of(run: Folder) -> Record:
+    """Raises ValueError where it is no training."""
+    if read_description(run) is None:
+        raise ValueError(f"run must be a folder that train_psvit wrote, got {run}")
+    records = RecordStore(run).all()
+    if len(records) != 1:
+        raise ValueError(
+            f"run must hold one training, got {len(records)} configurations in {run}; of a search, "
+            "train the winner with jobs/train_psvit.py --arch best.yaml"
+        )
+    return records[0]
+
+
+def checkpoint_of(run: Folder, which: Which) -> Checkpoint:
+    """Raises ValueError where there is none, or it is broken."""
+    with contextlib.closing(Kept(run / CHECKPOINTS)) as kept:
+        found = kept.best() if which == "best" else kept.newest()
+        if found is None:
+            hint = "; --which last takes what there is" if which == "best" and kept.newest() else ""
+            raise ValueError(f"run must have ended an epoch, got {run}, which has not{hint}")
+    return found
+
+
+def summary(facts: Facts, record: Record, out: Folder) -> str:
+    top1 = [
+        f"{split} top-1 {value:.2f}" if value is not None else f"{split} top-1 not measured"
+        for split, value in (("hold-out", facts.holdout_top1), ("test", facts.test_top1))
+    ]
+    state = "" if record.status == "completed" else f"; the run is {record.status}"
+    return (
+        f"{record.pattern}: {', '.join(top1)}, after {facts.epoch} of {facts.epochs} epochs{state}"
+        f"\nexported: {out}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit export` with these arguments, by default those of the process, and exits."""
+    command_line.run(ExportJob, work, argv)

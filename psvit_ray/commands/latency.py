@@ -1,0 +1,139 @@
+"""How long the networks of a search take on a device: a table of their parts, and its error.
+
+    python jobs/latency.py --recipe digits --out latency.json
+    python jobs/latency.py --recipe my.yaml --device cuda --dtype bfloat16 --out gpu.json
+
+The table is tried on networks of the search that it was not made from. Then, for groups of layers
+of the space: whether the fixed rule that chooses how attention maps are computed takes the faster
+way here. Use it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import torch
+from pydantic import Field
+
+from psvit_ray.arch.parts import cover
+from psvit_ray.arch.spec import ArchSpec, Value
+from psvit_ray.commands import command_line
+from psvit_ray.model.latency import Conditions, LatencyTable, measure
+from psvit_ray.model.strategies import Judged, check_strategies
+from psvit_ray.report.rank_correlation import agreement
+from psvit_ray.report.summary import aligned
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import check_new_file, new_file, writable
+from psvit_ray.training.config import Processes
+
+DRAWS_OF_EACH = 50
+TOLERATED = 1.1  # times as long as the other way: less is noise, or not worth a rule
+
+
+class LatencyJob(Value):
+    """Measure a latency table for the space of a search."""
+
+    recipe: str = "digits"
+    """Name in psvit_ray/recipes, or path of a YAML file: the space."""
+    search: SearchConfig
+    conditions: Conditions = Conditions()
+    threads: Processes = 1
+    """Of torch, where the device is a CPU."""
+    unseen: Annotated[int, Field(ge=20, le=10_000)] = 24
+    """Networks that the table is tried on; fewer than 20 say little."""
+    rule: bool = True
+    """Check the rule for attention maps too."""
+    out: str
+    """JSON file to write, new: a path or URI."""
+
+
+def work(job: LatencyJob) -> int:
+    conditions, space, seed = job.conditions, job.search.space, job.search.search_seed
+    torch.set_num_threads(job.threads)
+    out = Folder.at(job.out)
+    writable(files.parent(out)[0].uri, "out")
+    check_new_file(out)
+    covering = cover(space, conditions.times, seed=seed)
+    unseen = draw(job, excluded=covering)
+    table = measure(space, conditions, seed=seed).tried_on(unseen)
+    with new_file(out) as file:
+        file.write(table.model_dump_json(indent=2))
+    print(report(table, len(covering)))
+    if job.rule:
+        print("\n" + report_of_rule(check_strategies(covering, conditions)))
+    return 0
+
+
+def draw(job: LatencyJob, *, excluded: Sequence[ArchSpec]) -> list[ArchSpec]:
+    """Distinct specs within the limits of the search, none of them excluded.
+
+    Raises ValueError if there are too few.
+    """
+    rng = random.Random(job.search.search_seed)
+    drawn = dict.fromkeys(
+        job.search.space.sample(rng, job.search.limits) for _ in range(DRAWS_OF_EACH * job.unseen)
+    )
+    found = [spec for spec in drawn if spec not in set(excluded)]
+    if len(found) < job.unseen:
+        raise ValueError(
+            f"unseen must be at most {len(found)}, as the space has no more networks that its "
+            f"table is not made from, got {job.unseen}"
+        )
+    return found[: job.unseen]
+
+
+def report(table: LatencyTable, num_networks: int) -> str:
+    """What was measured, each unseen network, and how near the predictions are."""
+    conditions = table.conditions
+    lines = [["kind", "pattern", "patch", "widths", "predicted ms", "measured ms", "error %"]]
+    for one in sorted(table.unseen, key=lambda one: one.measured):
+        spec = one.spec
+        lines.append(
+            [
+                f"PSViT-{spec.pooling.upper()} {spec.pool_op}",
+                spec.pattern,
+                str(spec.patch_size),
+                "|".join(str(stage.embed_dim) for stage in spec.stages),
+                f"{one.predicted:.3f}",
+                f"{one.measured:.3f}",
+                f"{one.error:+.1f}",
+            ]
+        )
+    predicted = [one.predicted for one in table.unseen]
+    measured = [one.measured for one in table.unseen]
+    agreed = agreement(predicted, measured)
+    largest = max(abs(one.error) for one in table.unseen)
+    return (
+        f"{len(table.ms)} parts, measured in {num_networks} networks: batches of "
+        f"{conditions.batch_size}, {conditions.dtype}, on {table.device_name}"
+        f"{f' with {table.threads} threads' if conditions.device == 'cpu' else ''}\n\n"
+        f"{aligned(lines)}\n\n"
+        f"{len(table.unseen)} networks that the table was not made from: median error "
+        f"{table.median_error:.1f} %, largest {largest:.1f} %, Kendall's tau "
+        f"{agreed.tau}, Spearman's rho {agreed.rho.value:.3f}"
+    )
+
+
+def report_of_rule(judged: Sequence[Judged]) -> str:
+    """Where the rule takes the slower way by more than is tolerated, the worst first."""
+    wrong = sorted((one for one in judged if one.ratio > TOLERATED), key=lambda one: -one.ratio)
+    said = (
+        f"attention maps: the rule is at most {100 * (TOLERATED - 1):.0f} % slower than the other "
+        f"way in {len(judged) - len(wrong)} of {len(judged)} cases"
+    )
+    lines = [["tokens", "layers", "width", "heads", "hidden", "timed", "it takes", "slower %"]]
+    for one in wrong:
+        stage = one.stage
+        sizes = one.num_tokens, stage.depth, stage.embed_dim, stage.num_heads, stage.hidden_dim
+        timed = "training" if one.gradients else "forward"
+        lines.append([*map(str, sizes), timed, one.chosen, f"{100 * (one.ratio - 1):.0f}"])
+    return f"{said}; where not:\n\n{aligned(lines)}" if wrong else said
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit latency` with these arguments, by default those of the process, and exits."""
+    command_line.run(LatencyJob, work, argv)

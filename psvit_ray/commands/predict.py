@@ -1,0 +1,164 @@
+"""Answers for images with an exported model: one row each, in the order given.
+
+    python jobs/predict.py --model model/ --data photos/ one.jpg --out answers.csv
+    python jobs/predict.py --model model/ --data "s3://bucket/photos/*.parquet" --out answers.jsonl
+    find photos -name "*.jpg" | python jobs/predict.py --model model/ --data - --out answers.csv
+
+A few images are answered for in this process, many by Ray actors. An image that cannot be read has
+a row that says why.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, NoReturn
+
+import torch
+from pydantic import Field
+from ray.exceptions import RayError
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.commands import command_line
+from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.sources import unlabelled
+from psvit_ray.data.sources.survey import survey
+from psvit_ray.data.sources.unlabelled import Part
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.export import model_folder
+from psvit_ray.export.inference import Answer, answers, scored
+from psvit_ray.export.model_folder import Exported
+from psvit_ray.report.evaluation import predictions
+from psvit_ray.report.progress import told
+from psvit_ray.runtime.batch import inference_actors
+from psvit_ray.runtime.cluster import cluster
+from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import check_new_file, new_file, writable
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.config import BatchSize, Number, NumberOrZero, ProcessesOrZero
+
+FEW_IMAGES = 2000
+"""For which starting Ray does not pay."""
+IMAGES_OF_A_CALL = 256
+
+
+class PredictJob(Value):
+    """Answer for images with an exported model."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote."""
+    data: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Images, folders (with all below them), Parquet with a column image, patterns; - reads a path
+    a line from standard input."""
+    out: str
+    """File to write, new: .csv or .jsonl."""
+    image_column: str = ""
+    """Column of Parquet that holds the images; by default `image`, or the only one that can."""
+    top_k: Number = 5
+    """Classes of each image, the likeliest first."""
+    batch_size: BatchSize = 64
+    """Images computed at once."""
+    workers: NumberOrZero | None = None
+    """Ray actors; 0 stays in this process. By default 0 for fewer than 2,000 images, else as many
+    as the cluster can hold."""
+    resources: WorkerResources = WorkerResources()
+    num_loaders: ProcessesOrZero = 0
+    """DataLoader processes where it stays in this process."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+    verbose: bool = False
+    """Show what Ray logs."""
+
+
+def work(job: PredictJob) -> int:
+    check_decoder(job.decoder)
+    out = Folder.at(job.out)
+    above, name = files.parent(out)
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in predictions.SUFFIXES:
+        raise ValueError(
+            f"out must end in {' or '.join(predictions.SUFFIXES)}, got {without_secrets(job.out)!r}"
+        )
+    writable(above.uri, "out")
+    check_new_file(out)
+    exported = model_folder.load(job.model)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    parts = unlabelled.read(job.data, sys.stdin, DataLayout(image_column=job.image_column))
+    given = exported.preprocessing
+    for note in survey(parts[0].table).unlike(given.tones).notes(given.tones, given.background):
+        print(note)
+    top_k = min(job.top_k, len(exported.class_names))
+    images = bad = 0
+    try:
+        with new_file(out) as file:
+            write = predictions.writer(file, suffix, exported.class_names, top_k)
+            total = sum(len(part.table) for part in parts)
+            for name, answer in told(answered(job, exported, parts, top_k), total):
+                write(name, answer)
+                images += 1
+                bad += bool(answer.reason)
+    except (OSError, RayError) as error:
+        cause = getattr(error, "cause", error)  # without Ray's remote traceback
+        print(f"error: nothing was written: {files.reason(cause)}", file=sys.stderr)
+        return 1
+    unreadable = f", of which {bad:,} cannot be read, as their rows say" if bad else ""
+    print(f"{images:,} images{unreadable}: {out}")
+    return 0
+
+
+def answered(
+    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
+) -> Iterator[tuple[str, Answer]]:
+    """Name and answer of each image, in order."""
+    images = sum(len(part.table) for part in parts)
+    if job.workers == 0 or (job.workers is None and images < FEW_IMAGES):
+        yield from in_this_process(job, exported, parts, top_k)
+        return
+    cluster.join(verbose=job.verbose)
+    resources = job.resources.resolved()
+    workers = job.workers or max(1, cluster.workers_that_fit(resources))
+    cluster.check_workers(workers, resources)
+    for part in parts:
+        cluster.check_readable(part.table, part.name(0))
+    pieces = list(unlabelled.chunks(parts, IMAGES_OF_A_CALL))
+    found = inference_actors.over_actors(
+        exported,
+        (piece.table for piece in pieces),
+        workers=min(workers, len(pieces)),
+        resources_per_worker=resources,
+        batch_size=job.batch_size,
+        top_k=top_k,
+        decoder=job.decoder,
+    )
+    for piece, several in zip(pieces, found, strict=True):
+        for index, answer in enumerate(several):
+            yield piece.name(index), answer
+
+
+def in_this_process(
+    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
+) -> Iterator[tuple[str, Answer]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = exported.model.to(device)
+    for part in parts:
+        found = scored(
+            model,
+            part.table,
+            exported.preprocessing,
+            device=device,
+            batch_size=job.batch_size,
+            processes=job.num_loaders,
+            decoder=job.decoder,
+        )
+        for index, answer in enumerate(answers(found, top_k)):
+            yield part.name(index), answer
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit predict` with these arguments, by default those of the process, and exits."""
+    command_line.run(PredictJob, work, argv)

@@ -1,0 +1,116 @@
+"""Writes any source of images as Parquet shards, mixed and checked, for training at full speed.
+
+    python jobs/prepare_data.py --data photos/ --out shards/ --resize-longer 512
+    python jobs/prepare_data.py --out shards/ --verify
+
+Ray writes shards in parallel. Killed, it goes on with --resume; the files are the same, byte for
+byte, as those of an undisturbed run. Images that cannot be used are left out and named in
+quarantine.csv. --verify compares the files with manifest.json and ends with 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from psvit_ray.commands import command_line
+from psvit_ray.data.shards import plan
+from psvit_ray.data.shards.shard_file import ShardSettings
+from psvit_ray.data.sources.image_source import read
+from psvit_ray.data.sources.shard_manifest import MANIFEST, Manifest, faults, read_manifest
+from psvit_ray.data.sources.survey import survey
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.runtime.batch.prepare import Stopped, check_out, prepare
+from psvit_ray.runtime.cluster import cluster
+from psvit_ray.runtime.session.session import Resume, exit_code
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import writable
+from psvit_ray.text.printable import printable
+from psvit_ray.training.config import Fraction, NumberOrZero
+
+
+class PrepareJob(DataLayout):
+    """Write images as Parquet shards."""
+
+    data: str = ""
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI (s3://, gs://) to write to."""
+    settings: ShardSettings = ShardSettings()
+    workers: NumberOrZero = 0
+    """Shards written at the same time; 0 is one for each CPU of the cluster."""
+    max_bad_fraction: Fraction = 0.05
+    """More images that cannot be used than this end the run."""
+    resume: Resume = "never"
+    """`--resume` goes on with what is in `out`, `--resume auto` goes on or starts."""
+    verify: bool = False
+    """Compare the files in `out` with their manifest; write nothing."""
+    verbose: bool = False
+    """Show what Ray logs."""
+
+
+def work(job: PrepareJob) -> int:
+    if job.verify:
+        return verify(Folder.at(job.out))
+    if not job.data:
+        raise ValueError("--data must be given")
+    out = writable(job.out, "out")
+    if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
+        raise ValueError(f"out must be outside data, got {out} in {job.data}")
+    splits = read(job.data, job)
+    identity = plan.identity(splits, job.settings)
+    manifest = check_out(out, identity, job.resume)
+    for note in [*splits.notes, *(f"{kind}: kept" for kind in survey(splits.train).kinds)]:
+        print(printable(note))
+    if manifest is None:
+        cluster.join(verbose=job.verbose)
+        cluster.check_shared(out, "out")
+        cluster.check_readable(splits.train, splits.name)
+        try:
+            manifest = prepare(
+                splits,
+                out,
+                identity,
+                job.settings,
+                workers=job.workers,
+                max_bad_fraction=job.max_bad_fraction,
+                say=partial(print, flush=True),
+            )
+        except Stopped as stopped:
+            print(f"{stopped}; --resume goes on", file=sys.stderr)
+            return exit_code(stopped.signal)
+    print(summary(out, manifest))
+    return 0
+
+
+def verify(out: Folder) -> int:
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise ValueError(f"out must hold a {MANIFEST}, got {out}")
+    found = faults(out, manifest)
+    if found:
+        print("\n".join(found))
+        print(f"{out}: {len(found)} faults")
+        return 1
+    print(summary(out, manifest))
+    print(f"all is as {MANIFEST} says")
+    return 0
+
+
+def summary(out: Folder, manifest: Manifest) -> str:
+    lines = [f"{out}: {len(manifest.class_names)} classes"]
+    for name, split in manifest.splits.items():
+        bad = f"; bad images left out: {split.bad_images:,}" if split.bad_images else ""
+        lines.append(
+            f"{name}: {split.rows:,} images, {split.bytes / 1e6:,.1f} MB, "
+            f"shards: {len(split.files):,}{bad}"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit prepare` with these arguments, by default those of the process, and exits."""
+    command_line.run(PrepareJob, work, argv)

@@ -1,0 +1,245 @@
+"""How alike the attention maps of a network's layers are, and the sharing that this proposes.
+
+    python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
+    python jobs/redundancy.py --model timm:deit_tiny_patch16_224 --data shards/ --out redundancy/
+    python jobs/redundancy.py --model model/ --data photos/ --out r/ --followers 4
+
+Over images of the hold-out, or of the validation split where the data has one: never the test
+images. What the similarity is and how it proposes a sharing, psvit_ray/model/redundancy.py says;
+jobs/studies/sharing_study.py measures what the proposal is worth. The pattern is one for --arch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import timm
+import torch
+from pydantic import Field
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from psvit_ray.arch.spec import ArchSpec, Finite
+from psvit_ray.commands import command_line
+from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.loading.loader import eval_loader
+from psvit_ray.data.loading.transforms import Preprocessing
+from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.survey import surveyed
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.export import model_folder
+from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.networks import TIMM, load_network
+from psvit_ray.export.trained_split import TrainedData
+from psvit_ray.model.psvit import PSViT
+from psvit_ray.model.redundancy import (
+    Redundancy,
+    attention_blocks,
+    measure,
+    propose,
+    propose_followers,
+)
+from psvit_ray.model.timm_vit import from_timm
+from psvit_ray.report import redundancy
+from psvit_ray.report.progress import told
+from psvit_ray.report.redundancy import SharingProposal
+from psvit_ray.storage import files
+from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.config import (
+    BatchSize,
+    Number,
+    NumberOrZero,
+    ProcessesOrZero,
+    Seed,
+    TrainConfig,
+)
+
+
+class RedundancyJob(DataLayout):
+    """Measure how alike a network's attention maps are, and propose a sharing."""
+
+    model: str
+    """Folder or URI that jobs/export.py wrote, or a vision transformer of timm's: timm:NAME."""
+    model_checkpoint: str = ""
+    """File with the weights of timm:NAME, instead of those that timm fetches."""
+    data: str
+    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    out: str
+    """Folder or URI to write, new or empty."""
+    threshold: Annotated[Finite, Field(gt=0, le=1)] = 0.9
+    """Similarity to its leader's map from which on a layer borrows it."""
+    followers: NumberOrZero | None = None
+    """Layers that borrow a map, in place of a threshold: those most like their leaders."""
+    max_group: Number | None = None
+    """Most layers under one map."""
+    num_images: Number = 256
+    """Drawn from the hold-out; all where there are fewer."""
+    seed: Seed = 0
+    """Of which images are drawn."""
+    batch_size: BatchSize = 16
+    """Images computed at once."""
+    num_loaders: ProcessesOrZero = 0
+    """DataLoader processes."""
+    decoder: Decoder = "pil"
+    """What decodes images."""
+
+
+def work(job: RedundancyJob) -> int:
+    check_decoder(job.decoder)
+    out = writable(job.out, "out")
+    check_new_folder(out)
+    model, preprocessing, exported = network(job)
+    check_maps(model)
+    source, notes = source_for(job, preprocessing, exported)
+    if not isinstance(model, PSViT):  # trained on pictures of 8 bits
+        tones, of_pictures = surveyed(source.name, source.train, {}, None, preprocessing.background)
+        preprocessing = preprocessing.model_copy(update={"tones": tones})
+        notes += of_pictures
+    spec, reason = described(model)
+    try:
+        measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
+        found = SharingProposal(
+            model=without_secrets(job.model),
+            data=source.name,
+            seed=job.seed,
+            num_unreadable=num_unreadable,
+            threshold=job.threshold if job.followers is None else None,
+            max_group=job.max_group,
+            pattern=(
+                propose(measured.similarity, job.threshold, job.max_group)
+                if job.followers is None
+                else propose_followers(measured.similarity, job.followers, job.max_group)
+            ),
+            spec=spec,
+            redundancy=measured,
+        )
+        with new_folder(out) as folder:
+            redundancy.write(found, folder)
+    except OSError as error:  # of storage; that of a single image is none
+        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        return 1
+    print("\n".join([redundancy.summary(found), *notes]))
+    if reason:
+        print(f"MACs are not known: {reason}")
+    if num_unreadable:
+        print(f"{num_unreadable:,} images cannot be read and are left out")
+    print(f"written: {out}")
+    return 0
+
+
+def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, Exported | None]:
+    """In evaluation mode, what it takes, and the exported folder that it is of, by which its
+    hold-out is known. Raises ValueError where there is no such network."""
+    name = named(job.model)
+    if not name.startswith(TIMM):
+        if job.model_checkpoint:
+            raise ValueError(f"model must be timm:NAME with model_checkpoint, got {job.model!r}")
+        exported = model_folder.load(name)
+        return exported.model, exported.preprocessing, exported
+    model = load_network(name, job.model_checkpoint, field="model").model
+    takes = resolve_model_data_config(model)
+    in_chans, height, width = takes["input_size"]
+    if height != width:
+        raise ValueError(f"model must take square images, got {name}, of {height} x {width}")
+    preprocessing = Preprocessing(
+        img_size=height,
+        in_chans=in_chans,
+        **{field: takes[field] for field in ("mean", "std", "interpolation", "crop_pct")},
+    )
+    return model, preprocessing, None
+
+
+def named(model: str) -> str:
+    """A folder, or timm:NAME. Raises ValueError, with the nearest, for what is neither."""
+    if model.startswith(TIMM) or "/" in model or Path(model).exists():
+        return model
+    if timm.is_model(model):
+        return TIMM + model
+    near = difflib.get_close_matches(model, timm.list_models(), n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"model must be an exported folder or a network of timm's, got {model!r}; timm's nearest "
+        f"is {TIMM}{near}"
+    )
+
+
+def check_maps(model: nn.Module) -> None:
+    """Raises ValueError, with the nearest of timm's that has them, for a network without maps."""
+    try:
+        attention_blocks(model)
+    except ValueError as error:
+        usable = timm.list_models(module=["vision_transformer", "deit"])
+        theirs = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+        near = difflib.get_close_matches(theirs, usable, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{error}; nearest is {TIMM}{near}") from None
+
+
+def source_for(
+    job: RedundancyJob, preprocessing: Preprocessing, exported: Exported | None
+) -> tuple[Source, list[str]]:
+    """Split as in the network's training, and what a user should be told of that. Raises ValueError
+    for images of one size, which are not made to fit, where the network takes another."""
+    data = TrainedData.read(job.data, job, exported, named(job.model)) if exported else None
+    stored = data.stored if data else image_source.read(job.data, job)
+    for field in ("img_size", "in_chans"):
+        ours, theirs = getattr(preprocessing, field), getattr(stored, field)
+        if theirs is not None and theirs != ours:
+            raise ValueError(
+                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+            )
+    if data:
+        return data.divided()
+    usual = TrainConfig()
+    return image_source.divided(stored, holdout=usual.holdout, split_seed=usual.split_seed), []
+
+
+def described(model: nn.Module) -> tuple[ArchSpec | None, str]:
+    """The spec of a network, or why there is none."""
+    if isinstance(model, PSViT):
+        return model.spec, ""
+    try:
+        return from_timm(model).spec, ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def measured_on(
+    job: RedundancyJob, model: nn.Module, preprocessing: Preprocessing, table: ImageTable
+) -> tuple[Redundancy, int]:
+    """And how many images cannot be read. Raises ValueError where none can."""
+    drawn = np.random.default_rng(job.seed).permutation(len(table))[: job.num_images]
+    table = table.take(np.sort(drawn))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = eval_loader(
+        table,
+        preprocessing,
+        job.batch_size,
+        processes=min(job.num_loaders, -(-len(table) // job.batch_size)),
+        decoder=job.decoder,
+        pin_memory=device.type == "cuda",
+    )
+    num_bad = 0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal num_bad
+        for batch in told(loader, len(table), size=lambda one: len(one.indices) + len(one.bad)):
+            num_bad += len(batch.bad)
+            if len(batch.images):
+                yield preprocessing.normalize(batch.images.to(device, non_blocking=True))
+        if num_bad == len(table):
+            raise ValueError(f"none of the {num_bad:,} hold-out images can be read")
+
+    measured = measure(model.to(device), images())
+    return measured, num_bad
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs `psvit redundancy` with these arguments, by default those of the process, and exits."""
+    command_line.run(RedundancyJob, work, argv)

@@ -1,0 +1,338 @@
+"""From the bytes of a file to a picture of one or three channels of 8 bits.
+
+Pixels are those of Pillow's `convert`, which ImageNet's recipes train on; colour profiles are not
+applied. Unlike `convert`, more than 8 bits are scaled (it would turn all but the darkest 256 tones
+white), what is transparent is put on a background, grey is that of the colour picture, and pictures
+are turned upright as their EXIF says. Of an animation it is the first frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import ExifTags, Image, ImageColor
+from pydantic import AfterValidator
+
+from psvit_ray.data.images import limits
+from psvit_ray.data.images.bad_image import BadImage
+from psvit_ray.data.images.tone_range import (
+    STRIP_PIXELS,
+    Tones,
+    covers,
+    extremes,
+    in_8_bits,
+    own_range,
+    shown,
+)
+from psvit_ray.text.messages import nearest
+
+Mode = Literal["RGB", "L"]
+Decoder = Literal["pil", "torchcodec"]
+
+BACKGROUND = "white"
+"""Shows black glyphs, which are the commonest of transparent pictures."""
+
+
+def _check_colour(name: str) -> str:
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        near = nearest(name, ImageColor.colormap)
+        raise ValueError(
+            f"background must be a colour, by name or as #rrggbb, got {name!r}; nearest is {near!r}"
+        ) from None
+    return name
+
+
+Colour = Annotated[str, AfterValidator(_check_colour)]
+"""A colour by any name that Pillow knows."""
+GREY = ("1", "L", "LA")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
+
+# Pillow knows more, but files from anywhere need not reach every decoder it has: EPS is a program.
+Image.init()
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+    if name in Image.OPEN  # a Pillow can be built without some
+]
+
+PILLOW_SAYS = {
+    "truncated": "truncated",
+    "but only got": "truncated",  # so many bytes
+    "no more images in gif file": "truncated",  # not even the first
+    "data stream": "broken data",
+    "not identified by this driver": "zero size",
+}
+
+# Where nobody listens, Python would print what Pillow logs of broken files.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+def decode(
+    content: bytes,
+    mode: Mode,
+    decoder: Decoder = "pil",
+    *,
+    tones: Tones | None = None,
+    background: str = BACKGROUND,
+) -> Image.Image:
+    """The picture in a file, as this mode.
+
+    `tones` are those of the data set that the picture belongs to; without them, it is taken for a
+    data set of its own. `background` is the colour, by any name that Pillow knows, that transparent
+    pictures are put on. `torchcodec` reads upright JPEG of three or one channel; the rest, and what
+    it refuses, is Pillow's.
+
+    A picture takes less than a gigabyte: files of more than `limits.MAX_BYTES` and pictures of more
+    than `limits.MAX_PIXELS` are refused, fewer for some formats; a JPEG with more is decoded at
+    half its size, up to twice Pillow's MAX_IMAGE_PIXELS.
+
+    Raises BadImage, whatever a broken file makes Pillow raise or warn of; ValueError where the
+    decoder is not installed.
+    """
+    check_decoder(decoder)
+    with _no_warnings(), as_bad_image(content):
+        return _converted(_read(content, decoder), mode, tones, background)
+
+
+def opened(content: bytes) -> Image.Image:
+    """The picture in a file, upright and as it is stored, to be looked at or kept. Raises
+    BadImage."""
+    with _no_warnings(), as_bad_image(content):
+        return _upright(_opened(content))
+
+
+def header(content: bytes) -> Image.Image:
+    """The picture in a file, not decoded. Raises BadImage."""
+    with _no_warnings(), as_bad_image(content):
+        return _opened(content)
+
+
+def converted(
+    image: Image.Image, mode: Mode, *, tones: Tones | None = None, background: str = BACKGROUND
+) -> Image.Image:
+    """A picture of any kind as this mode, upright; `tones` and `background` as in `decode`. Raises
+    BadImage."""
+    with _no_warnings(), as_bad_image():
+        return _converted(image, mode, tones, background)
+
+
+def check_decoder(decoder: Decoder) -> None:
+    """Raises ValueError where it is not installed."""
+    if decoder == "torchcodec":
+        try:
+            importlib.import_module("torchcodec.decoders")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ValueError(
+                "decoder must be installed: pip install torchcodec, or choose pil; got "
+                f"'torchcodec' ({str(error).strip().splitlines()[0]})"
+            ) from None
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits, as numbers in `numpy.asarray`."""
+    return image.mode[0] in "IF"
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of a decoded picture lets a background through."""
+    if not image.has_transparency_data:
+        return False
+    if is_wide(image):
+        return bool((np.asarray(image) == image.info["transparency"]).any())
+    if image.mode in ("LA", "RGBA"):
+        return image.getextrema()[-1] != (255, 255)
+    return any(alpha.getextrema() != (255, 255) for _, alpha in _strips_with_alpha(image))
+
+
+def _opened(content: bytes) -> Image.Image:
+    """Its header is read, and within bounds."""
+    if not content:
+        raise BadImage("empty")
+    limits.check_content(content)
+    _check_crc(content)
+    return limits.bounded(Image.open(io.BytesIO(content), formats=FORMATS), content)
+
+
+def _read(content: bytes, decoder: Decoder) -> Image.Image:
+    image = _opened(content)
+    if decoder == "torchcodec" and _suits_torchcodec(image):
+        return _by_torchcodec(content, image)
+    return image
+
+
+def _suits_torchcodec(header: Image.Image) -> bool:
+    # Some versions of it turn pictures upright and some do not.
+    return (
+        header.format == "JPEG"
+        and header.mode in ("RGB", "L")
+        and not header.decoderconfig  # type: ignore[attr-defined]  # of a JPEG read at half its size
+        and _orientation(header) == 1
+    )
+
+
+def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
+    from torchcodec.decoders import decode_jpeg
+
+    try:
+        pixels = decode_jpeg([content], mode="RGB" if header.mode == "RGB" else "GRAY")[0]  # CHW
+    except RuntimeError:
+        return header  # which Pillow reads, or says why not
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decoded, and turned as its EXIF says."""
+    if 0 in image.size:
+        raise BadImage("zero size")
+    image.load()
+    turn = TURNS.get(_orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
+        turned.info.pop(name, None)
+    return turned
+
+
+def _converted(image: Image.Image, mode: Mode, tones: Tones | None, background: str) -> Image.Image:
+    image = _upright(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # all that Pillow converts it to
+    if is_wide(image):
+        image = _in_8_bits(image, tones, background)
+    elif is_transparent(image):
+        image = _on_background(image, background)
+    elif mode == "L" and image.mode not in GREY:
+        image = image.convert("RGB")  # Pillow knows no grey of LAB, and others' is not this one's
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        if exif := image.info.get("exif"):
+            limits.check_exif(exif)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF makes Pillow raise almost anything; the pixels are good
+        return 1
+
+
+def _in_8_bits(image: Image.Image, tones: Tones | None, background: str) -> Image.Image:
+    values = np.asarray(image)
+    limits = own_range(values) if tones is None else tones.range_of(values)
+    low, high = extremes(values) or limits
+    if not covers(limits, low, high, floats=values.dtype.kind == "f"):
+        raise BadImage(
+            f"has values from {low:,.6g} to {high:,.6g}, outside tone_range={shown(limits)}"
+        )
+    grey = Image.fromarray(in_8_bits(values, limits))
+    if not is_transparent(image):
+        return grey
+    whole = Image.new("RGB", image.size, background)
+    seen = Image.fromarray(values != image.info["transparency"])
+    whole.paste(grey.convert("RGB"), mask=seen)
+    return whole
+
+
+def _on_background(image: Image.Image, background: str) -> Image.Image:
+    whole = Image.new("RGB", image.size, background)
+    top = 0
+    for strip, alpha in _strips_with_alpha(image):
+        whole.paste(strip.convert("RGB"), (0, top), alpha)
+        top += strip.height
+    return whole
+
+
+def _strips_with_alpha(image: Image.Image) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """A picture as RGBA, and its alpha, a few rows after the others: whole it would be large."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        rgba = strip.convert("RGBA")
+        yield rgba, rgba.getchannel("A")
+
+
+@contextlib.contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow's own, such as of half a decompression bomb, which it decodes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+@contextlib.contextmanager
+def as_bad_image(content: bytes = b"") -> Iterator[None]:
+    """Whatever is raised becomes BadImage: on a broken file, Pillow knows OSError, SyntaxError,
+    struct.error and more."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Exception as error:
+        raise BadImage(_reason(error, content)) from None
+
+
+def _check_crc(content: bytes) -> None:
+    """Of a PNG, whose pixels Pillow takes without checking. Raises BadImage."""
+    if not content.startswith(b"\x89PNG"):
+        return
+    at, view = 8, memoryview(content)
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 8 + length
+        crc = view[end : end + 4]
+        if len(crc) == 4 and zlib.crc32(view[at + 4 : end]) != int.from_bytes(crc):
+            raise BadImage("bad CRC")
+        if kind == b"IEND":
+            return
+        at = end + 4
+
+
+def _reason(error: Exception, content: bytes) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"decompression bomb: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return _refusal(content)
+    return _in_short(error)
+
+
+def _refusal(content: bytes) -> str:
+    """What the one format that knows the first bytes says of the rest, which Pillow keeps to
+    itself."""
+    for factory, accept in map(Image.OPEN.__getitem__, FORMATS):
+        if accept and accept(content[:16]) is True:
+            try:
+                factory(io.BytesIO(content), "")
+            except Exception as error:
+                return "truncated" if len(content) <= 16 else _in_short(error)
+    return "not an image"
+
+
+def _in_short(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    ends = (IndexError, EOFError, struct.error)
+    if isinstance(error, ends) or isinstance(error.__cause__, ends):
+        return "truncated"
+    for pillow, ours in PILLOW_SAYS.items():
+        if pillow in said.lower():
+            return ours
+    return f"cannot be decoded: {said or type(error).__name__}"[:100]

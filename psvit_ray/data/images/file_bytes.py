@@ -1,0 +1,62 @@
+"""The bytes of one image file; what is wrong with the file is a fault of that image alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from psvit_ray.data.images.bad_image import BadImage
+from psvit_ray.data.images.limits import MAX_BYTES
+from psvit_ray.storage.files import is_of_the_file
+from psvit_ray.storage.folder import Folder
+
+
+def read(folder: Folder, path: str) -> bytes:
+    """A file below a folder. Raises BadImage for a fault of this file, which is also that it is no
+    file (a pipe, a device) or too large for an image; OSError where storage fails."""
+    try:
+        if folder.is_local:
+            return read_local(os.path.join(folder.uri, path))
+        filesystem, root = folder.open()
+        with filesystem.open_input_file(f"{root}/{path}") as file:
+            _check_size(file.size())
+            return file.read()
+    except OSError as error:
+        if is_of_the_file(error):
+            reason = os.strerror(error.errno) if error.errno else "not found"
+            raise BadImage(reason.lower()) from None
+        raise
+    except UnicodeError:
+        raise BadImage("no path of a file here: not UTF-8") from None
+
+
+def check_regular(path: str) -> None:
+    """Raises BadImage for a pipe, a device or a socket, which might never end, and for a folder;
+    OSError for a local path that leads nowhere."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise BadImage(os.strerror(errno.EISDIR).lower())
+    if not stat.S_ISREG(mode):
+        raise BadImage("not a regular file")
+
+
+def read_local(path: str) -> bytes:
+    """A file on a disk. Raises BadImage where it is none or too large, OSError."""
+    if "\0" in path:
+        raise BadImage("no path of a file: embedded null byte")
+    check_regular(path)  # before it is opened, to which a device may answer in any way
+    with open(path, "rb", opener=_without_waiting) as file:
+        _check_size(os.fstat(file.fileno()).st_size)
+        content = file.read(MAX_BYTES + 1)
+    _check_size(len(content))
+    return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadImage(f"more than {MAX_BYTES:,} bytes")

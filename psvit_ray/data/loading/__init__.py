@@ -1,0 +1,1 @@
+"""From tables of images to the batches of one worker."""

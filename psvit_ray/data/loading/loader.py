@@ -1,0 +1,302 @@
+"""From a table of images to the batches of one worker.
+
+What a step sees is a function of (seed, epoch, step) alone: workers share out the *global* batch.
+How an image is varied is a function of (seed, epoch, image). Shapes: B images, C channels, S the
+side of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from psvit_ray.data.images.decode import BadImage, Decoder
+from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
+from psvit_ray.data.tables import ArrayTable, ImageTable
+
+PATIENCE_S = 600.0
+"""After which a process of a loader that says nothing is an error, where torch would wait for ever:
+one that gets no shared memory loses its batch in silence."""
+Draws = np.ndarray
+"""(n, 2) int64: which images, and the seed of the augmentation of each."""
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    """(B, C, S, S) bytes."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: Tensor
+    """(B,) int64, in the table."""
+    seeds: Tensor
+    """(B,) int64, of the augmentation of each; 0 in evaluation."""
+    bad: tuple[tuple[int, str], ...] = ()
+    """Images that could not be read and are left out: index in the table, reason."""
+
+
+class Part(NamedTuple):
+    """Of a batch, on its way from a process of a loader: what is small goes through the pipe, as a
+    file of shared memory for each would take longer."""
+
+    images: Tensor
+    labels: np.ndarray
+    indices: np.ndarray
+    seeds: np.ndarray
+    bad: tuple[tuple[int, str], ...]
+
+
+class GlobalBatchSampler(Sampler[Any]):
+    """One worker's share of every global batch of an epoch, as one part for each of its
+    `num_parts` loader processes; its position is the step.
+
+    The last batch of an epoch may be smaller, and a share of it even empty. With `repeats` n an
+    epoch still has as many images (rounded up to a multiple of n), but n of each: n epochs in a row
+    together show every image n times. Raises ValueError where there are no images.
+
+    `blocks` says which block of storage holds each image, and the images of a batch are shared out
+    so that a process reads few blocks. Up to `window` images are shuffled as if there were none; of
+    more, blocks come in random order, and images of as many as hold `window` are mixed. Which
+    images a batch has does not depend on who reads them.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_parts: int = 1,
+        blocks: np.ndarray | None = None,
+        window: int = 1,
+        repeats: int = 1,
+    ) -> None:
+        if not num_images:
+            raise ValueError("data has no training images")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.rank, self.world_size, self.num_parts = rank, world_size, num_parts
+        self._blocks, self._window, self._repeats = blocks, window, repeats
+        self.epoch, self.first_step = 1, 0
+
+    def set_position(self, epoch: int, first_step: int = 0) -> None:
+        """The epoch, from 1, and the step in it at which the next iteration begins, from 0."""
+        self.epoch, self.first_step = epoch, first_step
+
+    @property
+    def draws_per_epoch(self) -> int:
+        return -(-self.num_images // self._repeats) * self._repeats
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.draws_per_epoch // self.batch_size)
+
+    def size_of(self, step: int) -> int:
+        """Images of the global batch of a step of an epoch, from 0."""
+        return min(self.batch_size, self.draws_per_epoch - step * self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.steps_per_epoch - self.first_step) * self.num_parts
+
+    def __iter__(self) -> Iterator[Draws]:
+        draws, place = self._order()
+        for start in range(self.first_step * self.batch_size, len(draws), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            if place is None:
+                share = draws[batch][self.rank :: self.world_size]
+                share = share[np.argsort(share[:, 1])]  # as `joined` gives them
+            else:
+                near = np.argsort(place[batch], kind="stable")
+                share = np.array_split(draws[batch][near], self.world_size)[self.rank]
+            yield from np.array_split(share, self.num_parts)
+
+    def _order(self) -> tuple[Draws, np.ndarray | None]:
+        """The draws of this epoch, and at which place in the epoch the block of each comes."""
+        cycle, part = divmod(self.epoch - 1, self._repeats)
+        rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, cycle)))
+        place = None
+        if self._blocks is None or self.num_images <= self._window:
+            order = rng.permutation(self.num_images)
+            place = None if self._blocks is None else self._blocks[order]
+        else:
+            order, place = _order_of_blocks(self._blocks, self._window, rng)
+        number = self.draws_per_epoch // self._repeats
+        picked = np.arange(part * number, (part + 1) * number) % self.num_images
+        picked = np.repeat(picked, self._repeats)
+        images = order[picked].astype(np.int64)
+        again = np.arange(len(images)) % self._repeats
+        seeds = mix_seeds(mix_seed(self.seed, self.epoch), images * self._repeats + again)
+        return np.stack([images, seeds], axis=1), None if place is None else place[picked]
+
+
+def _order_of_blocks(
+    blocks: np.ndarray, window: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images by blocks in random order, mixed within windows of whole blocks; and the place of
+    each one's block in that order."""
+    _, block, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+    turn = rng.permutation(len(counts))  # of each block
+    before = np.zeros(len(counts), dtype=np.int64)
+    in_turn = np.argsort(turn)
+    before[in_turn] = np.cumsum(counts[in_turn]) - counts[in_turn]
+    order = np.lexsort((rng.random(len(block)), before[block] // window))
+    return order, turn[block][order]
+
+
+def advice(table: ImageTable, window: int) -> str:
+    """What would mix the images of a table better; empty where they are mixed well enough."""
+    in_order = len(table) > 1 and np.mean(np.diff(table.labels) == 0) > 0.5
+    if table.blocks is None or len(table) <= window or not in_order:
+        return ""
+    return (
+        f"classes stand in order in these files, and {window:,} images are mixed at a time: "
+        "jobs/prepare_data.py writes them mixed, --shuffle-window mixes more"
+    )
+
+
+class Images:
+    """A table as torch's DataLoader wants it: whole batches by `__getitems__`."""
+
+    def __init__(
+        self,
+        table: ImageTable,
+        preprocessing: Preprocessing,
+        *,
+        augmentation: Augmentation | None = None,
+        decoder: Decoder = "pil",
+    ) -> None:
+        self._table, self._preprocessing, self._decoder = table, preprocessing, decoder
+        self._labels = torch.as_tensor(table.labels, dtype=torch.long)
+        self._none = torch.empty(0, preprocessing.in_chans, *[preprocessing.img_size] * 2).byte()
+        self._augmented = augmentation is not None
+        self._transform = (
+            augmentation.transform(preprocessing) if augmentation else preprocessing.transform()
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, draws: Draws | Sequence[int]) -> Batch:
+        """`draws` are pairs of index and seed or, in evaluation, indices; there may be none."""
+        asked = torch.as_tensor(np.asarray(draws, dtype=np.int64))
+        indices, seeds = asked.unbind(1) if asked.ndim == 2 else (asked, torch.zeros_like(asked))
+        if isinstance(self._table, ArrayTable):
+            return Batch(self._table.images[indices], self._labels[indices], indices, seeds)
+        images, good, bad = [], [], []
+        for number, (index, seed) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
+            try:
+                images.append(self._one(index, seed))
+                good.append(number)
+            except BadImage as error:  # OSError is the storage, not the image
+                bad.append((index, str(error)))
+        kept = indices[good]
+        # In a process of a loader, torch's own puts them into shared memory at once.
+        stacked = default_collate(images) if images else self._none
+        return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
+
+    def _one(self, index: int, seed: int) -> Tensor:
+        picture = self._preprocessing.picture(self._table.read(index), self._decoder)
+        if self._augmented:
+            seeded(seed)
+        return self._transform(picture)
+
+
+def num_parts(table: ImageTable, processes: int) -> int:
+    """In how many parts the batches of a table are read: where it has blocks of storage, part i of
+    every step by process i, so that each sees the same blocks again."""
+    return 1 if table.blocks is None else max(processes, 1)
+
+
+def train_loader(
+    images: Images, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
+) -> DataLoader[Part]:
+    """Gives the parts of each step one after the other (`joined` puts them together)."""
+    return DataLoader(
+        images,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
+        batch_sampler=sampler,
+        collate_fn=_as_a_part,
+        num_workers=processes,
+        persistent_workers=processes > 0,
+        timeout=PATIENCE_S if processes else 0,
+        pin_memory=pin_memory,
+    )
+
+
+def joined(parts: DataLoader[Part], num_parts: int, device: torch.device) -> Iterator[Batch]:
+    """Whole shares, on the device, in the order of their seeds: whoever read them."""
+    several = iter(parts)
+    for first in several:
+        share = [first, *(next(several) for _ in range(num_parts - 1))]
+        moved = [part.images.to(device, non_blocking=True) for part in share]
+        small = [np.concatenate(each) for each in zip(*(part[1:4] for part in share), strict=True)]
+        order = small[-1].argsort()
+        if np.array_equal(order, np.arange(len(order))):
+            images = moved[0] if num_parts == 1 else torch.cat(moved)
+        else:
+            rows = [row for images in moved for row in images.unbind()]
+            images = torch.stack([rows[i] for i in order])  # 15 times as fast as an index
+        labels, indices, seeds = (
+            torch.from_numpy(each[order]).to(device, non_blocking=True) for each in small
+        )
+        bad = tuple(one for part in share for one in part.bad)
+        yield Batch(images, labels, indices, seeds, bad)
+
+
+def eval_loader(
+    table: ImageTable,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    processes: int = 0,
+    decoder: Decoder = "pil",
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """One stretch of the table a worker: every image once over all workers, none twice."""
+    return DataLoader(
+        Images(table, preprocessing, decoder=decoder),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=stretch(len(table), rank, world_size),
+        collate_fn=_as_it_is,
+        num_workers=processes,
+        pin_memory=pin_memory,
+    )
+
+
+def stretch(length: int, rank: int, world_size: int) -> range:
+    """The part of `length` things in a row that is this worker's."""
+    return range(rank * length // world_size, (rank + 1) * length // world_size)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch  # `__getitems__` has already put the images together
+
+
+def _as_a_part(batch: Any) -> Part:
+    labels, indices, seeds = batch.labels.numpy(), batch.indices.numpy(), batch.seeds.numpy()
+    return Part(batch.images, labels, indices, seeds, batch.bad)
+
+
+def mix_seed(*parts: int) -> int:
+    """One seed of several numbers, such as (seed, step, rank), without a pattern in common."""
+    value = 0
+    for part in parts:  # splitmix64, Steele et al. 2014
+        value = (value + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value
+
+
+def mix_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """`mix_seed(seed, number)` of each number, as int64 of 63 bits."""
+    value = np.uint64(mix_seed(seed)) + numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((value ^ (value >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -1,0 +1,214 @@
+"""From a picture to what the network takes, by timm's transforms.
+
+Processes of the loader cut and distort pictures and hand on bytes; the rest is done on the device,
+for a whole batch: a quarter of the traffic. Shapes: B images, C channels, S the side of an image.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from pydantic import Field
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
+from torch import Tensor
+from torchvision import transforms
+
+from psvit_ray.arch.spec import MOST_PIXELS, Finite, Pixels, Value
+from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder, Mode, converted, decode
+from psvit_ray.data.images.tone_range import Tones
+
+Probability = Annotated[Finite, Field(ge=0, le=1)]
+Aspect = Annotated[Finite, Field(ge=0.01, le=100)]
+Transform = Callable[[Image.Image], Tensor]
+
+MAX_ASPECT_RATIO = 16
+"""The longest picture, in widths, that is enlarged whole."""
+
+
+class Preprocessing(Value):
+    """How a picture becomes the network's input, in the words of timm's `pretrained_cfg`."""
+
+    img_size: Pixels
+    """Side in pixels."""
+    in_chans: Literal[1, 3]
+    mean: tuple[float, ...]
+    """Of each channel, in 0 to 1."""
+    std: tuple[float, ...]
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_pct: Annotated[Finite, Field(gt=0, le=1)] = 0.875
+    """Part of the shorter side that is kept."""
+    tones: Tones = Tones()
+    """How pictures of more than 8 bits are read."""
+    background: Colour = BACKGROUND
+    """The colour that transparent pictures are put on."""
+
+    @property
+    def mode(self) -> Mode:
+        """Pillow's name for the kind of picture that `transform` takes."""
+        return "RGB" if self.in_chans == 3 else "L"
+
+    def picture(self, content: bytes | Image.Image, decoder: Decoder = "pil") -> Image.Image:
+        """A file, or a picture of any kind, as one of this mode. Raises BadImage where it cannot be
+        used, ValueError where the decoder is not installed."""
+        if isinstance(content, bytes):
+            return decode(content, self.mode, decoder, tones=self.tones, background=self.background)
+        return converted(content, self.mode, tones=self.tones, background=self.background)
+
+    def transform(self) -> Transform:
+        """A picture of this mode to bytes (C, S, S), as timm evaluates."""
+        evaluation = transforms_imagenet_eval(
+            self.img_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            use_prefetcher=True,
+        )
+        return transforms.Compose(
+            [Shortened(self.img_size / self.crop_pct), *evaluation.transforms]
+        )
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bytes (B, C, S, S) to float32 of mean 0 and deviation 1, where they are."""
+        mean, std = _statistics(self.mean, self.std, images.device)
+        return images.float().sub_(mean).div_(std)
+
+
+@functools.cache
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """In 0 to 255, (C, 1, 1). Kept: each copy to a GPU would wait for it."""
+    both = 255 * torch.tensor([mean, std], device=device)[..., None, None]
+    return both[0], both[1]
+
+
+class Shortened:
+    """Cuts off the ends of a picture that is many times as long as wide and would be enlarged: its
+    short side to the size of the network, and its long side to any size at all. What timm's
+    transforms then cut out is the same, but for a random place along the long side."""
+
+    def __init__(self, side: float, *, anywhere: bool = False) -> None:
+        """`side` is the most pixels that a short side is made."""
+        self._side, self._anywhere = side, anywhere
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        short, long = sorted(picture.size)
+        if short >= self._side or long <= MAX_ASPECT_RATIO * short:
+            return picture
+        kept = MAX_ASPECT_RATIO * short + long % 2  # an odd number of an odd: the middle stays
+        start = random.randint(0, long - kept) if self._anywhere else (long - kept) // 2
+        wide = picture.width == long
+        return picture.crop(
+            (start, 0, start + kept, short) if wide else (0, start, short, start + kept)
+        )
+
+
+class Augmentation(Value):
+    """How training images are varied, in the words of timm's `train.py`."""
+
+    train_crop_mode: Literal["center", "rrc", "rkrc", "rkrr"] = "center"
+    """How a training image is cut: as in evaluation, or at random (timm's modes)."""
+    scale: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.08, 1.0)
+    """Part of the image's area that a random crop takes, from and to."""
+    ratio: Annotated[tuple[Aspect, Aspect], tyro.conf.Suppress] = (3 / 4, 4 / 3)
+    """Its aspect ratio, from and to."""
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """Of random crops."""
+    hflip: Probability = 0.0
+    """How many training images are mirrored left to right."""
+    vflip: Probability = 0.0
+    """How many are mirrored top to bottom."""
+    color_jitter: Annotated[Finite, Field(ge=0, le=100)] = 0.0
+    """Change of brightness, contrast and saturation; of the policies of `aa` only 3a adds it."""
+    aa: str = ""
+    """timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1 or 3a."""
+    reprob: Probability = 0.0
+    """How many training images have a part erased."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """With what: zeros, one random colour, or random pixels."""
+    recount: Annotated[int, Field(ge=1, le=100)] = 1
+    """Most parts erased in one image."""
+    shift: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
+    """Each training image is moved by up to this many pixels along each axis."""
+
+    def transform(self, preprocessing: Preprocessing) -> Transform:
+        """A picture to bytes (C, S, S). Draws from the generators that `seeded` sets.
+
+        Raises ValueError for an `aa` that timm does not know.
+        """
+        try:
+            crop, distort, to_tensor = transforms_imagenet_train(
+                preprocessing.img_size,
+                scale=self.scale,
+                ratio=self.ratio,
+                train_crop_mode="rrc" if self.train_crop_mode == "center" else self.train_crop_mode,
+                hflip=self.hflip,
+                vflip=self.vflip,
+                color_jitter=self.color_jitter or None,
+                auto_augment=self.aa or None,
+                interpolation=self.train_interpolation,
+                mean=preprocessing.mean,
+                use_prefetcher=True,
+                separate=True,
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"aa must be a policy of timm's, such as rand-m9-mstd0.5-inc1, got {self.aa!r}"
+            ) from error
+        first = crop.transforms
+        if self.train_crop_mode == "center":
+            *center, _ = preprocessing.transform().transforms  # type: ignore[attr-defined]
+            first = [*center, *first[1:]]
+        elif self.train_crop_mode != "rrc":  # which cuts first
+            side = preprocessing.img_size / math.sqrt(self.scale[0])
+            first = [Shortened(side, anywhere=self.train_crop_mode == "rkrr"), *first]
+        return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
+
+    def finish(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """What is done on the device, to normalised images (B, C, S, S), in place; each by its
+        own seed, whoever else is in the batch."""
+        if self.reprob:
+            self._erase(images, seeds.tolist())
+        return random_shift(images, seeds, self.shift) if self.shift else images
+
+    def _erase(self, images: Tensor, seeds: list[int]) -> None:
+        erase = RandomErasing(
+            self.reprob,
+            mode=self.remode,
+            min_count=1,
+            max_count=self.recount,
+            device=str(images.device),
+        )
+        for image, seed in zip(images, seeds, strict=True):
+            if random.Random(seed).random() <= self.reprob:  # the draw that `erase` begins with
+                random.seed(seed)
+                torch.manual_seed(seed)
+                erase(image)
+
+
+def seeded(seed: int) -> None:
+    """Sets every generator that timm's and torchvision's transforms draw from, on the host."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.1 ms more, for GPUs
+
+
+def random_shift(images: Tensor, seeds: Tensor, most: int) -> Tensor:
+    """Each image moved by up to `most` pixels along both axes, its edge repeated. (B, C, S, S)."""
+    batch, _, height, width = images.shape
+    places = 2 * most + 1
+    down, right = seeds % places - most, seeds // places % places - most
+    rows = (torch.arange(height, device=images.device) + down[:, None]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + right[:, None]).clamp(0, width - 1)
+    picked = torch.arange(batch, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )

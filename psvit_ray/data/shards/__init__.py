@@ -1,0 +1,1 @@
+"""Images as mixed Parquet shards: plan, file, manifest."""

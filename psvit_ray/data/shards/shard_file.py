@@ -1,0 +1,219 @@
+"""One Parquet shard: what is stored of each image, and the writing of the file.
+
+The file is one of those of the `datasets` library, `image: struct<bytes, path>, label: int64`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import Field
+
+from psvit_ray.arch.spec import MOST_PIXELS, Finite, Value
+from psvit_ray.data.images.decode import (
+    GREY,
+    BadImage,
+    converted,
+    header,
+    is_transparent,
+    is_wide,
+    opened,
+)
+from psvit_ray.data.quarantine import Row
+from psvit_ray.data.sources.parquet_table import row_groups
+from psvit_ray.data.sources.shard_manifest import PROGRESS
+from psvit_ray.storage.files import shown
+from psvit_ray.storage.folder import Folder
+
+if TYPE_CHECKING:  # a process that writes shards needs no torch, which takes half a gigabyte
+    from psvit_ray.data.tables import ImageTable
+
+# A row group is what a reader reads at once. Measured on local disk, microseconds an image when
+# whole groups are read in random order, and when one image is picked from a group (decoding takes
+# some 4,000 of a 110 KB JPEG):
+#     rows                          1     8    16    32    64   128   256
+#     110 KB: whole / picked  261/240 63/365 57/526 53/841 76/1883 117/4887 205/8969
+#       4 KB: whole / picked  193/154 25/193 14/194  9/207   7/202    4/331    3/412
+# and a group costs the file 270 bytes. Beyond some 4 MiB a group no longer fits the processor's
+# caches and both become worse.
+GROUP_ROWS = 32
+GROUP_BYTES = 4 << 20
+BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the group's header
+
+
+class ShardSettings(Value):
+    """What decides the shards beside the data."""
+
+    shard_mb: Annotated[Finite, Field(gt=0, le=1024)] = 64
+    """Megabytes (10^6) of a shard, about. A process that writes one holds it three times."""
+    resize_longer: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
+    """Images whose longer side has more pixels are made this small and encoded again, PNG as PNG
+    and all others as JPEG. The others, and all with 0, are kept byte for byte."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Of JPEG encoded again."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the order of the images."""
+
+
+class Written(Value):
+    """What a shard holds."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    classes: tuple[int, ...]
+    """Images of each class."""
+    bad: tuple[Row, ...]
+    """Images left out: source, path or row, reason."""
+
+
+def write(
+    folder: Folder,
+    name: str,
+    table: ImageTable,
+    class_names: tuple[str, ...],
+    settings: ShardSettings,
+) -> Written:
+    """Writes a whole table as one shard, and beside it, last, what it holds.
+
+    Raises OSError where storage fails.
+    """
+    stored: list[bytes | None] = [None] * len(table)
+    bad = {}
+    for index, content in contents(table, settings):
+        if isinstance(content, bytes):
+            stored[index] = content
+        else:
+            bad[index] = content
+    kept = np.setdiff1d(np.arange(len(table)), list(bad))
+    parquet = _parquet(stored, table, class_names)
+    folder.write(name, parquet)
+    written = Written(
+        rows=len(kept),
+        bytes=parquet.size,
+        sha256=hashlib.sha256(parquet).hexdigest(),
+        classes=tuple(np.bincount(table.labels[kept], minlength=len(class_names)).tolist()),
+        bad=tuple(bad[index] for index in sorted(bad)),
+    )
+    note = json.dumps(written.model_dump())  # pydantic's own takes no name that is not UTF-8
+    (folder / PROGRESS).write(note_name(name), note.encode())
+    return written
+
+
+def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
+    """Of these shards those that stand in `folder` whole, and what they hold."""
+    sizes = folder.sizes()
+    found = {}
+    for name in names:
+        # What cannot be read is written again. (pydantic's own reads no name that is not UTF-8.)
+        with contextlib.suppress(ValueError, RecursionError, IsADirectoryError):
+            note = json.loads((folder / PROGRESS).read(note_name(name)) or b"")
+            if (written := Written.model_validate(note)).bytes == sizes.get(name):
+                found[name] = written
+    return found
+
+
+def note_name(name: str) -> str:
+    return f"{name}.json"
+
+
+def contents(table: ImageTable, settings: ShardSettings) -> Iterator[tuple[int, bytes | Row]]:
+    """What is stored of each image, block after block, of which one is held at a time."""
+    blocks = np.zeros(len(table), dtype=np.int64) if table.blocks is None else table.blocks
+    order = np.argsort(blocks, kind="stable").tolist()
+    for before, index in zip([*order[:1], *order], order, strict=False):
+        if blocks[before] != blocks[index]:
+            row_groups.clear()
+        try:
+            yield index, _stored(table.read(index), settings)
+        except BadImage as error:
+            yield index, (*table.place(index), str(error))
+    row_groups.clear()
+
+
+def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
+    """The bytes that a shard keeps. Raises BadImage."""
+    if isinstance(content, bytes):
+        picture = opened(content)
+        if not is_wide(picture):
+            converted(picture, "RGB")  # raises where it cannot be
+        if not settings.resize_longer or max(picture.size) <= settings.resize_longer:
+            return content
+        is_png = header(content).format == "PNG"
+    else:
+        picture, is_png = content, True
+    picture, kind = _storable(picture)
+    if settings.resize_longer:
+        side = settings.resize_longer
+        gap = None if picture.mode == "I;16" else 2.0  # whose first step Pillow does not know
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS, gap)
+    written = io.BytesIO()
+    picture.save(written, kind or ("PNG" if is_png else "JPEG"), quality=settings.quality)
+    return written.getvalue()
+
+
+def _storable(picture: Image.Image) -> tuple[Image.Image, str]:
+    """A decoded picture as it can be resized and encoded again, with all its bits and its
+    transparency, and the format that this needs, if it needs one."""
+    if is_wide(picture):
+        if picture.mode in ("I", "F"):
+            return picture, "TIFF"
+        return Image.fromarray(np.asarray(picture).astype(np.uint16)), "PNG"
+    if is_transparent(picture):
+        return picture.convert("RGBA"), "PNG"
+    return converted(picture, "L" if picture.mode in GREY else "RGB"), ""
+
+
+def _parquet(
+    stored: list[bytes | None], table: ImageTable, class_names: tuple[str, ...]
+) -> pa.Buffer:
+    """The file of the images that there are; they are taken out of `stored` on the way."""
+    sink, schema = pa.BufferOutputStream(), _schema(class_names)
+    # Nothing is compressed: JPEG becomes no smaller, and reading takes 40 % longer with snappy.
+    # Dictionaries and statistics of images would repeat whole images.
+    with pq.ParquetWriter(
+        sink, schema, compression="NONE", use_dictionary=False, write_statistics=["label"]
+    ) as writer:
+        for group in _groups(stored):
+            images = [{"bytes": stored[i], "path": shown(table.place(i)[1])} for i in group]
+            columns = [pa.array(images, schema.field("image").type), pa.array(table.labels[group])]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            for index in group:
+                stored[index] = None
+    return sink.getvalue()
+
+
+def _groups(stored: list[bytes | None]) -> Iterator[list[int]]:
+    """Numbers of the images that there are, by row groups."""
+    group: list[int] = []
+    size = 0
+    for index, content in enumerate(stored):
+        if content is None:
+            continue
+        if group and (len(group) == GROUP_ROWS or size + len(content) > GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += len(content)
+    if group:
+        yield group
+
+
+def _schema(class_names: tuple[str, ...]) -> pa.Schema:
+    """With the metadata by which `datasets` knows images and classes again."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(class_names), "_type": "ClassLabel"},
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema([("image", image), ("label", pa.int64())], metadata=metadata)

@@ -1,0 +1,1 @@
+"""Where labelled and unlabelled images are stored, and how they are found there."""

@@ -1,0 +1,173 @@
+"""Images as files, in a folder for each class, as torchvision and timm read them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from psvit_ray.data import tables
+from psvit_ray.data.images import file_bytes
+from psvit_ray.data.splits import split_folders
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.splits.split_folders import Tree
+from psvit_ray.data.splits.splits import Split, Splits, class_name, described_places
+from psvit_ray.storage import files
+from psvit_ray.storage.files import Listing, shown
+from psvit_ray.storage.folder import Folder
+
+# torchvision's IMG_EXTENSIONS, and GIF.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+
+
+@dataclass(frozen=True, eq=False)
+class FileTable:
+    """Images that are files."""
+
+    root: Folder
+    paths: pa.BinaryArray
+    """(N,), relative to `root`, as the file system has them: they need not be UTF-8."""
+    labels: np.ndarray
+    """(N,) int64."""
+    sizes: np.ndarray
+    """(N,) int64: bytes of each file; UNKNOWN where nobody has asked."""
+
+    blocks = None
+    grows = True
+
+    @classmethod
+    def of(
+        cls, root: Folder, paths: Iterable[str], labels: np.ndarray, sizes: np.ndarray | None = None
+    ) -> FileTable:
+        names = pa.array([os.fsencode(path) for path in paths], pa.binary())
+        unknown = np.full(len(labels), files.UNKNOWN, dtype=np.int64)
+        return cls(root, names, labels, unknown if sizes is None else sizes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> bytes:
+        return file_bytes.read(self.root, self.place(index)[1])
+
+    def place(self, index: int) -> tuple[str, str]:
+        return str(self.root), os.fsdecode(self.paths[int(index)].as_py())
+
+    def take(self, indices: np.ndarray) -> Self:
+        return replace(
+            self,
+            paths=self.paths.take(pa.array(indices)),
+            labels=self.labels[indices],
+            sizes=self.sizes[indices],
+        )
+
+    def listing(self) -> pa.Table:
+        sizes = pa.array(self.sizes, mask=self.sizes == files.UNKNOWN)
+        return tables.listing(self.paths, sizes=sizes)
+
+
+def is_image(path: str) -> bool:
+    return path.lower().endswith(EXTENSIONS)
+
+
+def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+    """The class folders below `root`, or below those of its folders that are splits, by what
+    `layout` says or by their names. Raises ValueError."""
+    images = [path for path in listing.files if is_image(path)]
+    if not images:
+        raise ValueError(f"data must be a folder of class folders, got one without images: {root}")
+    notes = [*listing.notes]
+    if len(images) < len(listing.files):
+        such = next(path for path in listing.files if not is_image(path))
+        number = len(listing.files) - len(images)
+        notes.append(f"{number:,} files are no images by name, such as {shown(such)}")
+    tree = Tree(root, listing, [*images, *filter(is_image, listing.links)])
+    if layout.splits:
+        folders = split_folders.said(tree, layout)
+        listing = files.below(root, [folder for several in folders.values() for folder in several])
+        notes = [*listing.notes]  # a file elsewhere is no other name of one that is used
+        prefixes = tuple(f"{f}/" if f else "" for several in folders.values() for f in several)
+        used = [path for path in listing.files if is_image(path) and path.startswith(prefixes)]
+        if len(used) < len(images):
+            notes.append(f"{len(images) - len(used):,} of {len(images):,} images are in no split")
+        images = used
+    else:
+        folders = split_folders.recognised(tree, notes)
+        test = folders.get("test", [""])[0]
+        if len(folders) > 1 and test in tree.direct and test not in tree.inner:
+            notes.append(f"{shown(test)}/ has no class folders: its images are not used")
+            del folders["test"]
+    _check_links(listing, folders)
+    names, by_split = {}, {}
+    for split, several in folders.items():
+        names[split], by_split[split] = _labelled(tree, several, listing, images)
+        if not len(by_split[split]):
+            _check_not_linked(listing, split, several)
+    if folders != {"train": [""]}:
+        shown_of = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
+        notes += described_places(shown_of)
+    return Splits.of(name, names, by_split, notes)
+
+
+def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> None:
+    """Raises ValueError where a split is empty, as its images are those of another."""
+    for link, kept in listing.links.items():
+        if kept and any(files.is_in(link, folder) for folder in folders):
+            raise ValueError(
+                f"data must have each image in one split, got {shown(link)} in {split}, which is "
+                f"{shown(kept)}"
+            )
+
+
+def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
+    """Raises ValueError where one file has names in two classes: it cannot be both."""
+    prefixes = [
+        f"{folder}/" if folder else "" for several in folders.values() for folder in several
+    ]
+
+    def class_of(path: str) -> str | None:
+        inside = next((path[len(p) :] for p in prefixes if path.startswith(p)), None)
+        return class_name(inside.partition("/")[0]) if inside else None
+
+    names = {link: kept for link, kept in listing.links.items() if is_image(kept)}
+    for link, kept in names.items():
+        here, there = class_of(link), class_of(kept)
+        if here is not None and there is not None and here != there:
+            raise ValueError(
+                f"data must have each image in one class, got {shown(link)}, which is the file "
+                f"{shown(kept)}"
+            )
+
+
+def _labelled(
+    tree: Tree, folders: list[str], listing: Listing, images: list[str]
+) -> tuple[tuple[str, ...], FileTable]:
+    """The classes that are folders directly in these, and their images, class by class."""
+    names: set[str] = set()
+    paths: list[str] = []
+    classes: list[str] = []
+    for folder in folders:
+        inside = [path for path in listing.folders if os.path.dirname(path) == folder]
+        inner = [os.path.basename(path) for path in inside]
+        names |= {class_name(name) for name in inner}
+        if folder in tree.direct:
+            here = f"{tree.root}/{shown(folder)}".rstrip("/")
+            beside = f"the image {shown(tree.direct[folder])} beside them"
+            raise ValueError(
+                f"data must be a folder of class folders, got {beside if inner else 'images only'} "
+                f"in {here}; jobs/predict.py takes images without classes"
+            )
+        prefix = f"{folder}/" if folder else ""
+        for path in images:
+            if path.startswith(prefix):
+                paths.append(path)
+                classes.append(class_name(path[len(prefix) :].partition("/")[0]))
+    class_names = tuple(sorted(names))
+    number = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([number[name] for name in classes], dtype=np.int64)
+    order = np.argsort(labels, kind="stable")
+    sizes = files.sizes(tree.root, paths, listing)
+    return class_names, FileTable.of(tree.root, paths, labels, sizes).take(order)

@@ -1,0 +1,195 @@
+"""A look at a few pictures of a data set when it is opened: how they are to be read, and what a
+user should be told of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from psvit_ray.data.images import decode
+from psvit_ray.data.images.bad_image import BadImage
+from psvit_ray.data.images.tone_range import DEPTHS, Range, Tones, extremes, shown, usual_range
+from psvit_ray.data.sources.image_folder import FileTable
+from psvit_ray.data.sources.parquet_table import row_groups
+from psvit_ray.data.tables import ArrayTable, ImageTable
+from psvit_ray.storage import files
+
+SAMPLED_IMAGES = 64
+SAMPLED_BLOCKS = 4
+"""Row groups of Parquet that are read for them."""
+THREADS = 16
+MAX_PIXELS = 50_000_000
+"""Pixels that are decoded at most; the header of a picture of 8 bits without alpha tells enough."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What pictures of a sample are."""
+
+    images: int = 0
+    """Pictures that were looked at."""
+    transparent: int = 0
+    """Pictures that let a background through."""
+    integers: Range | None = None
+    """Lowest and highest value of the pictures of 16 or 32 bits, None where there are none."""
+    floats: Range | None = None
+    """Lowest and highest value of the floating-point pictures, None where there are none."""
+
+    def tones(self, data: str) -> Tones:
+        """How the data set is to be read. Raises ValueError where its values fit no usual range."""
+        given = {}
+        for kind, found in self._wide():
+            usual = usual_range(*found, floats=kind == "floats")
+            if usual is None:
+                raise ValueError(
+                    f"tone_range must be given, as {KINDS[kind]} pictures of data {data!r} have "
+                    f"values from {_number(found[0])} to {_number(found[1])}, which is no usual "
+                    f"range; such as {shown(found)}"
+                )
+            given[kind] = usual
+        return Tones.model_validate(given)
+
+    def unlike(self, tones: Tones) -> Survey:
+        """The part of it that tones for other pictures may not suit."""
+        suited: dict[str, Any] = {
+            kind: None
+            for kind, found in self._wide()
+            if usual_range(*found, floats=kind == "floats") == getattr(tones, kind)
+        }
+        return replace(self, **suited)
+
+    def notes(self, tones: Tones, background: str, where: str = "") -> list[str]:
+        """How pictures like those of the sample are read, a line each; `where` they are begins
+        it."""
+        lines = []
+        for (kind, _), pictures in zip(self._wide(), self.kinds, strict=False):
+            limits = getattr(tones, kind)
+            lines.append(
+                f"{where}{pictures}: read as {_depth(limits)} (tone_range {shown(limits)})"
+            )
+        if self.transparent:
+            lines.append(f"{where}{self.kinds[-1]}: put on {background} (background)")
+        return lines
+
+    @property
+    def kinds(self) -> list[str]:
+        """What pictures there are but those of 8 bits."""
+        kinds = []
+        for kind, (low, high) in self._wide():
+            least = f"from {_number(low)}" if low < 0 else "up"
+            kinds.append(f"{KINDS[kind]} pictures with values {least} to {_number(high)}")
+        if self.transparent:
+            kinds.append(f"transparent pictures, {self.transparent} of {self.images} looked at")
+        return kinds
+
+    def _wide(self) -> Iterator[tuple[str, Range]]:
+        for kind in KINDS:
+            if found := getattr(self, kind):
+                yield kind, found
+
+
+KINDS = {"integers": "16-bit", "floats": "floating-point"}
+
+
+def survey(table: ImageTable) -> Survey:
+    """A sample of a table, spread over it and always the same. Pictures that cannot be read are
+    passed over. Raises ValueError where storage fails."""
+    if isinstance(table, ArrayTable) or not len(table):
+        return Survey()
+    number, transparent, pixels = 0, 0, 0
+    wide: dict[str, list[Range]] = {kind: [] for kind in KINDS}
+    for content in _contents(table, _sample(table)):
+        with contextlib.suppress(BadImage):
+            image = decode.header(content) if isinstance(content, bytes) else content
+            number += 1
+            if not decode.is_wide(image) and not image.has_transparency_data:
+                continue
+            pixels += image.width * image.height
+            if number > 1 and pixels > MAX_PIXELS:
+                continue
+            image = decode.opened(content) if isinstance(content, bytes) else content
+            transparent += decode.is_transparent(image)
+            if decode.is_wide(image) and (values := extremes(np.asarray(image))):
+                wide["floats" if image.mode == "F" else "integers"].append(values)
+    ends = {
+        kind: (min(low for low, _ in several), max(high for _, high in several))
+        for kind, several in wide.items()
+        if several
+    }
+    return Survey(number, transparent, **ends)
+
+
+def surveyed(
+    data: str,
+    train: ImageTable,
+    others: Mapping[str, ImageTable | None],
+    tone_range: Range | None,
+    background: str,
+) -> tuple[Tones, list[str]]:
+    """How the pictures of a data set are read, which those trained on decide, and what a user
+    should know of it. Raises ValueError where `tone_range` must be given, or storage fails."""
+    first = survey(train)
+    if tone_range is None:
+        tones = first.tones(data)
+    else:
+        tones = Tones(integers=tone_range, floats=tone_range)
+    notes = first.notes(tones, background)
+    for split, table in others.items():
+        if table is not None:
+            other = survey(table).unlike(tones)
+            notes += replace(other, transparent=0).notes(tones, background, f"{split}: ")
+    return tones, notes
+
+
+def _sample(table: ImageTable) -> np.ndarray:
+    """Numbers of images that are spread over a table, of few row groups where it has such."""
+    if table.blocks is None:
+        return _spread(np.arange(len(table)), SAMPLED_IMAGES)
+    chosen = _spread(np.unique(table.blocks), SAMPLED_BLOCKS)
+    rows = [np.flatnonzero(table.blocks == block) for block in chosen]
+    return np.concatenate([_spread(each, SAMPLED_IMAGES // SAMPLED_BLOCKS) for each in rows])
+
+
+def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, count).round().astype(int))]
+
+
+def _contents(table: ImageTable, indices: np.ndarray) -> Iterator[bytes | Image.Image]:
+    """Those that can be read. Files are read side by side, which object stores need; other tables
+    are not made for it."""
+
+    def read(index: int) -> bytes | Image.Image | None:
+        try:
+            return table.read(index)
+        except BadImage:
+            return None
+        except (OSError, pa.ArrowException) as error:
+            place, _ = table.place(index)
+            raise ValueError(
+                f"data must be readable, got {place!r}: {files.reason(error)}"
+            ) from None
+
+    with ThreadPoolExecutor(THREADS if isinstance(table, FileTable) else 1) as pool:
+        for start in range(0, len(indices), THREADS):
+            for content in pool.map(read, indices[start : start + THREADS].tolist()):
+                if content is not None:
+                    yield content
+    row_groups.clear()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
+
+
+def _depth(limits: Range) -> str:
+    """A range in the words of the field."""
+    low, high = limits
+    bits = int(high + 1).bit_length() - 1
+    return f"{bits} bits" if bits in DEPTHS and (low, high) == (0, 2**bits - 1) else shown(limits)

@@ -1,0 +1,109 @@
+"""Images to be answered for, from wherever they are: files, folders, Parquet, a list of paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from psvit_ray.data.sources import parquet_files
+from psvit_ray.data.sources.image_folder import FileTable, is_image
+from psvit_ray.data.sources.parquet_table import is_table
+from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one kind. `prefix` before the path or row of an image says where it is, as the user
+    would."""
+
+    table: ImageTable
+    prefix: str = ""
+
+    def name(self, index: int) -> str:
+        return self.prefix + self.table.place(index)[1]
+
+
+def read(
+    data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
+) -> list[Part]:
+    """`data` are paths or URIs of images, of folders (with all below them), of Parquet, and
+    patterns; `-` stands for `lines`, which are paths. The order is kept, and sorted in a folder.
+
+    Raises ValueError for what does not exist or holds no image. A path among `lines` is not looked
+    at: it counts as an image that cannot be read where there is none.
+    """
+    parts: list[Part] = []
+    for given in data:
+        if given == STDIN:
+            found = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
+        else:
+            try:
+                found = _parts(given, layout)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise ValueError(
+                    f"data must be readable, got {without_secrets(given)!r}: {files.reason(error)}"
+                ) from None
+        if not sum(len(part.table) for part in found):
+            what = "standard input" if given == STDIN else repr(without_secrets(given))
+            raise ValueError(f"data must hold images, got none in {what}")
+        parts += found
+    return parts
+
+
+def chunks(parts: Iterable[Part], size: int) -> Iterator[Part]:
+    """Pieces of at most `size` images, in order."""
+    for part in parts:
+        for start in range(0, len(part.table), size):
+            indices = np.arange(start, min(start + size, len(part.table)))
+            yield Part(part.table.take(indices), part.prefix)
+
+
+def _parts(given: str, layout: DataLayout) -> list[Part]:
+    there = Folder.at(given)
+    kind = files.kind(there)
+    if kind == fs.FileType.Directory:
+        prefix = f"{_shown(given).rstrip('/')}/"
+        listing = files.below(there)
+        own = set(listing.files)
+        names = [name for name, kept in listing.links.items() if kept in own]
+        return _below(there, prefix, sorted([*own, *names]), layout)
+    if kind == fs.FileType.File:
+        above, name = files.parent(there)
+        prefix = _shown(given)[: -len(name)]
+        if is_table(name):
+            return [Part(parquet_files.images(above, [name], layout), prefix)]
+        return [_files(prefix, [name], above)]
+    if files.has_wildcards(there):
+        root, paths = files.matching(there)
+        return _below(root, f"{_shown(root.uri)}/", paths, layout)
+    raise ValueError(f"data must exist, got {without_secrets(given)!r}")
+
+
+def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[Part]:
+    """The images and the files of tables among `paths`."""
+    parts = []
+    if images := [path for path in paths if is_image(path)]:
+        parts.append(_files(prefix, images, root))
+    if tables := [path for path in paths if is_table(path)]:
+        parts.append(Part(parquet_files.images(root, tables, layout), prefix))
+    return parts
+
+
+def _files(prefix: str, paths: list[str], root: Folder | None = None) -> Part:
+    labels = np.full(len(paths), -1, dtype=np.int64)
+    return Part(FileTable.of(root or Folder.at("."), paths, labels), prefix)
+
+
+def _shown(given: str) -> str:
+    """As the user said it, without secrets and what is after the `?` of a URI."""
+    return without_secrets(given.partition("?")[0] if "://" in given else given)

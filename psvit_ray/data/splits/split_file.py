@@ -1,0 +1,259 @@
+"""Which images a run was given, and what each was for: `splits.parquet` in the run's folder and in
+every exported one.
+
+A row is an image: `place` as in quarantine.csv (a path, or file and row of Parquet), `size` in
+bytes and `content` (of Parquet the bytes of the row group's columns, and the sha256 of a shard)
+where they are known without reading it, `label`, `class_name`, and `split`: train, holdout, test or
+unused.
+
+The digest names the images and their classes, however they are split. It is the first half of the
+sha256 over the class names, as JSON, and for each image, in the order of storage, place, size,
+content and label, each ended by a NUL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from psvit_ray.data.tables import StoredTable
+from psvit_ray.storage.folder import Folder
+
+NAME = "splits.parquet"
+Split = Literal["train", "holdout", "test", "unused"]
+SPLITS: tuple[Split, ...] = ("train", "holdout", "test", "unused")
+CLASS_NAMES, DIGEST = b"psvit.class_names", b"psvit.digest"
+HASHED_AT_ONCE = 1 << 16
+
+
+class DataChanged(ValueError):
+    """The images of a run are not those that it began with."""
+
+
+@dataclass(frozen=True, eq=False)
+class SplitFile:
+    """The images of a run, in the order of storage."""
+
+    class_names: tuple[str, ...]
+    images: pa.Table
+    """Columns place (binary), size, content, label (number of the class) and split (number in
+    `SPLITS`)."""
+
+    @classmethod
+    def of(
+        cls, class_names: tuple[str, ...], tables: Sequence[StoredTable], split: np.ndarray
+    ) -> SplitFile:
+        """Of the tables that are stored; `split` (N,) has for each of their images the number in
+        `SPLITS`."""
+        labels = np.concatenate([table.labels for table in tables])
+        images = pa.concat_tables(table.listing() for table in tables)
+        images = images.append_column("label", pa.array(labels))
+        return cls(class_names, images.append_column("split", pa.array(split, pa.int8())))
+
+    def __len__(self) -> int:
+        return int(self.images.num_rows)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        sha256 = hashlib.sha256(json.dumps(self.class_names).encode())
+        for part in self.images.to_batches(max_chunksize=HASHED_AT_ONCE):
+            fields = [part["place"]]
+            for name in ("size", "content", "label"):
+                fields.append(part[name].cast(pa.string()).cast(pa.binary()))
+            fields.append(pa.scalar(b""))  # so that each of the others is ended
+            options = {"null_handling": "replace", "null_replacement": ""}
+            images = pc.binary_join_element_wise(*fields, pa.scalar(b"\0"), **options)
+            sha256.update(b"".join(images.to_pylist()))
+        return sha256.hexdigest()[:32]
+
+    def indices(self, split: Split) -> np.ndarray:
+        """Of its images, in this file."""
+        return np.flatnonzero(self.images["split"].to_numpy() == SPLITS.index(split))
+
+    def to_bytes(self) -> bytes:
+        """The file. `place` is text where all of them are."""
+        names, places = pa.array(self.class_names, pa.string()), self.images["place"]
+        with contextlib.suppress(pa.ArrowInvalid):  # where a file name is not UTF-8
+            places = places.cast(pa.string())
+        table = pa.table(
+            {
+                "place": places,
+                "size": self.images["size"],
+                "content": self.images["content"].combine_chunks(),
+                "label": self.images["label"],
+                "class_name": names.take(self.images["label"].combine_chunks()),
+                "split": pa.array(SPLITS).take(self.images["split"].combine_chunks()),
+            }
+        )
+        about = {CLASS_NAMES: json.dumps(self.class_names), DIGEST: self.digest}
+        written = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata(about), written, compression="zstd")
+        return written.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str) -> SplitFile:
+        """Raises ValueError, which names `where`, for what is no such file or was changed."""
+        try:
+            table = pq.read_table(io.BytesIO(content))
+            about = table.schema.metadata or {}
+            class_names = tuple(json.loads(about[CLASS_NAMES]))
+            known = cls(
+                class_names,
+                pa.table(
+                    {
+                        "place": table["place"].cast(pa.binary()),
+                        "size": table["size"].cast(pa.int64()),
+                        "content": table["content"].cast(pa.string()),
+                        "label": table["label"].cast(pa.int64()),
+                        "split": pc.index_in(table["split"], pa.array(SPLITS)).cast(pa.int8()),
+                    }
+                ),
+            )
+            whole = known.digest == about[DIGEST].decode()
+        except (pa.ArrowException, KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{where} is no file of splits: {reason}") from None
+        if not whole or known.images["split"].null_count:
+            raise ValueError(f"{where} was changed: its digest is not that of its images")
+        return known
+
+
+def read(folder: Folder) -> SplitFile | None:
+    """That of a run's folder, or None where it has none. Raises ValueError, OSError."""
+    content = folder.read(NAME)
+    return None if content is None else SplitFile.from_bytes(content, str(folder / NAME))
+
+
+def check_same(known: SplitFile | None, digest: str, now: SplitFile) -> None:
+    """Raises DataChanged, saying what changed, where the images that are there now are not those of
+    `known` and its `digest`, or are split otherwise."""
+    if now.digest != digest:
+        lines = changes(known, now) if known else [f"the digest is {now.digest}, it was {digest}"]
+        raise DataChanged(
+            f"data is not what the run began with: {'; '.join(lines)}. Put the images back as they "
+            "were, or begin anew under another --name"
+        )
+    if known and (moved := int(np.sum(split_numbers(known) != split_numbers(now)))):
+        raise DataChanged(
+            f"the same images are split otherwise than when the run began: {counted(moved)} in "
+            "another split, by another version of a library or of this package. Begin anew under "
+            "another --name"
+        )
+
+
+def split_numbers(file: SplitFile) -> np.ndarray:
+    return file.images["split"].to_numpy()
+
+
+def positions(places: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
+    """(N,) int64: where each place stands `among` others, or -1."""
+    found = pc.index_in(places, among.combine_chunks())
+    return found.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def unchanged(known: SplitFile, now: SplitFile) -> tuple[np.ndarray, np.ndarray]:
+    """For each image of `known`, where it is in `now`, or -1; and whether it is the same there:
+    size, content and class, as far as they are known."""
+    where = positions(known.images["place"], now.images["place"])
+    same = where >= 0
+    there = known.images.filter(pa.array(same))
+    others = now.images.take(pa.array(where[same]))
+    equal = np.ones(len(others), dtype=bool)
+    for name in ("size", "content"):
+        equal &= _text(there[name]) == _text(others[name])
+    equal &= _labels(known, there) == _labels(now, others)
+    same[same] = equal
+    return where, same
+
+
+def changes(known: SplitFile, now: SplitFile) -> list[str]:
+    """How many images were added, removed, renamed and changed since `known`, a line for each with
+    an example; a line about classes or order where nothing else differs.
+
+    An image that is gone counts as renamed where one that is new has its size, content and class.
+    """
+    where, same = unchanged(known, now)
+    gone = np.flatnonzero(where < 0)
+    new = np.setdiff1d(np.arange(len(now)), where)
+    renamed = []
+    nameless = defaultdict(list)
+    for index, key in zip(gone[::-1], _keys(known, gone[::-1]), strict=True):
+        nameless[key].append(index)
+    added = []
+    for index, key in zip(new, _keys(now, new), strict=True):
+        if key[0] + key[1] and nameless[key]:
+            renamed.append((nameless[key].pop(), index))
+        else:
+            added.append(index)
+    removed = sorted(index for several in nameless.values() for index in several)
+    changed = np.flatnonzero((where >= 0) & ~same)
+    lines = []
+    if added:
+        lines.append(f"{counted(len(added))} added, such as {_place(now, added[0])}")
+    if removed:
+        lines.append(f"{counted(len(removed))} removed, such as {_place(known, removed[0])}")
+    if renamed:
+        old, index = renamed[0]
+        lines.append(
+            f"{counted(len(renamed))} renamed, such as {_place(known, old)} to {_place(now, index)}"
+        )
+    if len(changed):
+        first = changed[0]
+        what = _difference(known, int(first), now, int(where[first]))
+        lines.append(f"{counted(len(changed))} changed, such as {_place(known, first)}{what}")
+    if known.class_names != now.class_names and not lines:
+        lines.append(f"its classes are {_names(now)}, they were {_names(known)}")
+    return lines or ["its images come in another order"]
+
+
+def counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images:,} images"
+
+
+def _text(column: pa.ChunkedArray) -> np.ndarray:
+    """To be compared: what is not known is empty."""
+    return column.cast(pa.string()).fill_null("").to_numpy()
+
+
+def _labels(file: SplitFile, images: pa.Table) -> np.ndarray:
+    """Names of the classes: their numbers are others where a class was added."""
+    return np.array(file.class_names, dtype=object)[images["label"].to_numpy()]
+
+
+def _keys(file: SplitFile, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[str, str, str]]:
+    """What an image is, whatever its name."""
+    images = file.images.take(pa.array(indices, pa.int64()))
+    return zip(_text(images["size"]), _text(images["content"]), _labels(file, images), strict=True)
+
+
+def _place(file: SplitFile, index: int) -> str:
+    return repr(file.images["place"][int(index)].as_py().decode(errors="backslashreplace"))
+
+
+def _difference(known: SplitFile, old: int, now: SplitFile, index: int) -> str:
+    sizes = [known.images["size"][old].as_py(), now.images["size"][index].as_py()]
+    if None not in sizes and sizes[0] != sizes[1]:
+        return f", of {sizes[0]:,} bytes, now {sizes[1]:,}"
+    names = [
+        file.class_names[file.images["label"][row].as_py()]
+        for file, row in ((known, old), (now, index))
+    ]
+    return f", of class {names[0]!r}, now {names[1]!r}" if names[0] != names[1] else ""
+
+
+def _names(file: SplitFile) -> str:
+    shown = ", ".join(map(repr, file.class_names[:5]))
+    more = len(file.class_names) - 5
+    return shown + (f" and {more:,} more" if more > 0 else "")

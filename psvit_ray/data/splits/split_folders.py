@@ -1,0 +1,205 @@
+"""Which folders of a folder are splits: by what a user says, or by their names.
+
+Where names leave it open, it is refused with what was seen and how to say it: splits that are taken
+for classes, or classes for splits, train a network on what nobody meant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.splits.splits import WORDS, Split, advice, listed, look_alikes, splits_in
+from psvit_ray.storage import files
+from psvit_ray.storage.files import Listing, shown
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.messages import nearest
+
+
+@dataclass
+class Tree:
+    """The folders below a root, and which of them hold images; by links, too, as what is left out
+    for its other name is there for all that."""
+
+    root: Folder
+    listing: Listing
+    images: list[str]
+    """Relative to `root`."""
+    folders: list[str] = field(init=False)
+    """In order."""
+    inner: dict[str, list[str]] = field(init=False)
+    """Folders directly in a folder; "" is the root."""
+    direct: dict[str, str] = field(init=False)
+    """Of each folder with images directly in it, the first of them."""
+    filled: set[str] = field(init=False)
+    """Folders with images in them or further down."""
+
+    def __post_init__(self) -> None:
+        self.inner, self.direct, self.filled = {}, {}, set()
+        known = set(self.listing.folders)
+        linked = {link: kept for link, kept in self.listing.links.items() if kept in known}
+        self.folders = sorted([*self.listing.folders, *linked])
+        for folder in self.folders:
+            self.inner.setdefault(os.path.dirname(folder), []).append(folder)
+        for path in self.images:
+            self.direct.setdefault(os.path.dirname(path), path)
+        self._fill(self.direct)
+        self._fill([link for link, kept in linked.items() if kept in self.filled])
+
+    def _fill(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            while folder and folder not in self.filled:
+                self.filled.add(folder)
+                folder = os.path.dirname(folder)
+
+    def filled_in(self, folder: str) -> list[str]:
+        """The folders directly in it that hold images."""
+        return [inner for inner in self.inner.get(folder, ()) if inner in self.filled]
+
+
+def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
+    """The folders of each split that a user names, relative to the root, which is "". Raises
+    ValueError for one that is not there, or that is named twice."""
+    folders: dict[Split, list[str]] = {}
+    for split, pattern in layout.patterns:
+        fits = [folder for folder in tree.folders if files.matches(folder, pattern)]
+        if pattern != "." and not fits:
+            near = nearest(pattern, tree.folders)
+            hint = f"; nearest is {shown(near)!r}" if near else ""
+            raise ValueError(
+                f"splits must name folders of the data, got {pattern!r} in {tree.root}{hint}"
+            )
+        folders.setdefault(split, []).extend(
+            [""] if pattern == "." else [_unwrapped(tree, split, folder) for folder in fits]
+        )
+    every = [folder for several in folders.values() for folder in several]
+    for number, folder in enumerate(every):
+        for other in every[number + 1 :]:
+            if not folder or not other or files.is_in(folder, other) or files.is_in(other, folder):
+                raise ValueError(
+                    f"splits must name each folder once, got {shown(folder) or '.'!r} and "
+                    f"{shown(other) or '.'!r}"
+                )
+    return {split: folders[split] for split in WORDS if split in folders}
+
+
+def recognised(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
+    """The folders that are splits by their names, as `said` gives them; also where all that is
+    there lies in one folder more (images/train). Without any, the root is the training images.
+
+    Adds to `notes` what a user should be told. Raises ValueError where the names are not clear.
+    """
+    top = ""
+    while True:
+        if splits := _splits_in(tree, top, notes):
+            return {split: [_unwrapped(tree, split, splits[split])] for split in splits}
+        filled = tree.filled_in(top)
+        if len(filled) != 1 or top in tree.direct or splits_in(os.path.basename(filled[0])):
+            break
+        top = filled[0]
+    _check_classes(tree, notes)
+    return {"train": [""]}
+
+
+def _splits_in(tree: Tree, top: str, notes: list[str]) -> dict[Split, str]:
+    """The splits that are folders directly in `top`, if any are."""
+    named = {
+        folder: splits
+        for folder in tree.inner.get(top, ())
+        if (splits := splits_in(os.path.basename(folder)))
+    }
+    filled = [folder for folder in named if folder in tree.filled]
+    with_classes = [folder for folder in filled if folder in tree.inner]
+    others = [f"{shown(folder)}/" for folder in tree.filled_in(top) if folder not in named]
+    others += [shown(tree.direct[top])] if top in tree.direct else []
+    if not filled or (not with_classes and _are_classes(tree, named, filled, others, notes)):
+        return {}
+    if others:
+        raise ValueError(
+            f"data must hold splits or classes, got {shown((with_classes or filled)[0])}/ beside "
+            f"{others[0]} in {tree.root}; {_advice(named)}"
+        )
+    splits_of: dict[Split, str] = {}
+    for folder in sorted(named, key=lambda folder: folder not in tree.filled):
+        if len(named[folder]) > 1:
+            raise ValueError(
+                f"data must have folders that are one split each, got {shown(folder)}/ in "
+                f"{tree.root}; {_advice(named)}"
+            )
+        (split,) = named[folder]
+        if split in splits_of and folder in tree.filled:
+            raise ValueError(
+                f"data must name each split once, got {listed(sorted(map(shown, named)))} in "
+                f"{tree.root}; {_advice(named)}"
+            )
+        splits_of.setdefault(split, folder)
+    return {split: splits_of[split] for split in WORDS if split in splits_of}
+
+
+def _are_classes(
+    tree: Tree,
+    named: Mapping[str, set[Split]],
+    filled: list[str],
+    others: list[str],
+    notes: list[str],
+) -> bool:
+    """Whether folders with names of splits, none of which holds class folders, are classes: so is
+    `train` beside `bus` and `car`, as training images without classes are of no use. Images of a
+    `test` beside classes may be a class or have none, which is not for us to say."""
+    if not others:
+        raise ValueError(
+            f"data must be a folder of class folders, got images only in {tree.root}/"
+            f"{shown(filled[0])}; if that is a class, say --splits train=."
+        )
+    if any(named[folder] != {"train"} for folder in filled):
+        return False
+    notes.append(f"{shown(filled[0])}/ is a class, as it holds images and no class folders")
+    return True
+
+
+def _unwrapped(tree: Tree, split: Split, folder: str) -> str:
+    """A split's folder, or the only one in it where that is named alike: seg_train/seg_train."""
+    while True:
+        inner = tree.filled_in(folder)
+        alike = len(inner) == 1 and splits_in(os.path.basename(inner[0])) == {split}
+        if not alike or folder in tree.direct:
+            return folder
+        folder = inner[0]
+
+
+def _check_classes(tree: Tree, notes: list[str]) -> None:
+    """Raises ValueError where folders that count as classes may be splits, or hold them."""
+    classes = tree.filled_in("")
+    if alike := look_alikes(classes):
+        first, second, *_ = alike.values()
+        raise ValueError(
+            f"data must hold splits or classes, got {shown(first)}/ beside {shown(second)}/ in "
+            f"{tree.root}; {advice(alike)}"
+        )
+    inner_names = []
+    for folder in classes:
+        inner = {os.path.basename(inner): inner for inner in tree.filled_in(folder)}
+        inner_names.append(set(inner))
+        splits = {next(iter(found)): name for name in inner if len(found := splits_in(name)) == 1}
+        if len(splits) > 1:
+            first, second, *_ = (shown(inner[name]) for name in splits.values())
+            raise ValueError(
+                f"data must hold splits that hold classes, got classes that hold splits, "
+                f"{first}/ and {second}/, in {tree.root}; say --splits train=. to train on all"
+            )
+    common = set.intersection(*inner_names) if len(classes) > 1 else set()
+    if len(common) > 1:
+        notes.append(
+            f"the classes are {listed([*map(shown, classes)])}, each of which holds folders "
+            f"{listed(sorted(map(shown, common)))}; if these are the classes, say "
+            f"--splits train={shown(classes[0])},test={shown(classes[1])}"
+        )
+
+
+def _advice(named: Mapping[str, set[Split]]) -> str:
+    """With the first folder of each split."""
+    return advice(
+        {next(iter(splits)): folder for folder, splits in [*named.items()][::-1] if len(splits) < 2}
+    )

@@ -1,0 +1,258 @@
+"""Which images are trained on, ranked by, and touched once.
+
+Every kind of data gives the splits that it stores as `Splits`; what is missing is cut from the
+training images, the same way for every kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow.compute as pc
+
+from psvit_ray.data.tables import StoredTable
+from psvit_ray.text.messages import nearest
+
+Split = Literal["train", "val", "test"]
+WORDS: dict[Split, tuple[str, ...]] = {
+    "train": ("training", "train"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("testing", "test", "evaluation", "eval"),
+}
+"""The words by which folders and files name their split: the SPLIT_KEYWORDS of the `datasets`
+library, to which `eval` is a test split. Of two that begin alike the longer comes first."""
+SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
+
+
+def splits_in(name: str) -> set[Split]:
+    """The splits whose words stand in the name of a folder or file: seg_train, TestImages, val2017.
+
+    A word ends at whatever is no letter, and at a capital after a small letter: contest, latest and
+    trainers are no splits.
+    """
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+    return {SPLIT_OF[word.lower()] for word in words if word.lower() in SPLIT_OF}
+
+
+def look_alikes(names: Iterable[str]) -> dict[Split, str]:
+    """Names, by split, that are the same but for the word for a split within a longer word, such
+    as trainset and testset; empty where there are none."""
+    alike: dict[str, dict[Split, str]] = {}
+    for name in names:
+        bare = re.sub(r"\d", "", name.lower())
+        if match := re.search("|".join(SPLIT_OF), bare):
+            frame = f"{bare[: match.start()]}*{bare[match.end() :]}"
+            alike.setdefault(frame, {}).setdefault(SPLIT_OF[match[0]], name)
+    return next((by_split for by_split in alike.values() if len(by_split) > 1), {})
+
+
+def advice(by_split: Mapping[Split, str]) -> str:
+    """How a user says what was not clear, with the names that look like a split."""
+    parts = [f"{split}={by_split.get(split, 'NAME')}" for split in WORDS if split in by_split]
+    if "train" not in by_split:
+        parts.insert(0, "train=NAME")
+    return f"say --splits {','.join(parts)}, or --splits train=. where none is a split"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data as it is stored, nothing cut. Fields as in `Source`."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: StoredTable
+    val: StoredTable | None = None
+    test: StoredTable | None = None
+    img_size: int | None = None
+    in_chans: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tables(self) -> list[StoredTable]:
+        """All that there are."""
+        return [table for table in (self.train, self.val, self.test) if table is not None]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        class_names: Mapping[Split, tuple[str, ...]],
+        tables: Mapping[Split, StoredTable],
+        notes: Collection[str],
+    ) -> Splits:
+        """Of tables by split, whose labels are numbers of the classes that each names. The classes
+        are those of train; another split may lack some, or have them in another order. A split
+        alone is the whole of the data, whatever it is called.
+
+        Raises ValueError where a split is missing or empty, or has a class that train lacks.
+        """
+        notes = [*notes]
+        for split, table in tables.items():
+            if not len(table):
+                raise ValueError(f"data must have images in every split, got none in {split}")
+        if len(tables) == 1:
+            (only,) = tables
+            notes += [f"the only split, {only}, is all of it"] if only != "train" else []
+            class_names, tables = {"train": class_names[only]}, {"train": tables[only]}
+        elif "train" not in tables:
+            raise ValueError(f"data must have a split train, got only {', '.join(tables)}")
+        classes = tuple(dict.fromkeys(class_names["train"]))
+        same: dict[Split, StoredTable] = {}
+        for split, table in tables.items():
+            numbers = numbers_in(
+                classes, class_names[split], rule="the same classes in every split", where=split
+            )
+            labels = numbers[table.labels]
+            if not np.array_equal(labels, table.labels):
+                table = replace(cast(Any, table), labels=labels)
+            same[split] = table
+            lacking = np.bincount(labels, minlength=len(classes)) == 0
+            if lacking.any() and len(classes) > 1:
+                names = [name for name, no in zip(classes, lacking, strict=True) if no]
+                notes.append(f"{split} has no image of class {listed(names)}")
+        notes += _near_names(classes)
+        val, test = same.get("val"), same.get("test")
+        return cls(name, classes, same["train"], val, test, notes=tuple(notes))
+
+
+def class_name(text: str) -> str:
+    """The name of a class as it is compared, shown and written down: in Unicode's composed form, as
+    a Mac decomposes names of folders, and with bytes that are not UTF-8 escaped."""
+    return unicodedata.normalize("NFC", os.fsencode(text).decode("utf-8", "backslashreplace"))
+
+
+def numbers_in(
+    known: tuple[str, ...], names: tuple[str, ...], *, rule: str, where: str
+) -> np.ndarray:
+    """(K,) int64: the number among those that are known of each class. Raises ValueError, which
+    says the rule and names the nearest, for a class that only `where` has."""
+    number = {class_name(name): number for number, name in enumerate(known)}
+    unknown = [name for name in names if class_name(name) not in number]
+    if unknown:
+        near = nearest(unknown[0], known)
+        hint = f"; nearest is {near!r}" if near else ""
+        raise ValueError(f"data must have {rule}, got only in {where}: {listed(unknown)}{hint}")
+    return np.array([number[class_name(name)] for name in names], dtype=np.int64)
+
+
+def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
+    """What to say of the folders or files that are splits, unless all are plainly called so."""
+    plain = re.compile(r"(train|val|validation|valid|dev|test)(-\d+-of-\d+[^/]*)?(\.\w+)?(/.*)?")
+    if all(plain.fullmatch(place.lower()) for places in by_split.values() for place in places):
+        return []
+    parts = []
+    for split, places in by_split.items():
+        first, *others = places
+        parts.append(f"{split} is {first}" + (f" and {len(others):,} more" if others else ""))
+    return [f"splits: {', '.join(parts)}"]
+
+
+def _near_names(names: tuple[str, ...]) -> list[str]:
+    """What to say of classes that differ in case or spaces only."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    several = [name for group in alike.values() if len(group) > 1 for name in group]
+    return [f"classes differ in case or spaces only: {listed(several)}"] if several else []
+
+
+def listed(names: Collection[str], most: int = 5) -> str:
+    shown = ", ".join(map(repr, islice(names, most)))
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of a table that never grows, as its indices, with the classes in equal shares and
+    in the order of storage; the second has `size`, a count or a fraction.
+
+    A class with a single image stays whole in the first. Raises ValueError, naming `field`, where
+    a part would have fewer images than there are classes.
+    """
+    # Here, as reading alone needs no scikit-learn, which takes 100 MiB.
+    from sklearn.model_selection import train_test_split
+
+    everything = np.arange(len(table))
+    single = np.bincount(table.labels)[table.labels] == 1
+    several = everything[~single]
+    classes = len(np.unique(table.labels[several]))
+    try:
+        first, second = train_test_split(
+            several, test_size=size, random_state=seed, stratify=table.labels[several]
+        )
+    except ValueError:
+        raise ValueError(
+            f"{field} must leave at least an image for each class on either side, got {size:g} of "
+            f"{len(several):,} images of {classes:,} classes"
+        ) from None
+    return np.sort(np.concatenate([first, everything[single]])), np.sort(second)
+
+
+def drawn(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
+    """Which images of a table that may grow are a part of it, as (N,) bool: each with probability
+    `size`, by a hash of its place, class and seed alone. So none changes sides when others come or
+    go, and a larger part holds the smaller.
+
+    Of each class the image of the lowest hash is drawn in any case.
+    """
+    hashes = _hashes(table, class_names, seed, "data_fraction")
+    lowest, _ = _ends_of_classes(hashes, table.labels)
+    chosen = hashes < size
+    chosen[lowest] = True
+    return chosen
+
+
+def held_out(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
+    """Which images of a table that may grow are the hold-out: as `drawn`, by other hashes. But of
+    each class the image of the highest hash is not held out, so that one is left to train on; nor
+    is a single image.
+
+    In a class of so few images that all would be held out, that one may change sides when more
+    come: no rule can do without, as a class of one image is trained on and one of two is split.
+
+    Raises ValueError where no class has two images.
+    """
+    hashes = _hashes(table, class_names, seed, "holdout")
+    lowest, highest = _ends_of_classes(hashes, table.labels)
+    chosen = hashes < size
+    chosen[lowest] = True
+    chosen[highest] = False
+    if not chosen.any():
+        raise ValueError(
+            "holdout must be cut from a class of at least 2 images, got 1 image of every class"
+        )
+    return chosen
+
+
+def _hashes(table: StoredTable, class_names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
+    """(N,) float64 from 0 to 1: a function of seed, purpose, and each image's class and place."""
+    prefixes = [
+        hashlib.blake2b(json.dumps([seed, purpose, name]).encode(), digest_size=16).digest()
+        for name in class_names
+    ]
+    # The hub's files are all renamed when one is added: train-00000-of-00008.parquet.
+    places = pc.replace_substring_regex(
+        table.listing()["place"], rb"-of-\d+(\.parquet:\d+)$", rb"\1"
+    )
+    digests = [
+        hashlib.blake2b(prefixes[label] + place, digest_size=8).digest()
+        for label, place in zip(table.labels.tolist(), places.to_pylist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.float64) / 2**64
+
+
+def _ends_of_classes(hashes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each class the index of the image of the lowest hash, and of the highest."""
+    order = np.lexsort((hashes, labels))  # class by class, from the lowest hash up
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return order[starts], order[np.append(starts[1:], len(order)) - 1]

@@ -1,0 +1,1 @@
+"""A trained network for others: write, load, other formats, inference."""

@@ -1,0 +1,189 @@
+"""A network to deploy, as a folder: `config.json` (architecture, preprocessing, classes, what is
+known of the training), `model.safetensors`, a model card, and other formats on request.
+
+Nothing in `config.json` and `model.safetensors`, all that `load` reads, executes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.loading.transforms import Preprocessing
+from psvit_ray.data.splits import split_file
+from psvit_ray.data.splits.split_file import SplitFile
+from psvit_ray.export import formats
+from psvit_ray.export.config import CARD, CONFIG, ONNX, TORCH_EXPORT, WEIGHTS, ExportConfig
+from psvit_ray.export.model_card import model_card
+from psvit_ray.model.psvit import PSViT
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+
+
+class Transform:
+    """A picture of any kind to what the network takes. Goes to the processes of a DataLoader."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.preprocessing = preprocessing
+        self._transform = preprocessing.transform()
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Normalised float32 (C, S, S). Raises BadImage for one that cannot be used."""
+        pixels = self._transform(self.preprocessing.picture(image))
+        return self.preprocessing.normalize(pixels[None])[0]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`model` is in evaluation mode."""
+
+    model: PSViT
+    config: ExportConfig
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.config.preprocessing
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.config.class_names
+
+    @property
+    def transform(self) -> Transform:
+        return Transform(self.preprocessing)
+
+
+def write(
+    folder: Path,
+    config: ExportConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    default_settings: Mapping[str, Any],
+    splits: SplitFile | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
+) -> Exported:
+    """Writes a network and all that says what it is; weights become float32.
+
+    Args:
+        folder: An empty folder.
+        config: What `config.json` says; the hashes of files are added here.
+        weights: State dict of `PSViT(config.spec)`.
+        default_settings: Defaults of the training configuration; the model card lists the
+            settings that differ.
+        splits: Which images the network was trained and ranked on.
+        onnx: Write `model.onnx` too.
+        torch_export: Write `model.pt2` too.
+
+    Raises ConversionError where another format does not answer as the network does, ValueError
+    where what makes it is not installed.
+    """
+    weights = {
+        name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
+    model = _network(config.spec, weights)
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
+    if splits:
+        (folder / split_file.NAME).write_bytes(splits.to_bytes())
+    if onnx:
+        formats.write_onnx(model, folder / ONNX)
+    if torch_export:
+        formats.write_torch_export(model, folder / TORCH_EXPORT)
+    sha256 = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
+    config = config.model_copy(update={"sha256": sha256})
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(config, default_settings), encoding="utf-8")
+    return Exported(model, config)
+
+
+def load(folder: str | Path) -> Exported:
+    """From a path, or a URI such as `s3://bucket/model`.
+
+    Raises ValueError where there is no exported model, or it is not as it was written.
+    """
+    there = Folder.at(str(folder))
+    config, content = _read(there, CONFIG), _read(there, WEIGHTS)
+    if config is None:
+        hint = "; jobs/export.py makes one of a run" if _read(there, "search.json") else ""
+        raise ValueError(f"model must be an exported folder, got {there}, without {CONFIG}{hint}")
+    try:
+        checked = ExportConfig.model_validate_json(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise ValueError(
+            f"model folder {there} has a {CONFIG} that this version does not read: {where}: "
+            f"{first['msg']}"
+        ) from None
+    if faults := checked.faults():
+        raise ValueError(
+            f"model folder {there} has a {CONFIG} that contradicts itself: {'; '.join(faults)}"
+        )
+    if content is None:
+        raise ValueError(f"model folder was changed: {WEIGHTS} is missing in {there}")
+    if _sha256(content) != checked.sha256.get(WEIGHTS):
+        raise ValueError(
+            f"model folder was changed: {WEIGHTS} has another sha256 than {CONFIG} says in {there}"
+        )
+    try:
+        model = _network(checked.spec, safetensors.torch.load(content))
+    except (SafetensorError, RuntimeError):
+        raise ValueError(
+            f"model folder was changed: spec in {CONFIG} is not that of {WEIGHTS} in {there}"
+        ) from None
+    for name, count in (("params", count_params), ("macs", count_macs)):
+        if (ours := getattr(checked.training, name)) != (of_spec := count(checked.spec)):
+            raise ValueError(
+                f"model folder was changed: training.{name} in {CONFIG} must be {of_spec} as of "
+                f"spec, got {ours}, in {there}"
+            )
+    return Exported(model, checked)
+
+
+def read_splits(folder: str | Path, exported: Exported) -> SplitFile | None:
+    """The images that the model in a folder was trained and ranked on; None where the folder is of
+    before they were noted.
+
+    Raises ValueError where the file is not as it was written.
+    """
+    there = Folder.at(str(folder))
+    sha256 = exported.config.sha256.get(split_file.NAME)
+    content = _read(there, split_file.NAME)
+    if sha256 is None:
+        return None
+    if content is None or _sha256(content) != sha256:
+        what = "is missing" if content is None else f"has another sha256 than {CONFIG} says"
+        raise ValueError(f"model folder was changed: {split_file.NAME} {what} in {there}")
+    return SplitFile.from_bytes(content, str(there / split_file.NAME))
+
+
+def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:
+    """In evaluation mode. No first weights are drawn: nothing random is touched."""
+    with torch.device("meta"):
+        model = PSViT(spec)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def _read(folder: Folder, name: str) -> bytes | None:
+    try:
+        return folder.read(name)
+    except OSError as error:
+        raise ValueError(f"model must be readable, got {folder}: {files.reason(error)}") from None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,1 @@
+"""An evaluation of one model: metrics, tables, pictures, predictions."""

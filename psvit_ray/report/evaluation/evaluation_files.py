@@ -1,0 +1,90 @@
+"""An evaluation as files: numbers, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from psvit_ray.data import quarantine
+from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
+from psvit_ray.report.evaluation.metrics import Answers, hardest, metrics, per_class
+from psvit_ray.text import csv_file
+from psvit_ray.text.printable import printable
+
+MOST_NAMED = 5
+
+Place = Callable[[int], tuple[str, str]]
+"""Source of an image, and its path or row there."""
+
+
+def write(
+    answers: Answers,
+    folder: Path,
+    *,
+    about: dict[str, Any],
+    title: str,
+    place: Place,
+    num_hardest: int,
+) -> None:
+    """`metrics.json` (with `about` before the numbers), `per_class.csv`, `confusion.csv` and
+    `.png`, `reliability.png`, `hardest.csv`, and `quarantine.csv` where images cannot be read."""
+    found = {**about, **metrics(answers)}
+    (folder / "metrics.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    rows = per_class(answers)
+    _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows])
+    names = answers.class_names
+    _write_csv(
+        folder / "confusion.csv",
+        ["label", *names, "(unreadable)"],
+        [[name, *row] for name, row in zip(names, answers.confusion().tolist(), strict=True)],
+    )
+    (folder / "confusion.png").write_bytes(confusion_png(answers, title))
+    (folder / "reliability.png").write_bytes(reliability_png(answers, title))
+    _write_csv(
+        folder / "hardest.csv",
+        ["source", "path", "label", "prediction", "probability", "label_probability", "loss"],
+        _hardest(answers, place, num_hardest),
+    )
+    if answers.bad:
+        bad = [(*place(index), reason) for index, reason in answers.bad]
+        (folder / quarantine.NAME).write_bytes(quarantine.content(bad))
+
+
+def summary(answers: Answers) -> str:
+    """A few lines for a terminal."""
+    found = metrics(answers)
+    numbers = [f"top-1 {found['top1']:.2f} %"]
+    if found["top5"] is not None:
+        numbers.append(f"top-5 {found['top5']:.2f} %")
+    if found["loss"] is not None:
+        numbers += [f"loss {found['loss']:.4f}", f"ECE {100 * found['ece']:.2f} %"]
+    lines = [f"{found['correct']:,} of {found['images']:,} right: {', '.join(numbers)}"]
+    if found["unreadable"]:
+        lines.append(
+            f"{found['unreadable']:,} cannot be read and count as wrong: {quarantine.NAME} names "
+            "them"
+        )
+    recalls = [(row["recall"], row["class"]) for row in per_class(answers) if row["support"]]
+    worst = ", ".join(
+        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MOST_NAMED]
+    )
+    return "\n".join([*lines, f"lowest recall: {worst}"])
+
+
+def _hardest(answers: Answers, place: Place, most: int) -> Iterable[Sequence[object]]:
+    names = answers.class_names
+    for index in hardest(answers, most).tolist():
+        yield (
+            *place(index),
+            names[answers.labels[index]],
+            names[answers.predictions[index]],
+            f"{answers.confidences[index]:.6g}",
+            f"{answers.label_probabilities[index]:.6g}",
+            f"{answers.losses[index]:.6g}",
+        )
+
+
+def _write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    path.write_bytes(csv_file.content(heading, rows))

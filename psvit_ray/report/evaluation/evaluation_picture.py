@@ -1,0 +1,133 @@
+"""A network's mistakes and its confidence, as pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from psvit_ray.report.evaluation.metrics import (
+    Answers,
+    calibration_error,
+    confused_pairs,
+    metrics,
+    reliability,
+)
+from psvit_ray.report.pareto_picture import png
+from psvit_ray.text.printable import printable
+
+MOST_NAMED = 40
+"""Classes whose names fit beside the cells."""
+MOST_COUNTED = 25
+"""Classes whose counts fit into the cells."""
+MOST_PAIRS = 12
+LONGEST_NAME = 24
+COLOUR = "#0072B2"
+
+
+def confusion_png(answers: Answers, title: str) -> bytes:
+    """A row for each label, in shares of its images, so that rare classes are seen; with few
+    classes their names and counts, with many the most frequent mistakes beside it."""
+    counts = answers.confusion()
+    if not counts[:, -1].any():
+        counts = counts[:, :-1]
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = len(answers.class_names)
+    side = min(4.5 + 0.32 * size, 12)
+    dpi = 150 if size <= 300 else 300  # a cell of 1,000 classes is 2 or 3 pixels wide
+    figure = Figure(figsize=(side + 3.4, side), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, beside = figure.subplots(1, 2, width_ratios=(side, 2.2))
+    # Not in proportion: a mistake of 1 % is seen beside a diagonal of 90 %.
+    scale = PowerNorm(0.5 if size <= MOST_NAMED else 0.3, 0, 100)
+    image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest", aspect="auto")
+    _name_classes(axes, answers, counts.shape[1] > size)
+    if size <= MOST_COUNTED:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 35 else "black"
+                axes.text(
+                    column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=7
+                )
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("label")
+    figure.colorbar(image, ax=axes, label="% of the label's images", fraction=0.03, pad=0.01)
+    beside.axis("off")
+    beside.text(0, 1, _mistakes(answers), va="top", fontsize=8, transform=beside.transAxes)
+    return png(figure)
+
+
+def reliability_png(answers: Answers, title: str) -> bytes:
+    """How often the network is right against how sure it is, and how often it is so sure."""
+    figure = Figure(figsize=(5.5, 6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    if answers.readable.any():
+        bins = reliability(answers)
+        middle = [50 * (one.low + one.high) for one in bins]
+        width = 96 / len(bins)
+        axes.bar(
+            middle,
+            [100 * one.accuracy for one in bins],
+            width,
+            color=COLOUR,
+            label="right, of the images of a bin",
+        )
+        axes.plot(
+            [100 * one.confidence for one in bins if one.count],
+            [100 * one.accuracy for one in bins if one.count],
+            "o",
+            color="black",
+            markersize=4,
+            label="at the mean probability of its images",
+        )
+        below.bar(middle, [one.count for one in bins], width, color="grey")
+        title += f"\nexpected calibration error {100 * calibration_error(bins):.2f} %"
+    axes.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="as sure as right")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylabel("right, %")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5)
+    below.set_xlabel("probability of the prediction, %")
+    below.set_ylabel("images")
+    for one in (axes, below):
+        one.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def _name_classes(axes: Axes, answers: Answers, unreadable: bool) -> None:
+    size = len(answers.class_names)
+    if size > MOST_NAMED:
+        if unreadable:
+            axes.set_xticks([*axes.get_xticks()[1:-1], size], None)
+        axes.xaxis.set_major_formatter(
+            lambda tick, _: "unreadable" if tick == size else f"{tick:g}"
+        )
+        return
+    names = [_short(name) for name in answers.class_names]
+    axes.set_yticks(range(size), names, fontsize=7)
+    columns = [*names, "(unreadable)"] if unreadable else names
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+
+
+def _mistakes(answers: Answers) -> str:
+    found = metrics(answers)
+    wrong = found["images"] - found["correct"]
+    lines = [f"{found['images']:,} images, {wrong:,} wrong"]
+    if found["unreadable"]:
+        lines.append(f"of these {found['unreadable']:,} unreadable")
+    pairs = confused_pairs(answers, MOST_PAIRS)
+    if pairs:
+        lines += ["", "most frequent mistakes:"]
+    for label, prediction, count in pairs:
+        lines += ["", f"{count:,}  {_short(label)}", f"     as {_short(prediction)}"]
+    return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

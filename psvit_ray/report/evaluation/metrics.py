@@ -1,0 +1,193 @@
+"""How good a network is on labelled images: exact counts, and what they say.
+
+Shapes: N images, K classes. An image that cannot be read counts as wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from psvit_ray.export.inference import Scored, top
+
+NUM_BINS = 15
+UNREADABLE = -1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network said of each image, in the order of the table. Where an image cannot be read
+    the prediction is UNREADABLE and the numbers are NaN."""
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    """(N,) int64."""
+    predictions: np.ndarray
+    """(N,) int64."""
+    confidences: np.ndarray
+    """(N,) probability of the prediction."""
+    label_probabilities: np.ndarray
+    """(N,)."""
+    losses: np.ndarray
+    """(N,) cross-entropy."""
+    ranks: np.ndarray
+    """(N,) how many classes were found likelier than the label, 0 for a right answer."""
+    bad: tuple[tuple[int, str], ...]
+    """Index, reason."""
+
+    @classmethod
+    def of(
+        cls, scored: Iterable[Scored], labels: np.ndarray, class_names: tuple[str, ...]
+    ) -> Answers:
+        """`labels` (N,) are numbers of `class_names`."""
+        numbers = {
+            name: np.full(len(labels), math.nan)
+            for name in ("confidences", "label_probabilities", "losses", "ranks")
+        }
+        predictions = np.full(len(labels), UNREADABLE)
+        bad: list[tuple[int, str]] = []
+        for indices, logits, unreadable in scored:
+            bad += unreadable
+            logits = logits.double()
+            label = torch.as_tensor(labels)[indices]
+            best = top(logits, logits.shape[1])
+            rows = indices.numpy()
+            predictions[rows] = best.classes[:, 0]
+            numbers["confidences"][rows] = best.probabilities[:, 0]
+            numbers["losses"][rows] = F.cross_entropy(logits, label, reduction="none")
+            place = (best.classes == label[:, None]).int().argmax(dim=1, keepdim=True)
+            numbers["ranks"][rows] = place[:, 0]
+            numbers["label_probabilities"][rows] = best.probabilities.gather(1, place)[:, 0]
+        return cls(class_names, labels, predictions, **numbers, bad=tuple(sorted(bad)))
+
+    @property
+    def readable(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predictions != UNREADABLE
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predictions == self.labels
+
+    def top_k(self, k: int) -> float:
+        """In percent, of all images."""
+        right = (self.ranks < k).sum()  # NaN, of an unreadable one, is not less
+        return 100 * int(right) / len(self.labels)
+
+    def confusion(self) -> np.ndarray:
+        """(K, K + 1) counts: a row for each label, a column for each prediction, and a last one for
+        images that cannot be read."""
+        size = len(self.class_names)
+        columns = np.where(self.readable, self.predictions, size)
+        cells = np.bincount(self.labels * (size + 1) + columns, minlength=size * (size + 1))
+        return cells.reshape(size, size + 1)
+
+
+def metrics(answers: Answers) -> dict[str, Any]:
+    """Top-1 and top-5 in percent of all images, loss and calibration over those that can be read;
+    None where there is nothing to say."""
+    readable = int(answers.readable.sum())
+    return {
+        "images": len(answers.labels),
+        "unreadable": len(answers.labels) - readable,
+        "correct": int(answers.correct.sum()),
+        "top1": answers.top_k(1),
+        "top5": answers.top_k(5) if len(answers.class_names) >= 5 else None,
+        "loss": float(answers.losses[answers.readable].mean()) if readable else None,
+        "ece": calibration_error(reliability(answers)) if readable else None,
+    }
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images with a confidence above `low` and up to `high`. Means are NaN where there are none."""
+
+    low: float
+    high: float
+    count: int
+    accuracy: float
+    confidence: float
+
+
+def reliability(answers: Answers, num_bins: int = NUM_BINS) -> list[Bin]:
+    """Bins of equal width, over images that can be read."""
+    confidences = answers.confidences[answers.readable]
+    correct = answers.correct[answers.readable]
+    edges = np.linspace(0, 1, num_bins + 1)
+    place = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        accuracy = np.bincount(place, correct, num_bins) / counts
+        confidence = np.bincount(place, confidences, num_bins) / counts
+    return [
+        Bin(
+            float(edges[i]),
+            float(edges[i + 1]),
+            int(counts[i]),
+            float(accuracy[i]),
+            float(confidence[i]),
+        )
+        for i in range(num_bins)
+    ]
+
+
+def calibration_error(bins: Iterable[Bin]) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599), in 0 to 1: how far accuracy
+    is from confidence, as the mean over bins by their number of images."""
+    filled = [one for one in bins if one.count]
+    gaps = sum(one.count * abs(one.accuracy - one.confidence) for one in filled)
+    return gaps / sum(one.count for one in filled)
+
+
+Row = dict[str, Any]
+
+
+def per_class(answers: Answers) -> list[Row]:
+    """A row for each class, in percent. Precision is None for a class that was never predicted,
+    recall for one that has no images."""
+    confusion = answers.confusion()
+    rows = []
+    for number, name in enumerate(answers.class_names):
+        support, predicted = int(confusion[number].sum()), int(confusion[:, number].sum())
+        correct = int(confusion[number, number])
+        mistaken = confusion[number].copy()
+        mistaken[number] = 0
+        most = int(mistaken[:-1].argmax()) if mistaken[:-1].any() else None
+        rows.append(
+            {
+                "class": name,
+                "support": support,
+                "predicted": predicted,
+                "correct": correct,
+                "precision": 100 * correct / predicted if predicted else None,
+                "recall": 100 * correct / support if support else None,
+                "mostly_mistaken_for": answers.class_names[most] if most is not None else None,
+            }
+        )
+    return rows
+
+
+def hardest(answers: Answers, most: int) -> np.ndarray:
+    """Indices of the images with the highest loss, that first."""
+    order = np.argsort(-answers.losses, kind="stable")  # NaN, of an unreadable one, comes last
+    return order[: min(most, int(answers.readable.sum()))]
+
+
+def confused_pairs(answers: Answers, most: int) -> list[tuple[str, str, int]]:
+    """Label, prediction and count of the most frequent mistakes."""
+    counts = answers.confusion()[:, :-1].copy()
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:most]
+    names = answers.class_names
+    return [
+        (names[label], names[prediction], int(counts[label, prediction]))
+        for label, prediction in zip(*np.unravel_index(order, counts.shape), strict=True)
+        if counts[label, prediction]
+    ]

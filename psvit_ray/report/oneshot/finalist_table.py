@@ -1,0 +1,70 @@
+"""A one-shot search's finalists over their seeds, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from psvit_ray.arch.cost import count_params
+from psvit_ray.report.macs_unit import MacsUnit
+from psvit_ray.report.summary import aligned
+from psvit_ray.search.oneshot.finalists import Finalist, Mean
+from psvit_ray.search.oneshot.scores import Score, ranked
+from psvit_ray.search.rows import Row, spec_columns
+
+
+def rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
+    """`shared_top1` is with the supernet's weights, `rank` and `number` are the candidate's; None
+    of what was not scored, as DeiT."""
+    places = {score.spec: (rank, score) for rank, score in enumerate(ranked(scores), start=1)}
+    table = []
+    for one in found:
+        rank, score = places.get(one.spec, (None, None))
+        table.append(
+            {
+                "how": one.how,
+                "seeds": len(one.runs),
+                "missing": one.missing,
+                **_columns("holdout_top1", one.top1),
+                **_columns("test_top1", one.test_top1),
+                "test_seeds": one.test_top1.n if one.test_top1 else 0,
+                "gmacs": one.macs / 1e9,
+                "params_m": count_params(one.spec) / 1e6,
+                "rank": rank,
+                "number": score.number if score else None,
+                "shared_top1": score.top1 if score else None,
+                **spec_columns(one.spec),
+                "epochs": one.epochs,
+                "seconds_per_run": round(one.seconds.mean, 1) if one.seconds else None,
+                "spec_id": one.spec.spec_id,
+            }
+        )
+    return table
+
+
+def _columns(name: str, mean: Mean | None) -> Row:
+    return {name: mean.mean if mean else None, f"{name}_sd": mean.sd if mean else None}
+
+
+def table(found: Sequence[Finalist], scores: Iterable[Score]) -> str:
+    """For a terminal: the columns of `rows` that fit."""
+    unit = MacsUnit.of(found)
+    heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
+    heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]
+    lines = [heading]
+    for one, row in zip(found, rows(found, scores), strict=True):
+        lines.append(
+            [
+                one.how,
+                str(row["seeds"]),
+                str(one.top1 or "-"),
+                str(one.test_top1 or "-"),
+                f"{unit.value(one):#.3g}",
+                f"{row['params_m']:#.3g}",
+                "-" if row["rank"] is None else f"{row['shared_top1']:.2f} (#{row['rank']})",
+                str(row["patch_size"]),
+                row["pattern"],
+                str(row["epochs"] or "-"),
+                "-" if one.seconds is None else f"{one.seconds.mean:.0f}",
+            ]
+        )
+    return aligned(lines)

@@ -1,0 +1,46 @@
+"""How a one-shot search went on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from psvit_ray.report.pareto_picture import COLOURS, finish, new_figure
+from psvit_ray.search.oneshot.scores import Generation
+
+
+def picture(found: Sequence[Generation], *, title: str) -> Figure:
+    """Top-1 with the supernet's weights, as the search went on."""
+    figure = new_figure(8, 4.5)
+    axes = figure.add_subplot()
+    if found:
+        x = [one.number for one in found]
+        axes.fill_between(
+            x,
+            [one.quartiles[0] for one in found],
+            [one.quartiles[2] for one in found],
+            color=COLOURS[3],
+            alpha=0.35,
+            linewidth=0,
+            label="middle half of a generation",
+        )
+        axes.plot(x, [one.quartiles[1] for one in found], color=COLOURS[0], label="its median")
+        axes.plot(x, [one.best for one in found], "o", color=COLOURS[1], label="its best")
+        axes.plot(
+            x,
+            [one.best_so_far for one in found],
+            drawstyle="steps-post",
+            color="black",
+            linewidth=1,
+            label=f"best so far, {found[-1].best_so_far:.2f} % at the end",
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8.5)
+    else:
+        axes.text(0.5, 0.5, "no candidate is scored yet", ha="center", transform=axes.transAxes)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("generation")
+    finish(axes)
+    return figure

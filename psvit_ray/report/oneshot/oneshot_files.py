@@ -1,0 +1,135 @@
+"""What a one-shot search found, as files and as a few lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.report.macs_unit import MacsUnit
+from psvit_ray.report.oneshot import (
+    candidates_picture,
+    finalist_table,
+    generations_picture,
+    traits,
+    traits_picture,
+)
+from psvit_ray.report.pareto_picture import png
+from psvit_ray.report.summary import aligned, counted, mlflow
+from psvit_ray.search.oneshot.config import standard_error
+from psvit_ray.search.oneshot.finalists import HOW, finalists, trainings, winner
+from psvit_ray.search.oneshot.scores import Score, generations, ranked, rows
+from psvit_ray.search.record import Record
+from psvit_ray.search.rows import as_csv, put
+from psvit_ray.storage.folder import Folder
+
+
+def write(
+    scores: Sequence[Score],
+    records: Iterable[Record],
+    folder: Folder,
+    *,
+    title: str,
+    marked: Mapping[str, ArchSpec] | None = None,
+) -> list[str]:
+    """`candidates.csv` and `.png`, `generations.png`, `traits.csv` and `.png`, `finalists.csv`.
+    Each replaces an older one whole. Returns where they are. Specs of `marked` that were scored are
+    named in the picture.
+
+    Raises OSError where they cannot be written.
+    """
+    records = list(records)
+    found, chosen = finalists(records), traits.choices(scores)
+    best = f"{title}: the best {len(traits.best(scores))} of {len(scores):,} candidates"
+    pictures = {
+        "candidates.png": candidates_picture.picture(scores, found, marked or {}, title=title),
+        "generations.png": generations_picture.picture(generations(scores), title=title),
+        "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
+    }
+    drawn = {name: png(figure) for name, figure in pictures.items()}
+    return put(folder, tables(scores, records) | drawn)
+
+
+def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
+    """`candidates.csv`, `traits.csv` and `finalists.csv`."""
+    found = finalists(records)
+    return {
+        "candidates.csv": as_csv(rows(scores)),
+        "traits.csv": as_csv(traits.rows(traits.choices(scores)), first="trait"),
+        "finalists.csv": as_csv(finalist_table.rows(found, scores), first="how"),
+    }
+
+
+def summary(
+    scores: Sequence[Score],
+    records: Iterable[Record],
+    folder: Folder,
+    tracking_uri: str,
+    *,
+    supernet_seconds: float,
+    scoring_seconds: float,
+    holdout_size: int,
+) -> str:
+    """What was scored and how surely, the finalists beside DeiT, what it took, and the files."""
+    trained = trainings(records)
+    parts = [_scored(scores, holdout_size)]
+    if trained:
+        missing = sum(not record.ranks for record in trained)
+        lacking = f"; missing below: {missing}" if missing else ""
+        parts.append(f"{len(trained)} trainings of finalists: {counted(trained)}{lacking}")
+        parts.append(finalist_table.table(finalists(trained), scores))
+    parts.append(_winner(trained))
+    seconds = {
+        "supernet": supernet_seconds,
+        "scoring": scoring_seconds,
+        "retraining": sum(record.seconds for record in trained),
+    }
+    files = [
+        ("Compute", _shares(seconds)),
+        (
+            "Candidates",
+            f"{folder / 'candidates.csv'}, candidates.png and generations.png beside it",
+        ),
+        ("Traits", _traits(scores, folder)),
+        ("Finalists", str(folder / "finalists.csv")),
+        ("MLflow", mlflow(tracking_uri)),
+    ]
+    return "\n\n".join([*parts, aligned([(f"{name}:", text) for name, text in files])])
+
+
+def _scored(scores: Sequence[Score], holdout_size: int) -> str:
+    if not scores:
+        return "No candidate is scored yet."
+    best = ranked(scores)[0]
+    error = standard_error(holdout_size, best.top1)
+    near = sum(score.top1 >= best.top1 - error for score in scores)
+    last = max(score.generation for score in scores)
+    unit = MacsUnit.of(scores)
+    return (
+        f"{len(scores):,} candidates up to generation {last} scored with the supernet's weights\n"
+        f"Best: {best.top1:.2f} % hold-out top-1, {best.spec.pattern}, "
+        f"patch {best.spec.patch_size}, {unit.value(best):#.3g} {unit.name}\n"
+        f"Its standard error: {error:.2f} points on {holdout_size:,} images; candidates that lie "
+        f"within one, with itself: {near:,}"
+    )
+
+
+def _winner(trained: Sequence[Record]) -> str:
+    record = winner(trained)
+    if record is None:
+        return "No winner yet: no PSViT was trained in full."
+    how = HOW[record.kind]
+    return (
+        f"The winner: {record.pattern} {how}, seed {record.configuration.train.seed}, "
+        f"{record.top1:.2f} % hold-out top-1: the median of its seeds"
+    )
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    whole = sum(seconds.values()) or 1.0
+    return ", ".join(f"{name} {s:,.0f} s ({100 * s / whole:.0f} %)" for name, s in seconds.items())
+
+
+def _traits(scores: Sequence[Score], folder: Folder) -> str:
+    if len(scores) < traits.FEWEST:
+        return f"not told from fewer than {traits.FEWEST} candidates"
+    return f"{folder / 'traits.csv'}, traits.png beside it"

@@ -1,0 +1,148 @@
+"""What the best candidates of a one-shot search have in common."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psvit_ray.arch.census import interval
+from psvit_ray.arch.space import Parameter
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.search.oneshot.scores import Score, ranked
+from psvit_ray.search.rows import Row
+
+TOP = 0.1
+"""Part of the candidates that is the best."""
+FEWEST = 20
+"""Candidates below which two or fewer would be the best, and traits are noise."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How often one choice of a trait was made, where the trait applies: a third stage has no depth
+    in a spec of two, the second layer shares nothing in a stage of one."""
+
+    trait: str
+    choice: Parameter
+    top: int
+    """Of the best candidates, those that made it."""
+    top_of: int
+    """The best candidates that the trait applies to."""
+    all: int
+    all_of: int
+
+    @property
+    def top_share(self) -> float | None:
+        """In 0 to 1; None where the trait applies to none of the best."""
+        return self.top / self.top_of if self.top_of else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of `top_share`. It takes candidates for independent draws, which children
+        of the same parents are not: the truth is wider."""
+        return interval(self.top, self.top_of) if self.top_of else None
+
+    @property
+    def share(self) -> float:
+        """In 0 to 1, among all."""
+        return self.all / self.all_of
+
+    @property
+    def lift(self) -> float | None:
+        return None if self.top_share is None else self.top_share / self.share
+
+
+def traits(spec: ArchSpec) -> dict[str, Parameter]:
+    """Each decision that led to the spec, under its name in a search space, and `tokens`: of each
+    layer of the stage, a class token not counted. `stage1.share2` is 1 where the second layer takes
+    the first one's map."""
+    found: dict[str, Parameter] = {
+        "pooling": spec.pooling,
+        "patch_size": spec.patch_size,
+        "num_stages": len(spec.stages),
+    }
+    if len(spec.stages) > 1:
+        found["pool_op"] = spec.pool_op
+    for number, stage in enumerate(spec.stages, start=1):
+        prefix = f"stage{number}"
+        found |= {
+            f"{prefix}.depth": stage.depth,
+            f"{prefix}.embed_dim": stage.embed_dim,
+            f"{prefix}.head_dim": stage.embed_dim // stage.num_heads,
+            f"{prefix}.mlp_ratio": round(stage.hidden_dim / stage.embed_dim, 3),
+            f"{prefix}.tokens": spec.num_tokens[number - 1],
+        }
+        shares = [int(place > 0) for size in stage.share_groups for place in range(size)]
+        found |= {f"{prefix}.share{layer}": one for layer, one in enumerate(shares[1:], start=2)}
+    return found
+
+
+def best(scores: Sequence[Score]) -> list[Score]:
+    """The best tenth by top-1, at whatever cost."""
+    return ranked(scores)[: math.ceil(TOP * len(scores))]
+
+
+def choices(scores: Sequence[Score]) -> list[Choice]:
+    """By trait, then by choice. Without traits that are alike in all candidates; none at all with
+    too few candidates."""
+    if len(scores) < FEWEST:
+        return []
+    everywhere = _counts(scores)
+    among_best = _counts(best(scores))
+    return [
+        Choice(
+            trait,
+            choice,
+            top=among_best.get(trait, Counter())[choice],
+            top_of=among_best.get(trait, Counter()).total(),
+            all=counts[choice],
+            all_of=counts.total(),
+        )
+        for trait, counts in sorted(everywhere.items(), key=lambda item: _order(item[0]))
+        for choice in sorted(counts)
+        if len(counts) > 1
+    ]
+
+
+def _counts(scores: Sequence[Score]) -> dict[str, Counter[Parameter]]:
+    counts: dict[str, Counter[Parameter]] = {}
+    for score in scores:
+        for trait, choice in traits(score.spec).items():
+            counts.setdefault(trait, Counter())[choice] += 1
+    return counts
+
+
+def _order(trait: str) -> tuple[str, int]:
+    """Of the whole spec first, then stage by stage; layers of a stage last and by number."""
+    stage, _, name = trait.rpartition(".")
+    layer = name.removeprefix("share")
+    return stage, int(layer) if layer.isdigit() else 0
+
+
+def rows(found: Sequence[Choice]) -> list[Row]:
+    """Shares are in percent."""
+    table = []
+    for one in found:
+        low, high = one.interval or (None, None)
+        table.append(
+            {
+                "trait": one.trait,
+                "choice": one.choice,
+                "lift": one.lift,
+                "top_percent": _percent(one.top_share),
+                "top_low": _percent(low),
+                "top_high": _percent(high),
+                "all_percent": _percent(one.share),
+                "top": one.top,
+                "top_of": one.top_of,
+                "all": one.all,
+                "all_of": one.all_of,
+            }
+        )
+    return table
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share

@@ -1,0 +1,132 @@
+"""How often the best candidates made each choice, beside how often all did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from psvit_ray.report.oneshot.traits import FEWEST, Choice
+from psvit_ray.report.pareto_picture import COLOURS, DEIT_COLOUR, new_figure
+
+ROW = 0.21
+"""Inches."""
+NAMES = {
+    "pool_op": "pooling operator",
+    "patch_size": "patch size",
+    "num_stages": "number of stages",
+    "embed_dim": "width (embed_dim)",
+    "head_dim": "width of a head",
+    "mlp_ratio": "MLP ratio",
+    "tokens": "tokens in each layer",
+}
+SHARES = "takes the map of the layer before"
+
+Rows = list[tuple[str, Choice | None]]
+"""A label and its choice; None under which a group begins."""
+
+
+def picture(found: Sequence[Choice], *, title: str) -> Figure:
+    """A column for the whole spec and one for each stage."""
+    columns = {name: list(_rows(list(group))) for name, group in groupby(found, _stage)}
+    if not columns:
+        figure = new_figure(8, 3)
+        said = f"with fewer than {FEWEST} candidates, or all alike, there is nothing to compare"
+        figure.text(0.5, 0.5, said, ha="center")
+    else:
+        most = max(len(rows) for rows in columns.values())
+        figure = new_figure(0.6 + 3.6 * len(columns), 1.5 + ROW * most)
+        panels = figure.subplots(1, len(columns), squeeze=False)[0]
+        for axes, (name, rows) in zip(panels, columns.items(), strict=True):
+            _draw(axes, rows, most)
+            axes.set_title(name, loc="left", fontsize=10)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside lower left",
+            ncols=2 if len(columns) < 3 else 4,
+            frameon=False,
+            fontsize=8.5,
+        )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _stage(one: Choice) -> str:
+    stage, dot, _ = one.trait.rpartition(".")
+    return f"stage {stage.removeprefix('stage')}" if dot else "whole spec"
+
+
+def _rows(found: Sequence[Choice]) -> Iterator[tuple[str, Choice | None]]:
+    """Of a layer that shares or does not, one row says both."""
+    for heading, group in groupby(found, _heading):
+        yield heading, None
+        for one in group:
+            if heading != SHARES:
+                yield one.choice if isinstance(one.choice, str) else f"{one.choice:g}", one
+            elif one.choice:
+                yield f"layer {one.trait.rpartition('share')[2]}", one
+
+
+def _heading(one: Choice) -> str:
+    name = one.trait.rpartition(".")[2]
+    return SHARES if name.startswith("share") else NAMES.get(name, name)
+
+
+def _draw(axes: Axes, rows: Rows, most: int) -> None:
+    labels = [label if one else "" for label, one in rows]
+    for y, (label, one) in enumerate(rows):
+        if one is None:
+            axes.text(0, y + 0.2, label, va="center", fontsize=8, fontweight="bold")
+    axes.text(104, 0.2, "lift", va="center", fontsize=7.5)
+    shown = [(y, one) for y, (_, one) in enumerate(rows) if one]
+    axes.barh(
+        [y for y, _ in shown],
+        [100 * one.share for _, one in shown],
+        height=0.75,
+        color="lightgrey",
+        label="of all candidates",
+    )
+    for likes, colour, said in (
+        (1, COLOURS[0], "of the best: more often"),
+        (-1, DEIT_COLOUR, "of the best: less often"),
+        (0, "dimgrey", "of the best: as often, within the 95 % interval"),
+    ):
+        mine = [(y, one) for y, one in shown if _likes(one) == likes]
+        ends = [one.interval or (0.0, 0.0) for _, one in mine]
+        axes.hlines(
+            [y for y, _ in mine],
+            [100 * low for low, _ in ends],
+            [100 * high for _, high in ends],
+            color=colour,
+            linewidth=1.3,
+        )
+        axes.scatter(
+            [100 * (one.top_share or 0.0) for _, one in mine],
+            [y for y, _ in mine],
+            s=20,
+            color=colour,
+            label=said,
+            zorder=3,
+            clip_on=False,
+        )
+        for y, one in mine:
+            axes.text(104, y, f"x {one.lift:.2f}", va="center", fontsize=7.5, color=colour)
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(most - 0.4, -0.8)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("candidates that chose it, %", fontsize=8.5)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _likes(one: Choice) -> int | None:
+    """1 where the best chose it more often than all did, -1 where less, 0 where that may be chance;
+    None where the trait applies to none of them."""
+    if one.interval is None:
+        return None
+    low, high = one.interval
+    return int(one.share < low) - int(one.share > high)

@@ -1,0 +1,173 @@
+"""Accuracy against cost, as a picture."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from psvit_ray.report.macs_unit import Costed, MacsUnit
+from psvit_ray.search.record import Record, best, best_deit, pareto
+
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # told apart by the colour-blind
+DEIT_COLOUR = "#D55E00"
+WIDE = 4  # from this ratio of costs on, the axis is logarithmic
+
+
+def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
+    """Everything that was trained in full in one search, or in several: PSViTs, DeiTs, and the
+    front of those that no other beats in accuracy at its cost. The best are ringed."""
+    figure = new_figure(8, 5.5)
+    axes = figure.add_subplot()
+    ranked = {name: [r for r in records if r.ranks] for name, records in searches.items()}
+    shown = [record for records in ranked.values() for record in records]
+    unit = MacsUnit.of(shown)
+    must = [record.top1 or 0.0 for record in [best(shown), best_deit(shown)] if record]
+    floor = floor_of([record.top1 or 0.0 for record in shown], must)
+    for number, (name, records) in enumerate(ranked.items()):
+        search = name if len(ranked) > 1 else ""
+        _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
+    if shown:
+        scale(axes, shown, unit)
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
+    else:
+        axes.text(
+            0.5, 0.5, "nothing was trained in full yet", ha="center", transform=axes.transAxes
+        )
+    axes.set_title(_title(searches, len(shown)), loc="left", fontsize=11)
+    axes.set_xlabel(f"{unit.name} of one image")
+    finish(axes)
+    return png(figure)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """In inches."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def finish(axes: Axes) -> None:
+    axes.set_ylabel("hold-out top-1, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def png(figure: Figure) -> bytes:
+    image = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a dollar in the name of a class
+        text.set_text(text.get_text().encode(errors="backslashreplace").decode())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in other scripts
+        figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def floor_of(top1: Sequence[float], must: Iterable[float] = ()) -> float:
+    """The least accuracy that gets a place of its own: a few that learned nothing would press
+    all others against the top. It is at most what `must` have."""
+    if not top1:
+        return 0.0
+    floor = max(top1) - 3 * (max(top1) - median(top1))
+    return min([floor if max(top1) > median(top1) else min(top1), *must])
+
+
+def _draw(
+    axes: Axes, ranked: Sequence[Record], unit: MacsUnit, floor: float, colour: str, search: str
+) -> None:
+    """`search` is empty where there is only one, which can be described at more length."""
+    front = [record for record in pareto(ranked) if (record.top1 or 0.0) >= floor]
+    if len(front) > 1:
+        x, y = _points(front, unit)
+        label = _once(axes, "Pareto front")
+        axes.plot(x, y, drawstyle="steps-post", color=colour, alpha=0.5, linewidth=1.2, label=label)
+    for is_deit, marker, fill, size in ((False, "o", colour, 45), (True, "s", DEIT_COLOUR, 50)):
+        edge = colour if is_deit and search else "white"
+        style: dict[str, Any] = {"color": fill, "edgecolors": edge, "linewidths": 0.8, "zorder": 3}
+        mine = [record for record in ranked if record.is_deit == is_deit]
+        inside = [record for record in mine if (record.top1 or 0.0) >= floor]
+        below = [record for record in mine if (record.top1 or 0.0) < floor]
+        if inside:
+            label = _once(axes, "DeiT" if is_deit else search or "PSViT")
+            axes.scatter(*_points(inside, unit), marker=marker, s=size, label=label, **style)
+        if below:
+            x, _ = _points(below, unit)
+            label = _once(axes, f"below {floor:.3g} %")
+            style["alpha"] = 0.4
+            axes.scatter(x, [floor] * len(x), marker="v", s=30, label=label, **style)
+    winner, deit = best(ranked), best_deit(ranked)
+    if winner and winner is not deit:
+        _mark(axes, winner, unit, "" if search else "best PSViT", colour, above=True)
+    if deit:
+        _mark(axes, deit, unit, "" if search else "best DeiT", DEIT_COLOUR, above=False)
+
+
+def _once(axes: Axes, label: str) -> str | None:
+    """None if the legend has it already."""
+    return None if label in axes.get_legend_handles_labels()[1] else label
+
+
+def _points(records: Sequence[Record], unit: MacsUnit) -> tuple[list[float], list[float]]:
+    return [unit.value(record) for record in records], [record.top1 or 0.0 for record in records]
+
+
+def _mark(
+    axes: Axes, record: Record, unit: MacsUnit, name: str, colour: str, *, above: bool
+) -> None:
+    spec = record.configuration.spec
+    what = record.pattern if len(record.pattern) <= 24 else f"{spec.depth} layers"
+    cost = f"{unit.value(record):.3g} {unit.name}"
+    x, y = unit.value(record), record.top1 or 0.0
+    axes.scatter(
+        [x],
+        [y],
+        marker="o",
+        s=150,
+        facecolors="none",
+        edgecolors=colour,
+        linewidths=1.5,
+        zorder=4,
+        label=f"{name}: {y:.2f} %, {what}, patch {spec.patch_size}, {cost}" if name else None,
+    )
+    axes.annotate(
+        f"{y:.2f} %",
+        (x, y),
+        xytext=(0, 10 if above else -10),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        fontsize=10,
+        fontweight="bold",
+        color=colour,
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+        zorder=5,
+    )
+
+
+def scale(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
+    costs = [unit.value(one) for one in shown]
+    if max(costs) > WIDE * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08, y=0.15)  # room for the labels
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda top1, _: f"{top1:g}" if top1 <= 100 else "")
+    )
+
+
+def _title(searches: Mapping[str, Sequence[Record]], shown: int) -> str:
+    missing = sum(len(records) for records in searches.values()) - shown
+    unranked = f"; {missing} not trained in full are not shown" if missing else ""
+    return f"{', '.join(searches)}: {shown} configurations{unranked}"

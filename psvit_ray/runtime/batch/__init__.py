@@ -1,0 +1,1 @@
+"""Batch work over many images in Ray: writing shards, inference."""

@@ -1,0 +1,249 @@
+"""Shards written in parallel by Ray tasks, so that a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from pydantic import TypeAdapter
+
+from psvit_ray.data import quarantine
+from psvit_ray.data.shards import plan, shard_file
+from psvit_ray.data.shards.plan import Shard
+from psvit_ray.data.shards.shard_file import ShardSettings, Written
+from psvit_ray.data.sources.shard_manifest import (
+    MANIFEST,
+    PLAN,
+    PROGRESS,
+    Manifest,
+    ShardFile,
+    SplitManifest,
+    read_manifest,
+)
+from psvit_ray.data.splits.splits import Splits
+from psvit_ray.runtime.session.session import Resume
+from psvit_ray.runtime.session.signals import Heard, listening
+from psvit_ray.search.record import differences
+from psvit_ray.storage import json_files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+
+SAY_EVERY_S = 5.0
+LISTEN_EVERY_S = 0.5
+
+
+class Stopped(Exception):
+    """A signal asked to stop; the message says how far it was. What is written stays."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest | None:
+    """The manifest where all is written already. Raises ValueError where `out` holds something
+    else than a part of these shards, or anything at all without `resume`."""
+    there = out.names()
+    remedy = f"delete {out} to begin anew"
+    plan = TypeAdapter(dict[str, Any])
+    begun = json_files.read(out / PROGRESS, PLAN, plan, "the plan of shards", remedy)
+    ended = read_manifest(out) if MANIFEST in there else None
+    if resume == "never" and there:
+        hint = "; add --resume to go on with it" if begun or ended else ""
+        raise ValueError(f"out must be new or empty, got {out}, which holds {there[0]!r}{hint}")
+    if ended:
+        earlier = ended.identity
+    elif begun is not None:
+        earlier = begun
+    elif resume == "must" or there:
+        raise ValueError(f"out must hold shards to go on with, got {out}")
+    else:
+        return None
+    if changed := differences(earlier, json.loads(json.dumps(identity))):
+        raise ValueError(f"resume must not change what {out} is: {'; '.join(changed)}")
+    return ended
+
+
+def prepare(
+    splits: Splits,
+    out: Folder,
+    identity: dict[str, Any],
+    settings: ShardSettings,
+    *,
+    workers: int = 0,
+    max_bad_fraction: float,
+    say: Callable[[str], None] = print,
+) -> Manifest:
+    """Writes the shards that are not there yet, `workers` at a time, and the manifest last.
+
+    With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
+    bad, and where the data cannot be read or the shards not be written; what is there stays.
+    Raises Stopped.
+    """
+    try:
+        planned = _answer(_plan.remote(splits, settings))
+        (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
+        written = shard_file.written_before(out, (shard.name for shard in planned))
+        todo = [shard for shard in planned if shard.name not in written]
+        progress = _Progress(planned, todo, say)
+        _check_bad(planned, written, max_bad_fraction, out)
+        with listening() as heard:
+            for shard, found in _write_all(splits, out, settings, todo, workers, heard):
+                written[shard.name] = found
+                progress.step(shard)
+                _check_bad(planned, written, max_bad_fraction, out)
+        if heard.number and len(written) < len(planned):
+            said = f"{heard.name}: {len(written)} of {len(planned)} shards are written"
+            raise Stopped(said, heard.number)
+        return _finish(splits, out, identity, planned, written)
+    except OSError as error:
+        raise ValueError(
+            f"data cannot be read, or out not be written: {without_secrets(str(error))}; "
+            "--resume goes on"
+        ) from None
+
+
+def _write_all(
+    splits: Splits,
+    out: Folder,
+    settings: ShardSettings,
+    todo: Sequence[Shard],
+    workers: int,
+    heard: Heard,
+) -> Iterator[tuple[Shard, Written]]:
+    """Shards as they are done, until a signal is heard.
+
+    A task is given the part of a table that it writes. No more wait than keep the workers busy:
+    what is given lies in Ray's memory.
+    """
+    table_of = plan.tables(splits)
+    waiting = deque(todo)
+    running: dict[Any, Shard] = {}
+    while (waiting or running) and not heard.number:
+        while waiting and len(running) < (workers or 2 * _num_cpus()):
+            shard = waiting.popleft()
+            table = table_of[shard.split].take(shard.indices)
+            ref = _write.remote(out, shard.name, table, splits.class_names, settings)
+            running[ref] = shard
+        done, _ = ray.wait(list(running), timeout=LISTEN_EVERY_S)
+        for ref in done:
+            yield running.pop(ref), _answer(ref)
+
+
+def _num_cpus() -> int:
+    """Now: a cluster with an autoscaler grows by what waits."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def _task(function: Callable[..., Any]) -> Any:
+    """A Ray task that gives an error back as its answer, as Ray prints at length what is raised.
+
+    The process that runs it imports what `function` needs, not what this module does.
+    """
+
+    def answer(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except (OSError, ValueError) as error:
+            return error
+
+    return ray.remote(num_cpus=1)(answer)
+
+
+_plan, _write = _task(plan.plan), _task(shard_file.write)
+
+
+def _answer(ref: Any) -> Any:
+    answer = ray.get(ref)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _check_bad(
+    planned: Sequence[Shard], written: dict[str, Written], most: float, out: Folder
+) -> None:
+    images = sum(len(shard.indices) for shard in planned)
+    bad = _bad(written)
+    if len(bad) > most * images:
+        quarantine.add(out, bad)
+        raise ValueError(
+            f"data has {len(bad):,} images that cannot be used among the first "
+            f"{sum(len(one.bad) + one.rows for one in written.values()):,} of {images:,}, more "
+            f"than max_bad_fraction={most:g}; {out / quarantine.NAME} names them"
+        )
+
+
+def _bad(written: dict[str, Written]) -> list[quarantine.Row]:
+    return [row for one in written.values() for row in one.bad]
+
+
+def _finish(
+    splits: Splits,
+    out: Folder,
+    identity: dict[str, Any],
+    planned: Sequence[Shard],
+    written: dict[str, Written],
+) -> Manifest:
+    manifest = Manifest(
+        identity=identity,
+        class_names=splits.class_names,
+        splits={
+            split: _described(
+                {s.name: written[s.name] for s in planned if s.split == split}, splits.class_names
+            )
+            for split in plan.tables(splits)
+        },
+    )
+    quarantine.add(out, _bad(written))
+    out.delete_leftovers([*written, MANIFEST, quarantine.NAME])
+    out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
+    (out / PROGRESS).delete_files([*map(shard_file.note_name, written), PLAN])
+    return manifest
+
+
+def _described(written: dict[str, Written], class_names: Sequence[str]) -> SplitManifest:
+    counts = zip(*(one.classes for one in written.values()), strict=True)
+    return SplitManifest(
+        rows=sum(one.rows for one in written.values()),
+        bytes=sum(one.bytes for one in written.values()),
+        bad_images=sum(len(one.bad) for one in written.values()),
+        classes=dict(zip(class_names, map(sum, counts), strict=True)),
+        files={
+            name: ShardFile(rows=one.rows, bytes=one.bytes, sha256=one.sha256)
+            for name, one in written.items()
+        },
+    )
+
+
+class _Progress:
+    """A line every few seconds."""
+
+    def __init__(
+        self, planned: Sequence[Shard], todo: Sequence[Shard], say: Callable[[str], None]
+    ) -> None:
+        self._total, self._left = len(planned), len(todo)
+        self._images_left = sum(len(shard.indices) for shard in todo)
+        self._images, self._say = 0, say
+        self._began = self._said = time.monotonic()
+        if done := self._total - self._left:
+            say(f"{done} of {self._total} shards are there already")
+
+    def step(self, shard: Shard) -> None:
+        self._left -= 1
+        self._images += len(shard.indices)
+        self._images_left -= len(shard.indices)
+        now = time.monotonic()
+        if now - self._said < SAY_EVERY_S and self._left:
+            return
+        self._said = now
+        rate = self._images / (now - self._began)
+        minutes, seconds = divmod(round(self._images_left / rate), 60)
+        self._say(
+            f"{self._total - self._left} of {self._total} shards, {rate:,.0f} images/s, "
+            f"{minutes} min {seconds:02} s left"
+        )

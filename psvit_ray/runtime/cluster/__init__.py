@@ -1,0 +1,1 @@
+"""The Ray cluster: its hosts, resources, autoscaler and network."""

@@ -1,0 +1,244 @@
+"""Joining or starting Ray, and what it can give."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.runtime.cluster.autoscaler import Resources, most_to_come
+from psvit_ray.runtime.cluster.host_calls import HEAD, alive, ask
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
+
+MAX_SOCKET_BYTES = 107  # of the address of a Unix socket
+ANSWER_S = 180.0  # of a host that must fetch the job's files first
+ADDRESS_S = 20.0  # for a host to take a connection, and as long again for its first bytes
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+# A short run on one machine would else wait for checks made for long runs on many.
+LOCAL_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+QUIET_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class WorkerResources(Value):
+    """What one training worker asks of Ray."""
+
+    cpus_per_worker: Number = 1
+    """CPUs of a worker; it computes with as many threads."""
+    gpus_per_worker: NumberOrZero | None = None
+    """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
+    wait_minutes: Positive = 30.0
+    """How long to wait for hosts with a place for the workers, at the start or after a loss."""
+
+    def resolved(self) -> dict[str, float]:
+        gpus = self.gpus_per_worker
+        if gpus is None:
+            gpus = int(most(lambda host: host.get("GPU", 0)) > 0)
+        asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
+        return {name: amount for name, amount in asked.items() if amount}
+
+
+def off_without_gpus(train: TrainConfig, per_worker: dict[str, float]) -> str:
+    """A line to the user on what workers leave off for want of a GPU; empty where they do not."""
+    off = [name for name in ("amp", "compile") if getattr(train, name)]
+    if per_worker.get("GPU") or not off:
+        return ""
+    return f"{' and '.join(off)}: off, as workers have no GPU"
+
+
+def join(*, verbose: bool = False) -> None:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job's own), or starts Ray here."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    settings = {} if address else LOCAL_SETTINGS
+    for name, value in (settings | ({} if verbose else QUIET_SETTINGS)).items():
+        os.environ.setdefault(name, value)
+    logs: dict[str, Any] = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+    }
+    if address:
+        check_answers(address)
+        ray.init(address, **logs)
+    else:
+        start(**logs)
+
+
+def check_answers(address: str) -> None:
+    """Raises ValueError where nothing at RAY_ADDRESS speaks gRPC: `ray.init` would wait for
+    minutes, or end the process. `auto`, `local` and addresses with TLS are left to Ray."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_S) as server:
+            server.sendall(HTTP2_HELLO)
+            answer = server.recv(9)  # the head of a frame, of which gRPC's first has the type 4
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    else:
+        if answer[3:4] == b"\x04":
+            return
+        reason = "what listens there is no Ray"
+    raise ValueError(
+        f"RAY_ADDRESS must be that of a running cluster, got {address}: {reason}; unset it to "
+        "start Ray on this machine"
+    )
+
+
+def start(**options: Any) -> None:
+    """Starts Ray on this host. Its processes are told its address: the helper of Ray Train that
+    gives back what a stopped trial held would else ask the Ray that was started last on this host,
+    or that died here."""
+    check_socket_paths()
+    make_token_private()
+    here = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind((here, 0))
+        port = free.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
+    os.environ.update(told)
+    try:
+        ray.init(address="local", _node_ip_address=here, **options)
+    finally:
+        for name in told:
+            del os.environ[name]
+
+
+def check_socket_paths() -> None:
+    """Raises ValueError where Ray's folder for temporary files is too deep for its sockets."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid():07}"
+    longest = len(os.fsencode(os.path.join(folder, "ray", session, "sockets", "plasma_store.0")))
+    if longest > MAX_SOCKET_BYTES:
+        most = len(os.fsencode(folder)) - (longest - MAX_SOCKET_BYTES)
+        raise ValueError(
+            f"{name} must be at most {most} bytes long, as Ray puts sockets there, got {folder!r}; "
+            "set RAY_TMPDIR=/tmp"
+        )
+
+
+def make_token_private() -> None:
+    """Ray writes the token of the clusters that it starts so that all users of the host can read
+    it, and with it run what they like. One that only its owner can read is written before, and an
+    older one closed."""
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):  # of a home that cannot be written, Ray says so itself
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            path.chmod(0o600)
+            return
+        with os.fdopen(file, "w") as token:
+            token.write(secrets.token_hex(32))
+
+
+def most(count: Callable[[Resources], float]) -> float:
+    """The most that hosts may add up to, of what `count` says of the resources of one: those there
+    are or, with an autoscaler, the head and those to come."""
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    heads = [resources for resources in hosts if HEAD in resources]
+    return max(sum(map(count, hosts)), sum(map(count, heads)) + most_to_come(count))
+
+
+def workers_that_fit(per_worker: dict[str, float]) -> int:
+    """How many such workers the cluster could ever hold at the same time."""
+    return int(
+        most(lambda host: min(host.get(name, 0) // of_one for name, of_one in per_worker.items()))
+    )
+
+
+def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
+    """Raises ValueError if the cluster can never hold them together."""
+    fit = workers_that_fit(per_worker)
+    if num_workers > fit:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
+        raise ValueError(
+            f"workers must be at most {fit}, which is what the cluster can ever hold of {asked} "
+            f"each, got {num_workers}"
+        )
+
+
+def check_shared(storage: Folder, field: str = "storage") -> None:
+    """Raises ValueError, naming `field`, if a host of the cluster does not see what is written to
+    `storage`, or cannot write there itself."""
+    if num_hosts() == 1:
+        return
+    marker = f".shared-{uuid.uuid4().hex[:8]}"
+    storage.write(marker, b"", durable=False)
+    try:
+        answers = ask(alive(), _why_not_shared, storage.uri, marker, limit_s=ANSWER_S)
+    finally:
+        storage.delete(marker)
+    if not (blind := {host.name: reason for host, reason in answers.items() if reason}):
+        return
+    said = "; ".join(f"{name}: {reason}" for name, reason in blind.items())
+    path = "the local path " if storage.is_local else ""
+    hint = "; use a shared path or a URI such as s3://bucket/prefix" if storage.is_local else ""
+    raise ValueError(f"{field} must be seen by every host, got {path}{storage}; {said}{hint}")
+
+
+def check_readable(table: ImageTable, data: str) -> None:
+    """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
+    all that it would be given to read would be missing, and count as bad."""
+    one = table.take(np.arange(1))
+    if num_hosts() == 1 or why_not_read(one):
+        return
+    for host, reason in ask(alive(), why_not_read, one, limit_s=ANSWER_S).items():
+        if reason:
+            raise ValueError(
+                f"data must be seen by every host, got {data}, of which {host.name} cannot read "
+                f"{' '.join(one.place(0))}: {reason}"
+            )
+
+
+def num_hosts() -> int:
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+
+
+def _why_not_shared(uri: str, marker: str) -> str:
+    storage = Folder(uri)
+    try:
+        if storage.read(marker) is None:
+            return "what another host wrote is not there"
+        storage.check_writable()
+    except (OSError, ValueError) as error:
+        return without_secrets(str(error))
+    return ""
+
+
+def why_not_read(table: ImageTable) -> str:
+    """Of the first image; empty where it can be."""
+    try:
+        table.read(0)
+    except (OSError, ValueError) as error:
+        return without_secrets(str(error))
+    return ""

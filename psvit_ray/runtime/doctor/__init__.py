@@ -1,0 +1,1 @@
+"""Checks of a cluster, host by host, and of the bandwidth between hosts."""

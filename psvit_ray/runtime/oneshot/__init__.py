@@ -1,0 +1,1 @@
+"""The phases of a one-shot search on a cluster."""

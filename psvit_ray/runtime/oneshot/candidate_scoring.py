@@ -1,0 +1,115 @@
+"""The candidates of a one-shot search, scored by actors on every host."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
+from psvit_ray.runtime.session.session import Session
+from psvit_ray.runtime.session.signals import listening
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.tune.tuner import Trials
+from psvit_ray.search.oneshot.scores import Score, ScoreStore, ranked
+from psvit_ray.training.checkpoint import Checkpoint
+
+PUT_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Scored:
+    scores: list[Score]
+    signal: int | None
+    """That ended it early, if one did."""
+    reason: str
+    """Why it ended early, if it did."""
+
+
+class Candidates(Protocol):
+    def ask(self, most: int) -> list[ArchSpec]:
+        """A generation, of `most` at most; none where there is nothing left to score."""
+
+    def tell(self, top1: Sequence[float]) -> None:
+        """In percent, of the generation that was asked for."""
+
+
+def score_candidates(
+    session: Session,
+    proposed: Candidates,
+    checkpoint: Callable[[], Checkpoint],
+    source: Source,
+    trials: Trials,
+    *,
+    candidates: int,
+    latency_ms: Callable[[ArchSpec], float] | None = None,
+    deadline: float = math.inf,
+) -> Scored:
+    """Asks for generations from the first on, and scores what the record does not have yet, until
+    a signal or the `deadline`, a moment of time.monotonic()."""
+    store = ScoreStore(session.folder)
+    known = {score.spec: score for score in store.all()}
+    scores: list[Score] = []
+    reason = ""
+    tracker = Tracker(session.experiment, session.fence)
+    with contextlib.ExitStack() as stack:
+        heard = stack.enter_context(listening(deadline))
+        actors: SubnetActors | None = None
+        while len(scores) < candidates:
+            if reason := heard.reason:
+                break
+            specs = proposed.ask(candidates - len(scores))
+            if not specs:
+                break
+            generation = scores[-1].generation + 1 if scores else 0
+            numbers = {spec: len(scores) + i for i, spec in enumerate(specs)}
+            found = {spec: known[spec] for spec in specs if spec in known}
+            if missing := [spec for spec in specs if spec not in known]:
+                if actors is None:
+                    actors = _actors(checkpoint(), source, trials)
+                    stack.callback(actors.close)
+                put_at = time.monotonic() + PUT_EVERY_S
+                for spec, loss, top1, seconds in actors.scores(missing):
+                    found[spec] = Score(
+                        number=numbers[spec],
+                        generation=generation,
+                        spec=spec,
+                        loss=loss,
+                        top1=top1,
+                        seconds=seconds,
+                        latency_ms=latency_ms(spec) if latency_ms else None,
+                    )
+                    if heard.reason:
+                        break
+                    if time.monotonic() > put_at:
+                        store.put(generation, found.values())
+                        put_at = time.monotonic() + PUT_EVERY_S
+                store.put(generation, found.values())
+            scores += found.values()
+            if len(found) == len(specs):
+                proposed.tell([found[spec].top1 for spec in specs])
+                tracker.put_scores(scores)
+                best = ranked(scores)[0]
+                print(
+                    f"[{len(scores)}/{candidates}] generation {generation}: best so far "
+                    f"{best.top1:.2f} % with shared weights, {best.spec.pattern}, "
+                    f"{best.gmacs:.4g} GMACs",
+                    flush=True,
+                )
+    tracker.close("KILLED" if heard.number else "FINISHED")
+    return Scored(sorted(scores, key=lambda score: score.number), heard.number, reason)
+
+
+def _actors(checkpoint: Checkpoint, source: Source, trials: Trials) -> SubnetActors:
+    return SubnetActors(
+        checkpoint,
+        source,
+        number=trials.concurrency(),
+        resources_per_worker=trials.resources.resolved(),
+        wait_minutes=trials.resources.wait_minutes,
+    )

@@ -1,0 +1,132 @@
+"""The finalists of a one-shot search: the weights that they inherit, the test images, the winner's
+network."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.splits import split_file
+from psvit_ray.export.config import CONFIG
+from psvit_ray.runtime.session.session import Session
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.trainer import CHECKPOINTS
+from psvit_ray.runtime.tune.tuner import Trials
+from psvit_ray.search.oneshot.finalists import finalists, winner
+from psvit_ray.search.oneshot.subnets import load_supernet
+from psvit_ray.search.record import Record
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
+from psvit_ray.training.config import Configuration
+from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.execution import Place
+from psvit_ray.training.exporting import export_checkpoint, training_facts
+
+INHERITED = "inherited"
+MODEL = "model"
+
+
+def export_inherited(
+    session: Session, specs: Sequence[ArchSpec], supernet_checkpoint: Callable[[], Checkpoint]
+) -> dict[ArchSpec, str]:
+    """Each spec with the weights that it has in the supernet, as an exported folder."""
+    folders = {spec: session.folder / INHERITED / spec.spec_id for spec in specs}
+    lacking = [spec for spec, folder in folders.items() if folder.read(CONFIG) is None]
+    if lacking:
+        checkpoint = supernet_checkpoint()
+        supernet = load_supernet(checkpoint)
+        configuration = checkpoint.facts.configuration
+        for spec in lacking:
+            alone = Configuration(spec=spec, train=configuration.train)
+            subnet = dataclasses.replace(
+                checkpoint,
+                facts=checkpoint.facts.model_copy(update={"configuration": alone}),
+                model=supernet.extract(spec).state_dict(),
+                ema=None,
+                curve=[],
+            )
+            export_to(folders[spec], subnet, session)
+    return {spec: folder.uri for spec, folder in folders.items()}
+
+
+def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **facts: Any) -> None:
+    """Replaces the network that stands there, and leaves whatever else does. It counts once
+    `config.json` is there. `facts`: what else is known, as in `training_facts`."""
+    known = training_facts(checkpoint, which="last", name=session.name, **facts)
+    with tempfile.TemporaryDirectory() as work:
+        export_checkpoint(Path(work), checkpoint, known, splits=split_file.read(session.splits))
+        folder.delete(CONFIG)
+        for path in sorted(Path(work).iterdir(), key=lambda path: path.name == CONFIG):
+            folder.write(path.name, path.read_bytes())
+
+
+def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:
+    """The records with the score of their trained networks on the test images, which are touched
+    here alone, after the choice."""
+    resources = trials.resources.resolved()
+    task: Any = ray.remote(_test_values)
+    untested = [record for record in records if record.test_top1 is None]
+    asked = {
+        record.key: task.options(
+            num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=3
+        ).remote(
+            record.configuration.model_dump_json(),
+            (session.folder / CHECKPOINTS / record.key).uri,
+            int(resources["CPU"]),
+        )
+        for record in untested
+    }
+    tracker = Tracker(session.experiment, session.fence)
+    tested = []
+    for record in records:
+        if record.key in asked:
+            record = record.reported(ray.get(asked[record.key]))
+            session.store.put(record)
+            tracker.put(record)
+        tested.append(record)
+    tracker.close("FINISHED")
+    return tested
+
+
+def _test_values(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
+    """What the last report of a training says, asked for again with the test images."""
+    torch.set_num_threads(threads)
+    one = Configuration.model_validate_json(configuration)
+    on_gpu = bool(ray.get_gpu_ids())
+    place = Place(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
+    start = last_checkpoint(Folder(checkpoints))
+    *_, last = run(one, load_source(one), place=place, start=start, test=True)
+    return last.values()
+
+
+def export_winner(
+    session: Session, records: Sequence[Record], source: Source, trials: Trials
+) -> list[Record]:
+    """The winner's network in `model/`. It and the best DeiT are scored on the test images, where
+    the data has any, all their seeds. Returns the records with these scores."""
+    chosen = winner(records)
+    if chosen is None:
+        return list(records)
+    if source.test:
+        groups = finalists(records)
+        deit = [one for one in groups if one.kind == "baseline"][:1]
+        best = [one for one in groups if chosen in one.runs]
+        tested = score_test(session, [run for one in deit + best for run in one.runs], trials)
+        now = {record.key: record for record in [*records, *tested]}
+        records, chosen = [now[record.key] for record in records], now[chosen.key]
+    export_to(
+        session.folder / MODEL,
+        last_checkpoint(session.folder / CHECKPOINTS / chosen.key),
+        session,
+        run_id=chosen.run_id,
+        test_top1=chosen.test_top1,
+    )
+    return list(records)

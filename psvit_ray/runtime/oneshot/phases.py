@@ -1,0 +1,228 @@
+"""The phases of a one-shot search. What each leaves in the storage is where the next one, or a
+resume, begins."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from pydantic import TypeAdapter
+
+from psvit_ray.arch.space import SearchSpace
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.model.latency import Conditions, LatencyTable, measure
+from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
+from psvit_ray.runtime.oneshot.finalists import export_inherited, export_winner
+from psvit_ray.runtime.session.budget import Budget
+from psvit_ray.runtime.session.session import Session, exit_code
+from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.trainer import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.oneshot.config import OneshotConfig, best_specs, large_specs, trainings_of
+from psvit_ray.search.oneshot.scores import Score, ScoreStore
+from psvit_ray.search.oneshot.subnets import read, suggested_sharings
+from psvit_ray.search.proposals import FixedProposals
+from psvit_ray.search.record import ENDED, Record, RecordStore
+from psvit_ray.storage import json_files
+from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
+from psvit_ray.training.config import Configuration, TrainConfig
+
+LATENCY = "latency.json"
+FIRST = "first-candidates.json"
+IMAGES_FOR_MAPS = 256
+SUPERNET = "supernet"
+
+
+@dataclass(frozen=True)
+class Found:
+    scores: list[Score]
+    records: list[Record]
+    """Of the finalists' trainings."""
+    supernet: Record
+    signal: int | None = None
+    """That ended it early, if one did."""
+    reason: str = ""
+    """Why it ended early, if not by a fault."""
+    fault: str = ""
+    """That ended it early, if one did."""
+    untracked: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.fault else exit_code(self.signal)
+
+
+def search(
+    session: Session,
+    source: Source,
+    config: OneshotConfig,
+    search: SearchConfig,
+    train: TrainConfig,
+    trials: Trials,
+) -> Found:
+    """Supernet, candidates, finalists, test: each goes on from what is there of it, while the
+    search's hours and GPU-hours last.
+
+    Raises ValueError where a latency is asked for that no spec has.
+    """
+    budget, gpus = Budget.of(search), trials.resources.resolved().get("GPU", 0)
+    latency_ms = None
+    if config.asks_for_latency:
+        latency_ms = latency_table(session, config, search, trials).predict
+    config.evolution(search, latency_ms)  # raises, before hours are spent
+    gpus_of_supernet = config.supernet_workers * gpus
+    before = sum(one.seconds for one in RecordStore(session.folder / SUPERNET).all())
+    supernet = train_supernet(
+        session,
+        config.supernet(search, train),
+        trials,
+        workers=config.supernet_workers,
+        deadline=budget.without(before * gpus_of_supernet).until(gpus_of_supernet),
+    )
+    found = Found([], session.records, supernet.record, supernet.signal)
+    if supernet.record.status == "interrupted":
+        return replace(found, reason=supernet.record.reason)
+    if supernet.record.status != "completed":
+        return replace(found, fault=supernet.record.reason)
+    budget = budget.without(supernet.record.seconds * gpus_of_supernet)
+    scored_before = sum(score.seconds for score in ScoreStore(session.folder).all())
+    scored = score_candidates(
+        session,
+        config.evolution(search, latency_ms, first_candidates(session, search, source)),
+        lambda: supernet_checkpoint(session),
+        source,
+        trials,
+        candidates=config.candidates,
+        latency_ms=latency_ms,
+        deadline=budget.without(scored_before * gpus).until(gpus * trials.concurrency()),
+    )
+    found = replace(found, scores=scored.scores, signal=scored.signal, reason=scored.reason)
+    if scored.signal or scored.reason:
+        return found
+    budget = budget.without(sum(score.seconds for score in scored.scores) * gpus)
+    specs = best_specs(scored.scores, config.finalists)
+    inherited = export_inherited(session, specs, lambda: supernet_checkpoint(session))
+    configurations, kinds = trainings_of(config, search, train, specs, inherited)
+    outcome = run_trials(
+        session,
+        FixedProposals(configurations, session.records, kinds),
+        trials,
+        num_trials=len(configurations),
+        budget=budget,
+    )
+    found = replace(
+        found,
+        records=outcome.records,
+        signal=outcome.signal,
+        reason=next((one.reason for one in outcome.records if one.status == "interrupted"), ""),
+        fault=outcome.storage_fault,
+        untracked=outcome.untracked,
+    )
+    whole = all(record.status in ENDED for record in outcome.records)
+    if outcome.signal or outcome.storage_fault or not whole:
+        return found
+    return replace(found, records=export_winner(session, outcome.records, source, trials))
+
+
+def latency_table(
+    session: Session, config: OneshotConfig, search: SearchConfig, trials: Trials
+) -> LatencyTable:
+    """The one of the search, which is kept: measured again it would not be the same."""
+    remedy = "restore it from a copy: candidates were scored with it"
+    kind = TypeAdapter(LatencyTable)
+    if table := json_files.read(session.folder, LATENCY, kind, "a latency table", remedy):
+        return table
+    if config.latency_table:
+        table = config.given_table(search)
+    else:
+        resources = trials.resources.resolved()
+        conditions = Conditions(
+            device="cuda" if resources.get("GPU") else "cpu",
+            dtype="bfloat16" if resources.get("GPU") else "float32",
+            batch_size=config.latency_batch_size,
+        )
+        task: Any = ray.remote(_measured)
+        threads = int(resources["CPU"])
+        table = ray.get(
+            task.options(num_cpus=threads, num_gpus=resources.get("GPU", 0)).remote(
+                search.space, conditions, threads
+            )
+        )
+    session.folder.write(LATENCY, table.model_dump_json(indent=1).encode())
+    return table
+
+
+def _measured(space: SearchSpace, conditions: Conditions, threads: int) -> LatencyTable:
+    torch.set_num_threads(threads)
+    return measure(space, conditions)
+
+
+def train_supernet(
+    session: Session,
+    configuration: Configuration,
+    trials: Trials,
+    *,
+    workers: int,
+    deadline: float = math.inf,
+) -> Trained:
+    """Goes on with what is there; has nothing to do where it is trained."""
+    folder = session.folder / SUPERNET
+    store = RecordStore(folder)
+    (record,) = store.all() or [
+        Record(
+            number=0,
+            kind="supernet",
+            params={},
+            configuration=configuration,
+            data_digest=session.data_digest,
+        )
+    ]
+    if record.status == "completed":
+        return Trained(record, None)
+    return train(
+        replace(session, folder=folder, store=store, records=[record]),
+        configuration,
+        workers=Workers(workers, workers),
+        resources_per_worker=trials.resources.resolved(),
+        wait_minutes=trials.resources.wait_minutes,
+        test=False,
+        deadline=deadline,
+    )
+
+
+def first_candidates(session: Session, search: SearchConfig, source: Source) -> list[ArchSpec]:
+    """The sharings that the supernet's own attention maps suggest. Kept, as another machine might
+    round a similarity to the other side of its threshold."""
+    remedy = "restore it from a copy: generations were bred from it"
+    kind = TypeAdapter(list[ArchSpec])
+    specs = json_files.read(session.folder, FIRST, kind, "a list of architectures", remedy)
+    if specs is not None:
+        return specs
+    checkpoint = supernet_checkpoint(session)
+    every = max(1, len(source.holdout) // IMAGES_FOR_MAPS)
+    table = source.holdout.take(np.arange(0, len(source.holdout), every))
+    found = suggested_sharings(
+        checkpoint,
+        read(table, checkpoint.facts.preprocessing),
+        (spec for spec in large_specs(search) if not shares(spec)),
+    )
+    content = json.dumps([spec.model_dump(mode="json") for spec in found], indent=1).encode()
+    session.folder.write(FIRST, content)
+    return found
+
+
+def shares(spec: ArchSpec) -> bool:
+    """Whether a layer borrows a map."""
+    return any(size > 1 for stage in spec.stages for size in stage.share_groups)
+
+
+def supernet_checkpoint(session: Session) -> Checkpoint:
+    """Of a supernet that is trained."""
+    return last_checkpoint(session.folder / SUPERNET / CHECKPOINTS)

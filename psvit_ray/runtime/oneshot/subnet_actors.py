@@ -1,0 +1,145 @@
+"""Long-lived actors that hold a supernet and the hold-out, and score one spec after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.runtime.train.elastic import NoHosts
+from psvit_ray.search.oneshot.subnets import HeldOut, Subnets, read
+from psvit_ray.training.checkpoint import Checkpoint
+
+WAITING = 2
+"""Specs that an actor is given at once, so that it never waits for the next."""
+MAX_FAILURES = 3
+LOOK_S = 1.0
+
+
+@ray.remote
+class SubnetActor:
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+
+    @ray.method(max_task_retries=-1)  # waits for an actor that is being started again
+    def load(self, checkpoint: Checkpoint, held_out: HeldOut) -> None:
+        """Comes first, also after a restart."""
+        on_gpu = bool(ray.get_gpu_ids())
+        self._subnets = Subnets(
+            checkpoint,
+            held_out,
+            device=torch.device("cuda" if on_gpu else "cpu"),
+            amp=on_gpu and checkpoint.facts.configuration.train.amp,
+        )
+
+    def score(self, spec: str) -> tuple[float, float, float]:
+        began = time.perf_counter()
+        loss, top1 = self._subnets.score(ArchSpec.from_json(spec))
+        return loss, top1, time.perf_counter() - began
+
+
+@dataclass
+class _Member:
+    actor: Any
+    awake: bool = False
+    asked: int = 0
+    """Answers that it owes."""
+    failures: int = 0
+    """Since its last score."""
+
+
+class SubnetActors:
+    """`number` of them, wherever the cluster has a place. One that dies is started again, and what
+    it was asked is asked of another."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        source: Source,
+        *,
+        number: int,
+        resources_per_worker: dict[str, float],
+        wait_minutes: float,
+    ) -> None:
+        """Raises ValueError where no hold-out image can be read."""
+        train = checkpoint.facts.configuration.train
+        held_out = read(
+            source.holdout,
+            checkpoint.facts.preprocessing,
+            processes=train.num_loaders,
+            decoder=train.decoder,
+        )
+        self._held = ray.put(checkpoint), ray.put(held_out)
+        self._wait_s = 60 * wait_minutes
+        kind: Any = SubnetActor
+        cpus = resources_per_worker.get("CPU", 0)
+        options = kind.options(
+            num_cpus=cpus, num_gpus=resources_per_worker.get("GPU", 0), max_restarts=-1
+        )
+        self.members = [_Member(options.remote(max(1, int(cpus)))) for _ in range(number)]
+        self._owed: dict[ray.ObjectRef, tuple[_Member, ArchSpec | None]] = {}
+        """What was asked: the score of a spec, or to load what it needs."""
+        for member in self.members:
+            self._ask(member, None)
+
+    def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float, float]]:
+        """Each spec with its loss, its top-1 in percent and the seconds that it took, in the order
+        in which they come.
+
+        Raises NoHosts where no actor has a place for `wait_minutes`, and RayActorError where one
+        dies over and over.
+        """
+        waiting, left = deque(specs), len(specs)
+        heard = time.monotonic()
+        while left:
+            for member in self.members:
+                while waiting and member.awake and member.asked < WAITING:
+                    self._ask(member, waiting.popleft())
+            done, _ = ray.wait(list(self._owed), timeout=LOOK_S)
+            if done:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._wait_s and not any(
+                member.awake for member in self.members
+            ):
+                raise NoHosts(f"no place for a scoring actor for {self._wait_s / 60:g} minutes")
+            for reference in done:
+                member, spec = self._owed.pop(reference)
+                member.asked -= 1
+                try:
+                    answer = ray.get(reference)
+                except RayActorError:
+                    member.awake = False
+                    if spec is not None:
+                        waiting.appendleft(spec)
+                    if not member.asked:  # what it owed has come back
+                        member.failures += 1
+                        if member.failures > MAX_FAILURES:
+                            raise
+                        self._ask(member, None)
+                    continue
+                member.awake = True
+                if spec is not None:
+                    member.failures = 0
+                    left -= 1
+                    yield (spec, *answer)
+
+    def close(self) -> None:
+        """Gives their places back."""
+        for member in self.members:
+            ray.kill(member.actor)
+
+    def _ask(self, member: _Member, spec: ArchSpec | None) -> None:
+        actor = member.actor
+        asked = (
+            actor.load.remote(*self._held) if spec is None else actor.score.remote(spec.to_json())
+        )
+        self._owed[asked] = member, spec
+        member.asked += 1

@@ -1,0 +1,1 @@
+"""A name in use: lease, fence, signals, time budget."""

@@ -1,0 +1,233 @@
+"""What every job does before and after its work: all checks first, then Ray, the lease on the name,
+the record and the tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.splits import split_file
+from psvit_ray.runtime.cluster import cluster
+from psvit_ray.runtime.session.lease import Lease
+from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
+from psvit_ray.search.record import RECORDS, Record, RecordStore, differences
+from psvit_ray.storage import files, json_files
+from psvit_ray.storage.fence import Fence
+from psvit_ray.storage.file_names import check_folder_name
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import writable
+from psvit_ray.text.markdown import code
+
+Resume = Literal["never", "must", "auto"]
+DESCRIPTION = "search.json"
+
+
+class Launch(Value):
+    """Where a job writes, and how it is found again."""
+
+    storage: str = "outputs"
+    """Folder or URI (s3://, gs://) under which each name has its own folder."""
+    name: str | None = None
+    """Of this search or training; by default the recipe and the time."""
+    resume: Resume = "never"
+    """`--resume` goes on with a name that must exist, `--resume auto` goes on or starts."""
+    tracking_uri: str | None = None
+    """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
+    verbose: bool = False
+    """Show what Ray and MLflow log."""
+
+
+class Description(Value):
+    """`search.json`."""
+
+    search_id: Annotated[str, Field(min_length=1)]
+    """By which MLflow knows the runs of this search again."""
+    identity: dict[str, Any]
+    """What a resume must not change."""
+    data_digest: str = ""
+    """Of the images and their splits; empty where an older version began the search."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open name: nobody else writes under it. Its `folder` is written only while the driver has
+    the lease on the name."""
+
+    name: str
+    folder: Folder
+    store: RecordStore
+    records: list[Record]
+    fence: Fence
+    """Checked before what else is written for the name: `folder` and `store` do so themselves."""
+    data_digest: str
+    """Names the images that all under this name are of."""
+    splits: Folder
+    """Where their file of splits is."""
+    split_by_file: bool
+    """Whether a worker takes the split from there, and not from its settings."""
+    experiment: mlflow_tracker.Experiment
+
+
+def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
+    """The storage and the name. Raises ValueError where they cannot be used."""
+    storage = writable(launch.storage, "storage")
+    name = launch.name
+    if name is None:
+        if launch.resume != "never":
+            raise ValueError("resume needs the name to go on with: add --name")
+        name = f"{default_name}-{datetime.now():%Y%m%d-%H%M%S}"
+    check_folder_name(name, "name")
+    return storage, name
+
+
+@contextlib.contextmanager
+def opened(
+    launch: Launch,
+    *,
+    default_name: str,
+    identity: dict[str, Any],
+    source: Source,
+    num_workers: int,
+    resources: cluster.WorkerResources,
+) -> Iterator[Session]:
+    """`identity` is what a resume must not change. Raises ValueError for anything that cannot
+    work, before anything is written."""
+    storage, name = resolve(launch, default_name=default_name)
+    folder = storage / name
+    check_resume(launch.resume, folder, name, read_description(folder), identity, source)
+    lease = Lease(folder, wait=launch.resume == "auto")
+    lease.check()
+    uri = store_uri.of(launch.tracking_uri, storage)
+    store_uri.check(uri)
+
+    if not launch.verbose:
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # errors are told in one line
+    cluster.join(verbose=launch.verbose)
+    cluster.check_workers(num_workers, resources.resolved())
+    cluster.check_shared(storage)
+    cluster.check_readable(source.train, source.name)
+    store_uri.check_shared(uri, num_hosts=cluster.num_hosts())
+    with lease as fence:
+        folder = fence.over(folder.uri)
+        # Another driver may have begun, and ended, while this one was on its way here.
+        begun = read_description(folder)
+        check_resume(launch.resume, folder, name, begun, identity, source)
+        if begun is None and source.images:
+            folder.write(split_file.NAME, source.images.to_bytes())
+        description = begun or describe(folder, identity, source.digest)
+        experiment = mlflow_tracker.Experiment(
+            tracking_uri=uri,
+            name=mlflow_tracker.experiment_name(source.name),
+            search_id=description.search_id,
+            run_name=name,
+            description=f"{code(name)} in {code(str(storage))}",
+            data=source.name,
+            data_digest=source.digest,
+        )
+        try:
+            mlflow_tracker.open_run(experiment, fence)
+        except ValueError:
+            if begun is None:  # the name is as new as it was
+                folder.delete(DESCRIPTION)
+                folder.delete(split_file.NAME)
+            raise
+        store = RecordStore(folder)
+        yield Session(
+            name=name,
+            folder=folder,
+            store=store,
+            records=store.all(),
+            fence=fence,
+            data_digest=source.digest,
+            splits=folder,
+            split_by_file=source.by_file,
+            experiment=experiment,
+        )
+
+
+def describe(folder: Folder, identity: dict[str, Any], data_digest: str = "") -> Description:
+    """Begins a search: before anything of it is recorded."""
+    search_id = uuid.uuid4().hex
+    description = Description(search_id=search_id, identity=identity, data_digest=data_digest)
+    folder.write(DESCRIPTION, description.model_dump_json(indent=2).encode())
+    return description
+
+
+def read_description(folder: Folder) -> Description | None:
+    """None where no search has begun. Raises ValueError, which says how to go on, for a file that
+    does not describe one, and where records stand without any."""
+    remedy = (
+        "restore it from a copy; without one, what it was a search of is not known: begin under "
+        "another --name (what is here stays)"
+    )
+    kind = TypeAdapter(Description)
+    description = json_files.read(folder, DESCRIPTION, kind, "a search's description", remedy)
+    if description is None and (folder / RECORDS).names():
+        raise ValueError(f"{folder / DESCRIPTION} is missing beside its {RECORDS}/; {remedy}")
+    return description
+
+
+def records_of(storage: Folder, name: str) -> list[Record]:
+    """What a search or a training has recorded. Raises ValueError if there is none of this name."""
+    check_folder_name(name, "name")
+    if read_description(storage / name) is None:
+        near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
+        hint = f"; nearest is {near[0]!r}" if near else ""
+        raise ValueError(f"name must exist in {storage}, got {name!r}{hint}")
+    return RecordStore(storage / name).all()
+
+
+def _known(storage: Folder) -> list[str]:
+    return [name for name in storage.names() if DESCRIPTION in _names(storage / name)]
+
+
+def _names(folder: Folder) -> list[str]:
+    with contextlib.suppress(OSError):  # a file, or a folder that is not to be listed
+        return folder.names()
+    return []
+
+
+def check_resume(
+    resume: Resume,
+    folder: Folder,
+    name: str,
+    description: Description | Mapping[str, Any] | None,
+    identity: dict[str, Any],
+    source: Source | None = None,
+) -> None:
+    """`description` is that of the name, or its fields. Raises ValueError if the name is, or is
+    not, there against what was asked for, or is of other data than `source`."""
+    if isinstance(description, Mapping):
+        description = Description.model_construct(**description)
+    if description is None:
+        if resume == "must":
+            known = _known(files.parent(folder)[0])
+            there = f"; there are {', '.join(known)}" if known else ""
+            raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
+        return
+    if resume == "never":
+        raise ValueError(
+            f"name must be new, got {name!r}, which stands in {folder}; add --resume to go on with "
+            "it, or choose another --name"
+        )
+    if changed := differences(description.identity, json.loads(json.dumps(identity))):
+        raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
+    if source:
+        check_unchanged(source, description.data_digest, split_file.read(folder))
+
+
+def exit_code(signal: int | None) -> int:
+    """The shell's convention for a process that a signal ended."""
+    return 128 + signal if signal else os.EX_OK

@@ -1,0 +1,1 @@
+"""MLflow and Prometheus: runs, the store's address, the registry, gauges."""

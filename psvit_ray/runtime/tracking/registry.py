@@ -1,0 +1,151 @@
+"""Exported models in MLflow's registry, in a form that it serves without this package.
+
+Beside `tracking`, the only importer of MLflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from psvit_ray.export.formats import check_agreement
+from psvit_ray.export.model_folder import Exported
+from psvit_ray.runtime.tracking import store_uri as stores
+from psvit_ray.storage.file_names import check_file_name
+from psvit_ray.text.secrets import without_secrets
+
+LOGGED_MODEL = "model"
+"""Name of an exported model within its run, where MLflow takes fewer characters than in the
+registry."""
+
+
+def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
+    """Raises ValueError for names that MLflow does not take, and for a store that does not hold
+    the run. Writes nothing. `alias` may be empty."""
+    check_file_name(name, "register")
+    if not name.strip(" .") or re.search("[/:?]", name):  # `?` would end the name in models:/NAME
+        raise ValueError(f"register must be a name without /, : and ?, got {name!r}")
+    if alias and (
+        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)
+    ):
+        raise ValueError(
+            "alias must be of letters, digits, _ and -, and not latest or a version such as v1, "
+            f"got {alias!r}"
+        )
+    stores.check(tracking_uri)
+    if not run_id:
+        raise ValueError("register needs the run in MLflow, where it is not: --resume writes it")
+    if not stores.exists(tracking_uri):
+        raise ValueError(
+            f"register needs the store of the run, got {without_secrets(tracking_uri)}, which does "
+            "not exist: give --tracking-uri"
+        )
+    _run(tracking_uri, run_id)
+
+
+def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, alias: str) -> str:
+    """Uploads the model and makes it a version of `name`, which it returns; with `alias` that name
+    then means this version.
+
+    What is served takes images (batch, C, S, S) as the folder's transform gives them and answers
+    with logits; beside it lies `extra_files/`, the exported folder. Raises ValueError where MLflow
+    refuses, ConversionError where what would be served does not answer as the model does.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    config = exported.config
+    run = _run(tracking_uri, config.training.run_id)
+    tags = {
+        "psvit.spec_id": config.spec.spec_id,
+        "psvit.pattern": config.spec.pattern,
+        "psvit.data_digest": config.training.data_digest,
+    }
+    with _one_line(tracking_uri), tempfile.TemporaryDirectory() as work:
+        client = MlflowClient(tracking_uri)
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=LOGGED_MODEL, source_run_id=run.info.run_id, tags=tags
+        )
+        status = LoggedModelStatus.FAILED
+        try:
+            model = Model(
+                artifact_path=logged.artifact_location,
+                run_id=run.info.run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            )
+            served = Path(work, "model")
+            _save(exported, folder, served, model)
+            client.log_model_artifacts(logged.model_id, str(served))
+            status = LoggedModelStatus.READY
+        finally:
+            client.finalize_logged_model(logged.model_id, status)
+        with contextlib.suppress(MlflowException):  # it may be there; the next call says if not
+            client.create_registered_model(name)
+        version = client.create_model_version(
+            name,
+            source=logged.artifact_location,  # `models:/...` would be looked up in a global store
+            run_id=run.info.run_id,
+            model_id=logged.model_id,
+            tags=tags,
+        ).version
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
+        return str(version)
+
+
+def _save(exported: Exported, folder: Path, path: Path, model: Model) -> None:
+    """In MLflow's form: a graph of `torch.export` that needs no code of ours."""
+    spec = exported.config.spec
+    shape = (spec.in_chans, spec.img_size, spec.img_size)
+    float32 = np.dtype(np.float32)
+    mlflow.pytorch.save_model(
+        exported.model,
+        str(path),
+        mlflow_model=model,
+        serialization_format="pt2",
+        signature=ModelSignature(
+            Schema([TensorSpec(float32, (-1, *shape))]),  # named, it would be served as a dict
+            Schema([TensorSpec(float32, (-1, spec.num_classes))]),
+        ),
+        input_example=np.zeros((2, *shape), np.float32),  # of 1, the batch would always be 1
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+        # As URIs: in a plain path MLflow would decode what looks percent-encoded.
+        extra_files=[file.absolute().as_uri() for file in sorted(folder.iterdir())],
+    )
+    check_agreement(exported.model, mlflow.pytorch.load_model(str(path)), "the registered model")
+
+
+def _run(tracking_uri: str, run_id: str) -> Run:
+    try:
+        return MlflowClient(tracking_uri).get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(
+            f"tracking_uri must hold the run {run_id}, got {without_secrets(tracking_uri)}: "
+            f"{_brief(error)}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _one_line(tracking_uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise ValueError(
+            f"register failed in {without_secrets(tracking_uri)}: {_brief(error)}"
+        ) from None
+
+
+def _brief(error: Exception) -> str:
+    return without_secrets(str(error)).partition("\n")[0]

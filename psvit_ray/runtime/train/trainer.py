@@ -1,0 +1,319 @@
+"""A run in Ray Train: one configuration, one or many workers, CPU or GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayError
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from psvit_ray.runtime.cluster.network import TalksWhereRayDoes
+from psvit_ray.runtime.cluster.ray_names import ray_name
+from psvit_ray.runtime.session.session import Session
+from psvit_ray.runtime.session.signals import Heard, listening
+from psvit_ray.runtime.tracking.gauges import Gauges
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, Mailbox
+from psvit_ray.runtime.train.elastic import GivesUpWaiting, NoHosts, SavesBeforeResize, Workers
+from psvit_ray.runtime.train.worker import HearsSigterm, WorkerTask, train_worker
+from psvit_ray.search.record import Record, RecordStore, Status
+from psvit_ray.storage.fence import Fence, LeaseLost
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.agreement import Hung
+from psvit_ray.training.checkpoint import saved
+from psvit_ray.training.config import Configuration
+
+CHECKPOINTS = "checkpoints"
+FOLLOW_S = 2.0
+LOOK_S = 0.1
+MAX_FAILURES = 3
+MORE_PATIENCE_S = 20.0
+RESIZE_EVERY_S = 60.0
+# Train counts on a lost host for some 20 s more, and starts workers there: only this ends the wait.
+ELASTIC_START_S = "20"
+
+
+@dataclass(frozen=True)
+class Trained:
+    record: Record
+    signal: int | None
+    """That ended it early, if one did."""
+
+
+def make_trainer(
+    task: WorkerTask,
+    *,
+    name: str,
+    scratch: str,
+    workers: Workers,
+    resources_per_worker: dict[str, float],
+    wait_minutes: float,
+    callbacks: list[UserCallback],
+) -> TorchTrainer:
+    """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
+    restarts its workers from there when one of them dies. What Train itself notes of a run goes to
+    `scratch`, of this host: nothing is in it that a run goes on from."""
+    # A worker that stands still at a step is named by the others; elsewhere, this ends it.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
+    if workers.elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
+    return TorchTrainer(
+        # Not as `train_loop_config`, which Ray's dashboard shows: a storage may hold a password.
+        functools.partial(train_worker, task.model_dump(mode="json")),
+        # By torch's own half hour, a lost worker's peers would wait as long.
+        torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
+        scaling_config=ScalingConfig(
+            num_workers=tuple(workers) if workers.elastic else workers.most,
+            use_gpu=resources_per_worker.get("GPU", 0) > 0,
+            resources_per_worker=resources_per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[
+                *callbacks,
+                HearsSigterm(),
+                TalksWhereRayDoes(),
+                SavesBeforeResize(task.mailbox),
+                GivesUpWaiting(wait_minutes),
+            ],
+        ),
+    )
+
+
+def train(
+    session: Session,
+    configuration: Configuration,
+    *,
+    workers: Workers,
+    resources_per_worker: dict[str, float],
+    patience_s: float = 300.0,
+    wait_minutes: float = 30.0,
+    test: bool = True,
+    deadline: float = math.inf,
+) -> Trained:
+    """Trains one configuration outside a search. With `test` it scores the test images once, at the
+    end.
+
+    Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
+    process, or a SIGTERM to a worker's, ends it with a checkpoint, as does the `deadline`, a moment
+    of time.monotonic(). The record says how it ended. Raises LeaseLost, once the workers have
+    ended, where another driver took the name.
+    """
+    record = next(iter(session.records), None) or Record(
+        number=0,
+        kind="fixed",
+        params={},
+        configuration=configuration,
+        data_digest=session.data_digest,
+    )
+    session.store.put(record.model_copy(update={"status": "running", "reason": ""}))
+    task = WorkerTask(
+        configuration=configuration,
+        checkpoints=(session.folder / CHECKPOINTS).uri,
+        quarantine=session.folder.uri,
+        mailbox=uuid.uuid4().hex,
+        fence=session.fence,
+        test=test,
+        patience_s=patience_s,
+        data_digest=session.data_digest,
+        splits=session.splits.uri,
+        split_by_file=session.split_by_file,
+    )
+
+    with tempfile.TemporaryDirectory() as scratch, listening(deadline) as heard:
+        trainer = functools.partial(
+            make_trainer,
+            task,
+            name=ray_name(session.name),
+            scratch=scratch,
+            workers=workers,
+            resources_per_worker=resources_per_worker,
+            wait_minutes=wait_minutes,
+            callbacks=[_Recorder(session.store, task.fence, task.mailbox)],
+        )
+        fit = _Fit(trainer, session.folder / CHECKPOINTS)
+        return _Driver(session, Mailbox(task.mailbox), heard).drive(fit)
+
+
+class _Fit(threading.Thread):
+    """Trains, and tries again as long as that makes progress. In a thread: the main one is to hear
+    signals, of which Train would take SIGINT for itself."""
+
+    def __init__(self, trainer: Callable[[], TorchTrainer], checkpoints: Folder) -> None:
+        super().__init__(name="fit", daemon=True)
+        self._trainer, self._checkpoints = trainer, checkpoints
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while self._fails():
+                pass
+        except Exception as error:  # is raised, or told, in the main thread
+            self.error = error
+
+    def _fails(self) -> bool:
+        before = saved(self._checkpoints)[-1:]
+        try:
+            self._trainer().fit()
+        except ray.train.TrainingFailedError as error:
+            if _no_hosts(error) or saved(self._checkpoints)[-1:] == before:
+                raise
+            return True
+        return False
+
+
+class _Driver:
+    """Watches over a run from outside: hands the record on to MLflow as it grows, so that it shows
+    a run while it lasts, says what workers warn about, and passes signals on."""
+
+    def __init__(self, session: Session, mailbox: Mailbox, heard: Heard) -> None:
+        self._store, self._fence = session.store, session.fence
+        self._mailbox, self._heard = mailbox, heard
+        self._tracker = Tracker(session.experiment, session.fence)
+        self._gauges = Gauges(session.name)
+        self._seen: Record | None = None
+        self._first: tuple[int, float] | None = None
+        self._began = time.monotonic()
+        self._seconds_before = sum(record.seconds for record in session.records)
+
+    def drive(self, fit: _Fit) -> Trained:
+        status: Status = "interrupted"
+        reason = ""
+        fit.start()
+        try:
+            if reason := self._watch(fit):
+                self._put(status, reason)  # at once: it may be killed next
+                if self._mailbox.read(BEGUN):
+                    fit.join()
+            elif isinstance(fit.error, ray.train.TrainingFailedError):
+                status, reason = "failed", _cause(fit.error)
+            elif fit.error:
+                raise fit.error
+            else:
+                (record,) = self._store.all()
+                status, reason = ("failed" if record.reason else "completed"), record.reason
+        finally:
+            try:
+                record = self._put(status, reason)
+            finally:
+                ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+                self._tracker.close(ended)
+        by = self._heard.number
+        if not self._heard.reason:
+            by = signal.SIGTERM  # a worker was sent it
+        return Trained(record, by if status == "interrupted" else None)
+
+    def _watch(self, fit: _Fit) -> str:
+        """Until the run has ended, or stopped: then why."""
+        look_at, told = 0.0, False
+        while fit.is_alive():
+            fit.join(LOOK_S)
+            # The key-value store, or the storage, may be away for a while: then at the next turn.
+            with contextlib.suppress(RayError, OSError):
+                if (asked := self._heard.reason) and not told:
+                    self._mailbox.tell(STOP, asked)
+                    told = True
+                    if not self._mailbox.read(BEGUN):
+                        return f"{asked} before the first step"
+                if told and (stopped := self._mailbox.read(STOPPED)):
+                    return stopped
+                if time.monotonic() >= look_at:
+                    self._follow()
+                    look_at = time.monotonic() + FOLLOW_S
+        self._follow()
+        return self._mailbox.read(STOPPED)
+
+    def _follow(self) -> None:
+        for note in self._mailbox.notes():
+            print(note, file=sys.stderr)
+        (record,) = self._store.all()
+        if record != self._seen:
+            before, self._seen = self._seen, record
+            self._tracker.put(record)
+            self._gauges.training(point.metrics for point in record.curve[-1:])
+            with contextlib.suppress(BrokenPipeError):  # nobody reads any more
+                self._say(record, before)
+
+    def _say(self, record: Record, before: Record | None) -> None:
+        """The newest epoch, if it is new, and the time left."""
+        done, epochs = record.epochs_done, record.configuration.train.epochs
+        if done <= (before.epochs_done if before else done):
+            return
+        first, began = self._first = self._first or (done, time.monotonic())
+        left = ""
+        if done > first:
+            seconds = (time.monotonic() - began) / (done - first) * (epochs - done)
+            left = f" | {seconds / 60:.0f} min left"
+        metrics = record.curve[-1].metrics
+        print(
+            f"[{done}/{epochs}] train loss {metrics['train/loss']:.4f}  hold-out top-1 "
+            f"{metrics['holdout/top1']:.2f}  {metrics['perf/img_per_s']:,.0f} images/s{left}",
+            flush=True,
+        )
+
+    def _put(self, status: Status, reason: str) -> Record:
+        self._fence.check()
+        (record,) = self._store.all()
+        run_id = self._tracker.run_id(record.key) or record.run_id
+        seconds = self._seconds_before + time.monotonic() - self._began
+        changes = {"status": status, "reason": reason, "run_id": run_id, "seconds": seconds}
+        record = record.model_copy(update=changes)
+        self._store.put(record)
+        self._tracker.put(record)
+        return record
+
+
+def _no_hosts(error: ray.train.TrainingFailedError) -> NoHosts | None:
+    cause = getattr(error, "controller_failure", None)
+    return cause if isinstance(cause, NoHosts) else None
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    if waited := _no_hosts(error):
+        return str(waited)
+    failures = getattr(error, "worker_failures", None)
+    return _one_line(failures) if failures else without_secrets(str(error)).splitlines()[-1]
+
+
+def _one_line(failures: dict[int, Exception]) -> str:
+    """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
+    rank, failure = min(failures.items(), key=lambda one: (not isinstance(one[1], Hung), one[0]))
+    return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
+
+
+class _Recorder(UserCallback):
+    """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
+
+    def __init__(self, store: RecordStore, fence: Fence, mailbox: str) -> None:
+        self._store, self._fence, self._mailbox = store, fence, mailbox
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        try:
+            self._fence.check()  # the record may be gone with the lease
+            (record,) = self._store.all()
+            self._store.put(record.reported(metrics[0]))
+        except LeaseLost as error:
+            Mailbox(self._mailbox).tell(STOP, str(error))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        Mailbox(self._mailbox).note(_one_line(worker_exceptions))

@@ -1,0 +1,281 @@
+"""A run in one of its Ray Train workers: where it starts from, what it asks of the others, what is
+kept of it and what is reported."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any
+
+import ray.train
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device, prepare_model
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data import quarantine
+from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.splits import split_file
+from psvit_ray.data.splits.split_file import DataChanged
+from psvit_ray.runtime.train.control_channel import (
+    BEGUN,
+    SAVE,
+    SAVED,
+    STOP,
+    STOPPED,
+    Mailbox,
+    Watch,
+)
+from psvit_ray.storage.fence import Fence, LeaseLost
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.agreement import Request
+from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
+from psvit_ray.training.config import Configuration, Positive
+from psvit_ray.training.engine import Report, check_source, run, source_of
+from psvit_ray.training.execution import Place
+from psvit_ray.training.steps import Diverged, TooManyBadImages
+
+TOP1 = "holdout/top1"
+LOOK_S = 0.25
+FAULTS = (CheckpointError, LeaseLost)
+"""What ends a driver's work, and is no fault of a configuration."""
+logger = logging.getLogger(__name__)
+
+
+class WorkerTask(Value):
+    """What a worker is told; crosses process boundaries as primitives."""
+
+    configuration: Configuration
+    checkpoints: str
+    """Folder of this run's checkpoints."""
+    quarantine: str
+    """Folder of the file that names images which cannot be read."""
+    mailbox: str
+    """Of its driver."""
+    fence: Fence
+    """Of its driver's lease: checked before anything is written."""
+    test: bool = False
+    """Score the test images once, at the end."""
+    patience_s: Positive = 300.0
+    """A worker that comes to a step later than the others by more is named."""
+    data_digest: str
+    """Names the images that the run began with."""
+    splits: str
+    """Folder with the file of splits that names them."""
+    split_by_file: bool = False
+    """Take the split from that file, and not from the settings."""
+
+    def source(self) -> Source:
+        """The data. Raises ValueError where it cannot be used, DataChanged where its images are not
+        those that the run began with."""
+        folder = Folder(self.splits)
+        known = split_file.read(folder) if self.split_by_file else None
+        source = source_of(self.configuration.train, known)
+        if source.digest != self.data_digest:
+            check_unchanged(source, self.data_digest, split_file.read(folder))
+        check_source(self.configuration, source)
+        return source
+
+
+def train_worker(raw_task: dict[str, Any]) -> None:
+    """Runs in every worker; every rank reports, rank 0 keeps."""
+    task = WorkerTask.model_validate(raw_task)
+    rank = ray.train.get_context().get_world_rank()
+    mailbox = Mailbox(task.mailbox)
+    said: dict[str, Any] = {"epoch": 0, "step": 0, TOP1: 0.0}
+    stopped, failed = False, ""
+    with contextlib.ExitStack() as stack:
+        if rank == 0:
+            mailbox.tell(BEGUN)
+            stack.enter_context(mailbox.noting())
+        requests = stack.enter_context(contextlib.closing(Requests(mailbox, leads=rank == 0)))
+        keeper = stack.enter_context(contextlib.closing(Keeper(task, rank, requests)))
+        try:
+            reports = _reports(task, requests, keeper)
+            with contextlib.closing(reports):  # type: ignore[type-var]
+                for report in reports:
+                    keeper.take(report)
+                    said |= {"epoch": report.epoch, "step": report.step}
+                    stopped = report.stopped
+                    if report.metrics:
+                        ray.train.report(report.values())
+        except (BrokenCheckpoint, DataChanged, Diverged, TooManyBadImages) as error:
+            # The configuration's own fault, the same on all workers: a result, not to be tried
+            # again.
+            failed = without_secrets(f"{type(error).__name__}: {error}")
+        keeper.close()
+        failed = broadcast_from_rank_zero(failed or keeper.fault)
+    if failed:
+        ray.train.report({**said, "failed": failed, "storage_failed": bool(keeper.fault)})
+    elif stopped and rank == 0:
+        reason = mailbox.read(STOP) or "stopped by SIGTERM to a worker"
+        at = f"step {said['step']}, checkpoint {keeper.written}"
+        mailbox.tell(STOPPED, f"{reason} at {at}")
+
+
+def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[Report]:
+    device = get_device()
+    place = Place(
+        device=device,
+        accelerated=device.type != "cpu",
+        prepare_model=prepare_model,
+        request=requests,
+        patience_s=task.patience_s,
+    )
+    return run(
+        task.configuration,
+        _agreed_source(task),
+        place=place,
+        start=keeper.agreed_start(),
+        test=task.test,
+    )
+
+
+def _agreed_source(task: WorkerTask) -> Source:
+    """The data of a run, the same on all ranks.
+
+    Raises DataChanged, on all ranks, where rank 0 sees other images than the run began with, and
+    RuntimeError where another rank does alone.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    source, reason = None, ""
+    try:
+        source = task.source()
+    except DataChanged as error:
+        reason = str(error)
+    if agreed := broadcast_from_rank_zero(reason):
+        raise DataChanged(agreed)
+    if source is None:
+        raise RuntimeError(f"rank {rank} sees other images than rank 0: {reason}")
+    return source
+
+
+def name_bad_images(report: Report, folder: Folder) -> None:
+    """In `quarantine.csv`, and to the user how many there are."""
+    if number := len(report.bad_images):
+        quarantine.add(folder, report.bad_images)
+        images = "1 image" if number == 1 else f"{number} images"
+        logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.NAME)
+
+
+class HearsSigterm(WorkerCallback):
+    """Notes the first SIGTERM to a worker's process; a second one ends it at once.
+
+    Train calls this in the main thread, which alone may set a handler; the run is in another.
+    """
+
+    heard = False
+
+    def after_init_train_context(self) -> None:
+        def note(number: int, frame: FrameType | None) -> None:
+            HearsSigterm.heard = True
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        signal.signal(signal.SIGTERM, note)
+
+
+class Requests:
+    """What this worker asks of all of them before a step. What concerns all, rank 0 asks: `leads`.
+    Close it."""
+
+    def __init__(self, mailbox: Mailbox, *, leads: bool) -> None:
+        self._mailbox, self._leads = mailbox, leads
+        self._stop = False
+        self._saves_asked = self.saves_heard = 0
+        self._notice: Any = None
+        self._watch = Watch(self._look, every_s=LOOK_S) if leads else None
+
+    def __call__(self) -> Request:
+        if self._watch:
+            self._watch.check()
+        if self._stop or HearsSigterm.heard:
+            return "stop"
+        # Train's public call for a spot notice is a barrier of all workers. All have been told.
+        notice = get_train_context().preemption_context.preemption_info
+        if self._leads and (notice, self._saves_asked) != (self._notice, self.saves_heard):
+            self._notice, self.saves_heard = notice, self._saves_asked
+            return "checkpoint"
+        return "none"
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def tell_saved(self) -> None:
+        self._mailbox.tell(SAVED, str(self.saves_heard))
+
+    def close(self) -> None:
+        if self._watch:
+            self._watch.close()
+
+    def _look(self) -> None:
+        self._saves_asked = int(self._mailbox.read(SAVE) or 0)
+        self._stop = self._stop or bool(self._mailbox.read(STOP))
+
+
+class Keeper:
+    """The checkpoints of a run, which rank 0 writes and all start from. Close it."""
+
+    def __init__(self, task: WorkerTask, rank: int, requests: Requests) -> None:
+        keep = task.configuration.train.keep_checkpoints
+        self._kept = Kept(task.fence.over(task.checkpoints), keep=keep)
+        self._quarantine = task.fence.over(task.quarantine)
+        self._rank, self._requests = rank, requests
+        self.written = ""
+        self.fault = ""
+        """Error of rank 0 while writing: the storage's, or a lost lease. All are asked to stop."""
+
+    def agreed_start(self) -> Checkpoint | None:
+        """The newest that rank 0 can read; None if there is none.
+
+        Raises BrokenCheckpoint, on all ranks, if there are some and it can read none, and
+        RuntimeError where another rank cannot read what it does.
+        """
+        found, reason = None, ""
+        if self._rank == 0:
+            try:
+                found = self._kept.newest()
+            except BrokenCheckpoint as error:
+                reason = str(error)
+        name, reason = broadcast_from_rank_zero((found.name if found else "", reason))
+        if reason:
+            raise BrokenCheckpoint(reason)
+        if self._rank == 0 or not name:
+            return found
+        try:
+            return self._kept.named(name)
+        except BrokenCheckpoint as error:
+            raise RuntimeError(f"rank {self._rank} cannot read what rank 0 can: {error}") from error
+
+    def take(self, report: Report) -> None:
+        if self._rank != 0:
+            return
+        try:
+            name_bad_images(report, self._quarantine)
+        except LeaseLost as error:
+            self._fail(error)
+        if report.checkpoint_due:
+            checkpoint = report.checkpoint()
+            with contextlib.suppress(*FAULTS):  # of the one before: `_ended` has been told
+                writing = self._kept.put(checkpoint, top1=report.top1)
+                writing.add_done_callback(self._ended)
+                self.written = checkpoint.name
+
+    def close(self) -> None:
+        with contextlib.suppress(*FAULTS):
+            self._kept.close()
+
+    def _ended(self, writing: Future[None]) -> None:
+        if (error := writing.exception()) is None:
+            self._requests.tell_saved()
+        elif isinstance(error, FAULTS):
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.fault = str(error)
+        self._requests.stop()

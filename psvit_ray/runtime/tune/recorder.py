@@ -1,0 +1,178 @@
+"""What Tune reports, turned into records: to the storage first, and from there on to MLflow, to the
+proposals and to the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.control_channel import Mailbox
+from psvit_ray.search.proposals import Proposal
+from psvit_ray.search.record import Record, RecordStore, Status
+from psvit_ray.storage.fence import LeaseLost
+
+
+class Learner(Protocol):
+    def tell(self, key: str, top1: float | None) -> None: ...
+
+
+class Recorder(tune.Callback):
+    """The only writer of a search's records. Lives in the process that calls `Tuner.fit()`, where
+    every report arrives, also those of trials that are stopped."""
+
+    def __init__(
+        self,
+        store: RecordStore,
+        tracker: Tracker,
+        learner: Learner,
+        mailbox: Mailbox,
+        *,
+        records: Iterable[Record] = (),
+        num_trials: int,
+        data_digest: str = "",
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._store, self._tracker, self._learner = store, tracker, learner
+        self._records = {record.key: record for record in records}
+        self._mailbox = mailbox
+        self._data_digest = data_digest
+        self._num_trials, self._say = num_trials, say
+        self._key_of: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._stopped_early: set[str] = set()
+        self._start = time.monotonic()
+        self._ended_here = 0
+        self.storage_fault = ""
+        """A checkpoint that could not be written: no trial's own fault."""
+        self.lease_fault = ""
+        """Why nothing is written any more, once another driver has the name."""
+        for record in self._records.values():
+            tracker.put(record)  # what an outage or a kill kept from the store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore of its own, which is never used
+
+    @property
+    def records(self) -> list[Record]:
+        return sorted(self._records.values(), key=lambda record: record.number)
+
+    @property
+    def hours_in_training(self) -> float:
+        """Of all configurations together, those of earlier drivers too."""
+        reported = sum(record.seconds for record in self._records.values())
+        now = time.monotonic()
+        return (reported + sum(now - began for began in self._began.values())) / 3600
+
+    def of(self, trial_id: str) -> Record:
+        return self._records[self._key_of[trial_id]]
+
+    def propose(self, trial_id: str, proposal: Proposal) -> Record:
+        key = proposal.configuration.key
+        record = self._records.get(key) or Record(
+            number=len(self._records),
+            kind=proposal.kind,
+            params=proposal.params,
+            configuration=proposal.configuration,
+            data_digest=self._data_digest,
+        )
+        self._key_of[trial_id] = key
+        self._put(record)
+        return record
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._began[trial.trial_id] = time.monotonic()
+        self._update(trial, self.of(trial.trial_id), status="running", reason="")
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        for note in self._mailbox.notes():
+            self._say(note)
+        if result.get("storage_failed"):
+            self.storage_fault = result["failed"]
+            self._say(self.storage_fault)
+            return
+        trial.run_metadata.num_failures = 0  # attempts are limited only while nothing comes of them
+        self._update(trial, self.of(trial.trial_id).reported(result))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: Any
+    ) -> None:
+        record = self.of(trial.trial_id)
+        if record.reason:
+            self._finish(trial, "failed", record.reason)
+        elif record.epochs_done == record.configuration.train.epochs:
+            self._finish(trial, "completed", "")
+        elif trial.trial_id in self._stopped_early:
+            self._finish(trial, "stopped", f"behind the others after {record.epochs_done} epochs")
+        # else the whole search is ending: `interrupt` says so
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **_: Any) -> None:
+        self._finish(trial, "failed", f"gave up after its workers died: {trial.error_file or ''}")
+
+    def stop_early(self, trial_id: str) -> None:
+        """The scheduler's word that this trial ends before its last epoch."""
+        self._stopped_early.add(trial_id)
+
+    def interrupt(self, reason: str) -> None:
+        """Marks what has not ended: a resume goes on with it."""
+        for record in self.records:
+            if record.status in ("pending", "running"):
+                changes = {"status": "interrupted", "reason": reason}
+                self._put(record.model_copy(update=changes))
+
+    def note_run_ids(self) -> None:
+        """The tracker opens runs after the record was written: this catches up."""
+        for record in self.records:
+            if (run_id := self._tracker.run_id(record.key)) != record.run_id and run_id:
+                self._records[record.key] = record.model_copy(update={"run_id": run_id})
+                self._store.put(self._records[record.key])
+
+    def _finish(self, trial: Trial, status: Status, reason: str) -> None:
+        record = self._update(trial, self.of(trial.trial_id), status=status, reason=reason)
+        self._began.pop(trial.trial_id, None)
+        top1 = record.top1 if status in ("completed", "stopped") else None
+        self._learner.tell(record.key, top1)
+        self._ended_here += 1
+        self._say(self._line(record))
+
+    def _update(self, trial: Trial, record: Record, **changes: Any) -> Record:
+        now = time.monotonic()
+        if began := self._began.get(trial.trial_id):
+            changes["seconds"] = record.seconds + now - began
+            self._began[trial.trial_id] = now
+        changes["run_id"] = self._tracker.run_id(record.key) or record.run_id
+        return self._put(record.model_copy(update=changes))
+
+    def _put(self, record: Record) -> Record:
+        self._records[record.key] = record
+        try:
+            self._store.put(record)
+        except LeaseLost as error:  # the search ends in order
+            self.lease_fault = str(error)
+            return record
+        self._tracker.put(record)
+        return record
+
+    def _line(self, record: Record) -> str:
+        """One configuration that ended, the best so far, the time left."""
+        ended = sum(r.status in ("completed", "stopped", "failed") for r in self.records)
+        elapsed = time.monotonic() - self._start
+        left = elapsed / self._ended_here * max(self._num_trials - ended, 0) / 60
+        top1 = f"{record.top1:6.2f}" if record.top1 is not None else "     -"
+        best = max((r.top1 for r in self.records if r.ranks and r.top1 is not None), default=None)
+        return (
+            f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
+            f"{record.gmacs * 1000:8.3f} MMACs  top-1 {top1}  {record.status:<9} "
+            f"| best {'-' if best is None else f'{best:.2f}'} | {left:.0f} min left"
+        )

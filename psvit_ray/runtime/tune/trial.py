@@ -1,0 +1,105 @@
+"""A Tune trial: one configuration, in this process or in workers of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.runtime.train.control_channel import STOP, Mailbox, Watch
+from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.trainer import make_trainer
+from psvit_ray.runtime.train.worker import FAULTS, TOP1, WorkerTask, name_bad_images
+from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.agreement import Request
+from psvit_ray.training.checkpoint import Kept
+from psvit_ray.training.engine import run
+from psvit_ray.training.execution import Place
+from psvit_ray.training.steps import Diverged
+
+WATCH_S = 5.0
+
+
+class TrialTask(Value):
+    """What a trial is told; crosses process boundaries as primitives."""
+
+    worker: WorkerTask
+    workers: int
+    resources_per_worker: dict[str, float]
+    wait_minutes: float
+
+
+def train_trial(raw_task: dict[str, Any]) -> None:
+    """A Tune trial. One worker trains here, in a process that is used again by the next trial;
+    several are a Ray Train run of their own, which this process drives."""
+    task = TrialTask.model_validate(raw_task)
+    if task.workers == 1:
+        _train_here(task)
+    else:
+        _train_in_workers(task)
+
+
+def _train_here(task: TrialTask) -> None:
+    configuration, fence = task.worker.configuration, task.worker.fence
+    keep, on_gpu = configuration.train.keep_checkpoints, bool(ray.get_gpu_ids())
+    torch.set_num_threads(int(task.resources_per_worker["CPU"]))
+    values: dict[str, Any] = {"epoch": 0, "step": 0}
+    try:
+        # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
+        # and what is being written is written.
+        with contextlib.ExitStack() as stack:
+            mailbox = Mailbox(task.worker.mailbox)
+            stack.enter_context(mailbox.noting())
+            watch = Watch(lambda: mailbox.read(STOP), every_s=WATCH_S)
+            stack.enter_context(contextlib.closing(watch))
+            kept = Kept(fence.over(task.worker.checkpoints), keep=keep)
+            stack.enter_context(contextlib.closing(kept))
+            reports = run(
+                configuration,
+                task.worker.source(),
+                place=Place(
+                    torch.device("cuda" if on_gpu else "cpu"),
+                    accelerated=on_gpu,
+                    request=lambda: _watched(watch),
+                ),
+                start=kept.newest(),
+                test=task.worker.test,
+            )
+            stack.enter_context(contextlib.closing(reports))  # type: ignore[type-var]
+            for report in reports:
+                name_bad_images(report, fence.over(task.worker.quarantine))
+                if report.checkpoint_due:
+                    kept.put(report.checkpoint(), top1=report.top1)
+                if report.metrics:
+                    values = report.values()
+                    tune.report(values)
+    except FAULTS as error:  # not this trial's: so the next would fare too
+        tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
+    except (Diverged, ValueError, torch.OutOfMemoryError) as error:
+        # The configuration's own fault is a result. What Tune sees fail is infrastructure.
+        reason = without_secrets(f"{type(error).__name__}: {error}").splitlines()[0]
+        tune.report({**values, TOP1: 0.0, "failed": reason})
+
+
+def _watched(watch: Watch) -> Request:
+    """A search asks nothing of a trial that is under way. Raises HeadLost."""
+    watch.check()
+    return "none"
+
+
+def _train_in_workers(task: TrialTask) -> None:
+    trainer = make_trainer(
+        task.worker,
+        name=task.worker.configuration.key,
+        scratch=tune.get_context().get_trial_dir(),
+        workers=Workers(task.workers, task.workers),
+        resources_per_worker=task.resources_per_worker,
+        wait_minutes=task.wait_minutes,
+        callbacks=[TuneReportCallback()],
+    )
+    trainer.fit()  # nothing may follow: where the trial is stopped, this does not return

@@ -1,0 +1,274 @@
+"""A search in Ray Tune: proposals from `search/`, one Tune trial for each configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from psvit_ray.arch.spec import Value
+from psvit_ray.data import quarantine
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.runtime.cluster.cluster import WorkerResources, workers_that_fit
+from psvit_ray.runtime.cluster.host_calls import HEAD
+from psvit_ray.runtime.cluster.ray_names import ray_name
+from psvit_ray.runtime.session.budget import UNBOUNDED, Budget
+from psvit_ray.runtime.session.session import Launch, Session, exit_code, opened
+from psvit_ray.runtime.session.signals import Heard, listening
+from psvit_ray.runtime.tracking.gauges import ShowsTrials
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.control_channel import Mailbox
+from psvit_ray.runtime.train.trainer import CHECKPOINTS
+from psvit_ray.runtime.train.worker import TOP1, WorkerTask
+from psvit_ray.runtime.tune.asha import Asha, Halving
+from psvit_ray.runtime.tune.recorder import Learner, Recorder
+from psvit_ray.runtime.tune.trial import TrialTask, train_trial
+from psvit_ray.search.proposals import FixedProposals, Proposal
+from psvit_ray.search.record import Record
+from psvit_ray.storage.fence import Fence
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.config import Configuration, Number, NumWorkers
+
+QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
+MAX_ATTEMPTS = 3
+
+
+class Proposals(Learner, Protocol):
+    def ask(self) -> Proposal | None: ...
+
+
+class _ProposalSearcher(Searcher):
+    """Proposals, as Tune asks for them. Their outcome they learn from the recorder."""
+
+    def __init__(
+        self,
+        proposals: Proposals,
+        recorder: Recorder,
+        task_of: Callable[[Configuration], TrialTask],
+    ) -> None:
+        super().__init__(metric=TOP1, mode="max")
+        self._proposals, self._recorder, self._task_of = proposals, recorder, task_of
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        proposal = self._proposals.ask()
+        if proposal is None:
+            return Searcher.FINISHED
+        record = self._recorder.propose(trial_id, proposal)
+        return self._task_of(record.configuration).model_dump(mode="json")
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None: ...
+
+    def save(self, checkpoint_path: str) -> None: ...  # a resume starts from the record
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+class _Stop(tune.Stopper):
+    """Ends the search when its hours are over, a signal asks for it, or the storage is full: trials
+    end where they are, and a resume goes on from their checkpoints."""
+
+    def __init__(self, budget: Budget, gpus_per_trial: float, heard: Heard, recorder: Recorder):
+        self._trial_hours = budget.hours(gpus_per_trial)
+        self._heard, self._recorder = heard, recorder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.reason)
+
+    @property
+    def reason(self) -> str:
+        """Empty until there is one."""
+        recorder = self._recorder
+        if reason := self._heard.reason or recorder.storage_fault or recorder.lease_fault:
+            return reason
+        over = self._recorder.hours_in_training > self._trial_hours
+        return "its budget of GPU-hours was over" if over else ""
+
+
+class Trials(Value):
+    """How trials share the cluster."""
+
+    workers_per_trial: NumWorkers = 1
+    """Training workers of one configuration: 1 trains in the trial's own process, more are a Ray
+    Train run."""
+    max_concurrent: Number | None = None
+    """Configurations in training at the same time; by default what the cluster may grow to."""
+    resources: WorkerResources = WorkerResources()
+
+    def concurrency(self) -> int:
+        fit = workers_that_fit(self.resources.resolved()) // self.workers_per_trial
+        return min(self.max_concurrent or fit, fit)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    records: list[Record]
+    signal: int | None
+    """That ended it early, if one did."""
+    untracked: int
+    """Configurations that MLflow did not take; they stand in the record."""
+    storage_fault: str = ""
+    """That ended it early, if one did."""
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.storage_fault else exit_code(self.signal)
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    """What the trial of a configuration is told."""
+
+    folder: Folder
+    fence: Fence
+    data_digest: str
+    splits: Folder
+    split_by_file: bool
+    trials: Trials
+    resources: dict[str, float]
+    mailbox: str
+    test: bool
+
+    def __call__(self, configuration: Configuration) -> TrialTask:
+        return TrialTask(
+            worker=WorkerTask(
+                configuration=configuration,
+                checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
+                quarantine=(self.folder / QUARANTINE / configuration.key).uri,
+                mailbox=self.mailbox,
+                fence=self.fence,
+                test=self.test,
+                data_digest=self.data_digest,
+                splits=self.splits.uri,
+                split_by_file=self.split_by_file,
+            ),
+            workers=self.trials.workers_per_trial,
+            resources_per_worker=self.resources,
+            wait_minutes=self.trials.resources.wait_minutes,
+        )
+
+
+def run_trials(
+    session: Session,
+    proposals: Proposals,
+    trials: Trials,
+    *,
+    num_trials: int,
+    budget: Budget = UNBOUNDED,
+    halving: Halving | None = None,
+    test: bool = False,
+    trainable: Callable[[dict[str, Any]], None] = train_trial,
+) -> Outcome:
+    """Trains what is proposed until no more is. Everything that happens goes into the record.
+
+    `trainable` runs in the process of each trial: it is told a TrialTask, as primitives, and
+    reports what `Report.values()` has to Tune. Raises LeaseLost, once the trials have ended, where
+    another driver took the name.
+    """
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
+    # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
+    concurrency = trials.concurrency()
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
+    tracker = Tracker(session.experiment, session.fence)
+    resources = trials.resources.resolved()
+    task_of = _Tasks(
+        session.folder,
+        session.fence,
+        session.data_digest,
+        session.splits,
+        session.split_by_file,
+        trials,
+        resources,
+        mailbox=uuid.uuid4().hex,
+        test=test,
+    )
+    recorder = Recorder(
+        session.store,
+        tracker,
+        proposals,
+        Mailbox(task_of.mailbox),
+        records=session.records,
+        num_trials=num_trials,
+        data_digest=session.data_digest,
+    )
+    # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
+    # CPU, and stands on the head, which is the last host to go.
+    asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
+    with tempfile.TemporaryDirectory() as scratch, listening(budget.deadline) as heard:
+        gpus = resources.get("GPU", 0) * trials.workers_per_trial
+        stop = _Stop(budget, gpus, heard, recorder)
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, asked),
+            tune_config=tune.TuneConfig(
+                search_alg=_ProposalSearcher(proposals, recorder, task_of),
+                scheduler=Asha(halving, recorder) if halving else None,
+                num_samples=num_trials,
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            # What Tune itself notes of a search, nothing goes on from: it is of this host, and for
+            # this once.
+            run_config=tune.RunConfig(
+                name=ray_name(session.name),
+                storage_path=scratch,
+                callbacks=[recorder, ShowsTrials(session.name)],
+                stop=stop,
+                failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    session.fence.check()
+    recorder.interrupt(stop.reason)
+    for key in (session.folder / QUARANTINE).names():
+        quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))
+    untracked = tracker.close("KILLED" if heard.number else "FINISHED")
+    recorder.note_run_ids()
+    return Outcome(recorder.records, heard.number, untracked, recorder.storage_fault)
+
+
+@contextlib.contextmanager
+def each_trained(
+    launch: Launch,
+    configurations: Sequence[Configuration],
+    source: Source,
+    trials: Trials,
+    *,
+    default_name: str,
+    test: bool = False,
+) -> Iterator[tuple[Session, Outcome]]:
+    """These, each once, under a name that is theirs alone: a resume must be of the same. The name
+    is held until the caller has written what became of them.
+
+    Raises ValueError as `opened`.
+    """
+    with opened(
+        launch,
+        default_name=default_name,
+        identity={one.key: one.model_dump(mode="json") for one in configurations},
+        source=source,
+        num_workers=trials.workers_per_trial,
+        resources=trials.resources,
+    ) as session:
+        yield (
+            session,
+            run_trials(
+                session,
+                FixedProposals(configurations, session.records),
+                trials,
+                num_trials=len(configurations),
+                test=test,
+            ),
+        )

@@ -1,0 +1,1 @@
+"""The one-shot search: candidates scored with the weights of a supernet, finalists trained."""

@@ -1,0 +1,116 @@
+"""Scores of many specs with the weights of one supernet, on images that are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.images.decode import Decoder
+from psvit_ray.data.loading.loader import eval_loader
+from psvit_ray.data.loading.transforms import Preprocessing
+from psvit_ray.data.tables import ImageTable
+from psvit_ray.model import redundancy
+from psvit_ray.model.supernet import Supernet
+from psvit_ray.training.checkpoint import Checkpoint
+from psvit_ray.training.evaluation import judged
+from psvit_ray.training.state import build_supernet
+
+BATCH = 64
+THRESHOLDS = (0.95, 0.9, 0.8, 0.7)
+"""Similarity of maps from which on they are shared."""
+
+
+class HeldOut(NamedTuple):
+    """Images in memory, as `Preprocessing` makes them. Arrays, which hosts share between
+    processes."""
+
+    images: np.ndarray
+    """(N, C, S, S) bytes."""
+    labels: np.ndarray
+    """(N,) int64."""
+    unreadable: int
+    """Images beside them that cannot be read: they count as wrong."""
+
+
+def read(
+    table: ImageTable, preprocessing: Preprocessing, *, processes: int = 0, decoder: Decoder = "pil"
+) -> HeldOut:
+    """Raises ValueError where no image of the table can be read."""
+    batches = list(eval_loader(table, preprocessing, 256, processes=processes, decoder=decoder))
+    images = np.concatenate([batch.images.numpy() for batch in batches])
+    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    if not len(labels):
+        raise ValueError(f"none of the {len(table):,} hold-out images can be read")
+    return HeldOut(images, labels, len(table) - len(labels))
+
+
+class Subnets:
+    """A trained supernet and what its specs are scored on."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        held_out: HeldOut,
+        *,
+        device: torch.device,
+        batch_size: int = 256,
+        amp: bool = False,
+    ) -> None:
+        self._supernet = load_supernet(checkpoint).to(device)
+        self._preprocessing = checkpoint.facts.preprocessing
+        self._held_out, self._device = held_out, device
+        self._batch_size, self._amp = batch_size, amp
+
+    @torch.inference_mode()
+    def score(self, spec: ArchSpec) -> tuple[float, float]:
+        """Mean loss, and top-1 in percent. Raises ValueError for a spec of another space."""
+        images, labels, unreadable = self._held_out
+        loss, right = 0.0, 0
+
+        def subnet(x: Tensor) -> Tensor:
+            logits: Tensor = self._supernet(x, spec)
+            return logits
+
+        for start in range(0, len(labels), self._batch_size):
+            batch = slice(start, start + self._batch_size)
+            # Copied: what processes share can only be read.
+            x, y = (torch.tensor(each[batch]).to(self._device) for each in (images, labels))
+            of_batch, correct = judged(subnet, x, y, self._preprocessing, amp=self._amp)
+            loss += of_batch.item()
+            right += int(correct.sum())
+        return loss / len(labels), 100 * (right / (len(labels) + unreadable))
+
+
+def suggested_sharings(
+    checkpoint: Checkpoint, held_out: HeldOut, specs: Iterable[ArchSpec]
+) -> list[ArchSpec]:
+    """What of the specs' layers may share a map, as their maps in the supernet are alike: of each
+    spec a sharing for every threshold, as far as the space has it."""
+    configuration, preprocessing = checkpoint.facts.configuration, checkpoint.facts.preprocessing
+    supernet = load_supernet(checkpoint)
+    found: dict[ArchSpec, None] = {}
+    for spec in specs:
+        images = preprocessing.normalize(torch.tensor(held_out.images))
+        alike = redundancy.measure(supernet.extract(spec), images.split(BATCH))
+        for threshold in THRESHOLDS:
+            other = spec.with_pattern(redundancy.propose(alike.similarity, threshold))
+            if configuration.supernet and configuration.supernet.space.contains(other):
+                found[other] = None
+    return list(found)
+
+
+def load_supernet(checkpoint: Checkpoint) -> Supernet:
+    """With the weights that metrics speak of. Raises ValueError for a run of one network."""
+    configuration = checkpoint.facts.configuration
+    if configuration.supernet is None:
+        raise ValueError(
+            f"checkpoint must be of a supernet, got one of {configuration.spec.pattern}"
+        )
+    supernet = build_supernet(configuration.supernet, configuration.train)
+    supernet.load_state_dict(checkpoint.evaluated)
+    return supernet.eval()

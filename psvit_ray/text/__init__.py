@@ -1,0 +1,1 @@
+"""Text of users, safely in another grammar: terminals, CSV, Markdown, YAML, URLs."""

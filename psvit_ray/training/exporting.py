@@ -1,0 +1,77 @@
+"""From a checkpoint to an exported folder (`psvit_ray.export`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psvit_ray.arch.cost import count_macs, count_params
+from psvit_ray.data.splits.split_file import SplitFile
+from psvit_ray.export import model_folder
+from psvit_ray.export.config import ExportConfig, Facts, Which
+from psvit_ray.export.model_folder import Exported
+from psvit_ray.text.secrets import without_secrets, without_secrets_in
+from psvit_ray.training.checkpoint import Checkpoint
+from psvit_ray.training.config import TrainConfig
+
+
+def training_facts(
+    checkpoint: Checkpoint,
+    *,
+    which: Which,
+    name: str = "",
+    run_id: str = "",
+    test_top1: float | None = None,
+) -> Facts:
+    """What an exported folder says of the run that `checkpoint` is of.
+
+    `test_top1` is the score at the end of the run, in percent: it is left out where the checkpoint
+    is an earlier one.
+    """
+    configuration = checkpoint.facts.configuration
+    train, spec = configuration.train, configuration.trained_spec
+    last = checkpoint.curve[-1] if checkpoint.curve else {}
+    measured = last.get("step") == checkpoint.step
+    return Facts(
+        name=name,
+        run_id=run_id,
+        which=which,
+        data=without_secrets(train.data),
+        data_digest=checkpoint.facts.data_digest,
+        epochs=train.epochs,
+        epoch=checkpoint.epoch,
+        step=checkpoint.step,
+        seed=train.seed,
+        holdout_top1=last["metrics"]["holdout/top1"] if measured else None,
+        test_top1=test_top1 if measured and checkpoint.epoch == train.epochs else None,
+        macs=count_macs(spec),
+        params=count_params(spec),
+        settings=without_secrets_in(train.model_dump(mode="json")),
+    )
+
+
+def export_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    *,
+    splits: SplitFile | None = None,
+    onnx: bool = False,
+    torch_export: bool = False,
+) -> Exported:
+    """Writes the weights that metrics speak of (averaged ones where there are any) to `folder`,
+    which is empty. Arguments and errors are those of `model_folder.write`."""
+    config = ExportConfig(
+        spec=checkpoint.facts.configuration.trained_spec,
+        preprocessing=checkpoint.facts.preprocessing,
+        class_names=checkpoint.facts.class_names,
+        training=facts,
+    )
+    return model_folder.write(
+        folder,
+        config,
+        checkpoint.evaluated,
+        default_settings=TrainConfig().model_dump(mode="json"),
+        splits=splits,
+        onnx=onnx,
+        torch_export=torch_export,
+    )

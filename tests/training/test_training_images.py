@@ -1,0 +1,152 @@
+"""Training on stored pictures: the same however they are stored; broken ones among them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.loading.loader import GlobalBatchSampler, Images, joined, train_loader
+from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.engine import Report, load_source, run
+from psvit_ray.training.evaluation import evaluate
+from psvit_ray.training.state import facts_of
+from psvit_ray.training.steps import TooManyBadImages
+from tests.data.test_images import BAD, ODD
+from tests.helpers.drawn import drawn_folder
+from tests.helpers.stored import as_rows, write_by_datasets, write_parquet
+from tests.training.test_training import assert_same_state
+
+CONFIG = TrainConfig(
+    epochs=2,
+    warmup_epochs=1,
+    batch_size=24,
+    mixup=0.2,
+    train_crop_mode="rrc",
+    hflip=0.5,
+    aa="rand-m9-mstd0.5-inc1",
+    reprob=0.25,
+    num_loaders=2,
+    checkpoint_every=0,
+)
+
+
+def configured(data: Path, classes: int, **changes: Any) -> Configuration:
+    spec = ArchSpec.model_validate(
+        {
+            **{"img_size": 32, "patch_size": 8, "num_classes": classes, "pooling": "2d"},
+            "stages": [
+                {"embed_dim": 16, "num_heads": 2, "hidden_dim": 32, "share_groups": [2]},
+                {"embed_dim": 24, "num_heads": 2, "hidden_dim": 48, "share_groups": [1]},
+            ],
+        }
+    )
+    train = CONFIG.model_copy(update={"data": str(data), **changes})
+    return Configuration(spec=spec, train=train)
+
+
+def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights(
+    tmp_path: Path,
+) -> None:
+    splits = {"train": 12, "val": 3}  # what is cut depends on names
+    folder = drawn_folder(tmp_path / "folder", classes=4, splits=splits, size=40)
+    names = sorted(path.name for path in (folder / "train").iterdir())
+    for split in splits:
+        there = folder / split
+        write_by_datasets(there, tmp_path / "datasets" / f"{split}.parquet")
+        write_parquet(tmp_path / "parquet" / f"{split}.parquet", *as_rows(there), row_group_size=7)
+    runs = {}
+    for kind in ("folder", "parquet", "datasets"):
+        configuration = configured(tmp_path / kind, 4)
+        source = load_source(configuration)
+        facts = facts_of(configuration, source)
+        images = Images(source.train, facts.preprocessing, augmentation=configuration.train)
+        sampler = GlobalBatchSampler(
+            len(source.train), 24, seed=0, blocks=source.train.blocks, window=4_096, num_parts=2
+        )
+        loader = train_loader(images, sampler, processes=2, pin_memory=False)
+        batches = list(joined(loader, 2, torch.device("cpu")))
+        *_, last = run(configuration, source)
+        runs[kind] = source, batches, last.checkpoint()
+    _, expected, end = runs.pop("folder")
+    for source, batches, ours in runs.values():
+        assert source.class_names in (tuple(names), tuple("0123"))  # plain Parquet has no names
+        for batch, other in zip(batches, expected, strict=True):
+            for mine, theirs in zip(batch[:4], other[:4], strict=True):
+                assert torch.equal(mine, theirs)
+        assert_same_state(ours, end)
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 images to train on; 10 of them cannot be read and 8 are odd."""
+    folder = drawn_folder(
+        tmp_path_factory.mktemp("spoilt"), classes=10, size=32, splits={"train": 100, "val": 10}
+    )
+    paths = sorted((folder / "train").rglob("*.png"))
+    chosen = np.random.default_rng(0).permutation(len(paths))
+    kinds = [*list(BAD.items())[::2][:10]]
+    for place, (_, (content, _)) in zip(chosen[:10], kinds, strict=True):
+        paths[place].write_bytes(content)
+    for place, content in zip(chosen[10:18], ODD.values(), strict=False):
+        paths[place].write_bytes(content)
+    return folder
+
+
+def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
+    configuration = configured(spoilt, 10, batch_size=64)
+    source = load_source(configuration)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    reports: list[Report] = list(run(configuration, source))
+    assert process.memory_info().rss - before < 300 << 20
+    named = [(path, reason) for report in reports for _, path, reason in report.bad_images]
+    assert len(named) == len(set(named)) == 10
+    reasons = sorted(reason for _, reason in named)
+    assert reasons == sorted(reason for _, reason in list(BAD.values())[::2][:10])
+    for path, _ in named:
+        assert (spoilt / path).is_file()
+    assert [report.epoch for report in reports] == [1, 2]
+
+
+def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path) -> None:
+    configuration = configured(spoilt, 10, max_bad_fraction=0.005)
+    said = r"more than 0.005 of the training images cannot be read: (\d+) of \d+ up to step \d+; .+"
+    reports: list[Report] = []
+    with pytest.raises(TooManyBadImages) as error:
+        reports.extend(run(configuration, load_source(configuration)))
+    assert not any(report.checkpoint_due for report in reports)
+    named = [bad for report in reports for bad in report.bad_images]
+    found = re.fullmatch(said, str(error.value))
+    assert found
+    assert len(named) == int(found[1]) > 5
+
+
+def test_a_broken_image_counts_as_wrong_in_evaluation(spoilt: Path, tmp_path: Path) -> None:
+    shutil.copytree(spoilt, tmp_path / "data")
+    configuration = configured(tmp_path / "data", 10)
+    source = load_source(configuration)
+    preprocessing = facts_of(configuration, source).preprocessing
+    label = int(source.holdout.labels[3])
+
+    class Knows(torch.nn.Module):
+        """Says the class of image 3, whatever it sees."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(torch.full((len(images),), label), 10).float()
+
+    right = np.flatnonzero(source.holdout.labels == label)
+    before = evaluate(Knows(), source.holdout, preprocessing, batch_size=16)
+    assert np.flatnonzero(before.correct).tolist() == right.tolist()
+    (tmp_path / "data" / source.holdout.place(3)[1]).write_bytes(b"")
+    after = evaluate(Knows(), source.holdout, preprocessing, batch_size=16)
+    assert after.bad == ((3, "empty"),)
+    assert np.flatnonzero(after.correct).tolist() == [i for i in right.tolist() if i != 3]
+    assert after.top1 == pytest.approx(before.top1 - 1)  # of 100 images
