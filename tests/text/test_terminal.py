@@ -48,10 +48,10 @@ def test_a_picture_is_drawn_with_any_name(name: str) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_that_cannot_show_a_name_ends_no_job(encoding: str, tmp_path: Path) -> None:
     program = (
-        "from psvit_ray import cli; from pydantic import BaseModel\n"
+        "from psvit_ray.commands.command_line import run; from pydantic import BaseModel\n"
         "class Job(BaseModel): pass\n"
         "def work(job): print('実験 \\udcff', input()); raise ValueError('größe \\udcff')\n"
-        "cli.run(Job, work)"
+        "run(Job, work)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
