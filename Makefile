@@ -24,10 +24,11 @@ compare: install ## the winner of a search against DeiT over several seeds: ARGS
 ui: install      ## MLflow on the default store
 	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking.store_uri import sqlite; print(sqlite(Path("outputs/mlflow.db")))')"
 
-check: install   ## formatting, lint, types
+check: install   ## formatting, lint, types, plain words
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(PYTHON) -m tests.helpers.plain_words
 
 test: install    ## all tests, with a real Ray and a real MLflow
 	$(PYTHON) -m pytest $(ARGS)

@@ -1,5 +1,5 @@
-"""Tables in CSV, as all files of this project have them: UTF-8, lines that end in `\\n`, and no
-cell that a spreadsheet would compute."""
+"""CSV tables as this project writes them: UTF-8, lines that end in `\\n`, and no cell that a
+spreadsheet would compute."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
-"""What a spreadsheet takes for a formula (OWASP, "CSV Injection"), also behind apostrophes, so that
-those that are written here can be told from a name's own."""
+"""A cell that a spreadsheet takes for a formula (OWASP, "CSV Injection"), also behind apostrophes:
+so the apostrophe that `line` adds can be told from the text's own."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-", re.IGNORECASE | re.ASCII)
 
 
 def line(cells: Iterable[object]) -> str:
-    """A row. Text that would be a formula gets an apostrophe before it; numbers stay."""
+    """One row of a table. Text that would be a formula gets an apostrophe before it; numbers stay
+    as they are."""
     text = io.StringIO(newline="")
     # With "\n" for the end of a line, Python before 3.13 would not quote a cell with "\r".
     csv.writer(text, lineterminator="\r\n").writerow([_written(cell) for cell in cells])
@@ -23,14 +24,14 @@ def line(cells: Iterable[object]) -> str:
 
 
 def content(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
-    """A file with a heading. Names of files that are not UTF-8 keep their bytes."""
+    """The content of a whole file. File names that are not UTF-8 keep their bytes."""
     return "".join(map(line, [heading, *rows])).encode("utf-8", "surrogateescape")
 
 
 def rows(content: bytes) -> list[list[str]]:
-    """The rows of a file, without the heading: the text that `content` was given.
+    """The rows of a file without its heading, with the text that `content` was given.
 
-    Raises ValueError where it is no CSV.
+    Raises ValueError if the file is not CSV.
     """
     text = io.StringIO(content.decode("utf-8", "surrogateescape"), newline="")
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """`text` with everything that a terminal would act on instead of showing it (line breaks,
-    control characters, escape sequences, changes of direction, bytes that are not UTF-8) as Python
-    writes it: `\\n`, `\\x1b`, `\\u202e`, `\\udcff`."""
+    """`text` on one line, with Python's escapes (`\\n`, `\\x1b`, `\\u202e`, `\\udcff`) for whatever
+    a terminal would act on: line breaks, control characters, changes of direction, bytes that are
+    not UTF-8."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

@@ -1,4 +1,4 @@
-"""Passwords, keys and tokens in URLs: whatever is shown or recorded goes through here."""
+"""Hides passwords, keys and tokens of URLs in all text that is shown or recorded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 HIDDEN = "***"
-MOST_LEVELS = 4
-"""Of URLs in parameters of URLs that are looked into."""
+MAX_URL_LEVELS = 4
+"""How deep URLs in the parameters of URLs are looked into."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://")
-"""Of bounded length, since a search tries it at every letter of a text."""
+"""A scheme has bounded length here, since a search tries it at every letter of a text."""
 _AUTHORITY = re.compile(r"\[[^\]\s]*\](:\d+)?|[^/?#@\s]*")
 _WORD = re.compile(r"\S*")
 _LINE_END = re.compile(r"[\r\n]")
@@ -22,18 +22,18 @@ _SECRET_NAME = re.compile(
 )
 _CLOSING = "'\"`)>]},.;:"
 _WITH_CONTAINER = ("abfs", "abfss", "wasb", "wasbs")
-"""Schemes of CONTAINER@ACCOUNT, where others have a user."""
+"""Schemes of URIs that have CONTAINER@ACCOUNT where others have USER@HOST."""
 
 
 def without_secrets(text: str) -> str:
-    """`text` without user and password of the URLs in it, and with `***` for parameters that are
-    secrets by their name, such as password, client_secret, sig and token.
+    """`text` without user and password of the URLs in it, and with `***` as the value of parameters
+    whose name says that they are secret, such as password, client_secret, sig and token.
 
-    Raw passwords may hold spaces and all that parts a URL, as AWS's keys do. So where a URL has a
-    password, all up to the last `@` before the next URL or line is taken for it. A text without
-    secrets is returned as it is.
+    Passwords that are not percent-encoded may hold spaces and all that separates the parts of a
+    URL, as AWS's keys do. So if a URL has a password, all up to the last `@` before the next URL or
+    line belongs to it. A text without secrets is returned as it is.
     """
-    return _without_secrets(text, MOST_LEVELS)
+    return _without_secrets(text, MAX_URL_LEVELS)
 
 
 def without_secrets_in(value: Any) -> Any:
@@ -62,8 +62,8 @@ def _users_removed(text: str) -> str:
 
 
 def _length_of_user(text: str, url: re.Match[str], end: int) -> int:
-    """Characters of `user:password@`, or `user@`, after `://`. `end` is where the next URL begins,
-    or the line ends."""
+    """Number of characters of `user:password@` or `user@` after `://`. `end` is where the next URL
+    begins or the line ends."""
     start = url.end()
     authority = _matched(_AUTHORITY, text, start, end)
     following = text[start + len(authority) : end][:1]
@@ -130,8 +130,8 @@ def _pairs_hidden(query: str, levels: int) -> str:
 
 
 def _is_secret(name: str, value: str, levels: int) -> bool:
-    """Whether a parameter is one by its name, or its value holds URLs or parameters that are; what
-    is nested deeper than is looked into counts as one."""
+    """Whether a parameter is secret by its name, or its value holds URLs or parameters that are.
+    Values nested deeper than `levels` count as secret."""
     plain = re.sub("[^a-z0-9]", "", unquote_plus(name).lower())
     inner = unquote_plus(value)
     return bool(value) and (

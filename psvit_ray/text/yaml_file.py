@@ -1,5 +1,5 @@
-"""YAML and JSON files that a user writes: read whole only if they are small, and refused where they
-stand for more than they seem, or for something else than what a reader sees."""
+"""YAML and JSON files that a user writes. They are refused if they are large, if aliases make them
+large, or if YAML reads a value otherwise than a person does."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from psvit_ray.text.messages import shown
 
-MOST_BYTES = 64 * 1024
-"""Size of a file: thirty times the longest recipe."""
-MOST_VALUES = 10_000
-"""Values of a file, those that an alias repeats counted each time."""
-MOST_LEVELS = 20
-"""Nested lists and mappings: three times what a recipe has. Parsing and checking recurse."""
+MAX_FILE_BYTES = 64 * 1024
+"""Largest size of a file: thirty times that of the longest recipe."""
+MAX_VALUES = 10_000
+"""Most values in a file; those that an alias repeats count each time."""
+MAX_LEVELS = 20
+"""Deepest nesting of lists and mappings: three times that of a recipe. Parsing and checking are
+recursive."""
 DECIMAL = re.compile(r"[-+]?(?:0|[1-9][0-9_]{0,39})")
 
 
 def read_text(path: Path, what: str, hint: str = "") -> str:
     """The text of a small file: UTF-8, or UTF-16 with its byte order mark.
 
-    Raises ValueError, which begins with `what`, for anything else. `hint` is added where there is
-    no such file.
+    Raises ValueError for anything else. Its message begins with `what`, the name of the file in
+    words, and ends with `hint` if there is no such file.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a FIFO would wait, a device never end
             reason = "Is a directory" if path.is_dir() else "it is not a regular file"
             raise ValueError(f"{what} cannot be read: {reason}")
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{what} does not exist{hint}") from None
     except OSError as error:
         raise ValueError(f"{what} cannot be read: {error.strerror}") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"{what} must have at most {MOST_BYTES:,} bytes")
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{what} must have at most {MAX_FILE_BYTES:,} bytes")
     marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return content.decode("utf-16" if marked else "utf-8-sig")
@@ -50,7 +51,8 @@ def read_text(path: Path, what: str, hint: str = "") -> str:
 
 
 def read_yaml(path: Path, what: str, hint: str = "") -> Any:
-    """What a YAML file says. Raises ValueError as `read_text`, and with the line of a fault."""
+    """The value that a YAML file holds. Raises ValueError as `read_text` does, with the line of a
+    syntax error."""
     text = read_text(path, what, hint)
     try:
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -62,13 +64,13 @@ def read_yaml(path: Path, what: str, hint: str = "") -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which knows no types but those of JSON, and bounds what it builds."""
+    """PyYAML's SafeLoader for the types of JSON only, with a bound on what it builds."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._level = 0
         self._values: dict[Node, int] = {}
-        """Values that each complete node stands for."""
+        """Number of values that each complete node stands for."""
         self._levels: dict[Node, int] = {}
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -86,7 +88,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _measure(self, event: Any, node: Node) -> None:
-        """Raises ConstructorError where the node, its aliases written out, is too much."""
+        """Raises ConstructorError if the node, its aliases written out, is too large."""
         inner: list[Node] = []
         if isinstance(node, MappingNode):
             inner = [part for pair in node.value for part in pair]
@@ -96,12 +98,12 @@ class _Loader(yaml.SafeLoader):
         self._values[node] = 1 + sum(self._values[part] for part in inner)
         self._levels[node] = 1 + max((self._levels[part] for part in inner), default=0)
         self._check_level(event, self._levels[node])
-        if self._values[node] > MOST_VALUES:
-            raise _fault(event, f"there are more than {MOST_VALUES:,} values, aliases written out")
+        if self._values[node] > MAX_VALUES:
+            raise _fault(event, f"there are more than {MAX_VALUES:,} values, aliases written out")
 
     def _check_level(self, event: Any, level: int) -> None:
-        if level > MOST_LEVELS:
-            raise _fault(event, f"there are more than {MOST_LEVELS} nested lists and mappings")
+        if level > MAX_LEVELS:
+            raise _fault(event, f"there are more than {MAX_LEVELS} nested lists and mappings")
 
     def _check_keys(self, node: MappingNode) -> None:
         keys: set[str] = set()

@@ -565,7 +565,7 @@ def test_a_setting_of_a_recipe_that_cannot_be_is_a_short_line(
     fields: dict[Any, Any],
     said: str,
 ) -> None:
-    monkeypatch.setattr(yaml_file, "MOST_BYTES", 10_000_000)
+    monkeypatch.setattr(yaml_file, "MAX_FILE_BYTES", 10_000_000)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"train": fields}))
     found = refused("train_psvit --recipe mine.yaml")
     assert found.startswith(f"recipe 'mine.yaml': train: {said}")
