@@ -12,6 +12,9 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 import pytest
 import torch
 
+from tests.helpers.command_line import refused as refused
+from tests.helpers.command_line import run as run
+
 torch.set_num_threads(1)  # two cores, and Ray's workers beside this process
 
 

@@ -125,6 +125,28 @@ def test_an_arrow_that_runs_up_is_found(tmp_path: Path, place: str, line: str) -
     assert found.startswith(f"{place}: ")
 
 
+def borrowed(root: Path) -> list[str]:
+    """Every import of one test module by another: `file: what`."""
+    return [
+        f"{path.relative_to(root)}: {name}"
+        for path in sorted(root.glob("tests/**/*.py"))
+        for name in imported(ast.parse(path.read_text()))
+        if any(part.startswith("test_") for part in name.split("."))
+    ]
+
+
+def test_what_several_tests_use_is_a_helper(tmp_path: Path) -> None:
+    assert borrowed(ROOT) == []
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").write_text("from tests.room import test_b\nimport pytest\n")
+    assert borrowed(tmp_path) == ["tests/test_a.py: tests.room.test_b"]
+
+
+def test_a_test_module_is_imported_by_the_name_of_its_place() -> None:
+    """By a second name, what it holds would be there twice."""
+    assert __name__ == "tests.test_rooms"
+
+
 def test_no_room_has_more_files_than_a_reader_can_keep_in_mind() -> None:
     """About ten, beside `__init__.py`; `commands` has one for each word of `psvit`."""
     sizes = {

@@ -16,7 +16,8 @@ import yaml
 from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from tests.helpers.hosts import HEAD, PORT, Hosts
-from tests.runtime.test_ray_jobs import PATIENCE_S, RECIPE
+from tests.helpers.jobs import SEARCH_RECIPE
+from tests.helpers.processes import PATIENCE_S
 
 pytestmark = pytest.mark.cluster
 WORKERS = 3
@@ -74,7 +75,7 @@ def done_by_autoscaler(hosts: Hosts) -> list[tuple[str, int]]:
 
 def words(folder: Path, *flags: str) -> list[str]:
     recipe = folder / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump(SEARCH_RECIPE))
     job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--epochs", "2"]
     return [*job, "--storage", str(folder / "out"), "--name", "a", *flags]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 
 from psvit_ray.runtime.doctor import host_checks
+from tests.helpers.doctor import CHECKS
 from tests.helpers.hosts import HEAD, ROOT, Hosts
-from tests.runtime.test_doctor import CHECKS
-from tests.runtime.test_ray_jobs import head
+from tests.helpers.jobs import head
 
 pytestmark = pytest.mark.cluster
 OTHER = 2

@@ -27,13 +27,12 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration
 from tests.helpers.hosts import HEAD, QUICK_TO_NOTICE, Hosts, tracking_server
+from tests.helpers.jobs import words_of_job
 from tests.helpers.noted_training import LOST_S, Taken, noted
-from tests.runtime.test_chaos import curve_of
-from tests.runtime.test_faults import record_of, steps_saved, undisturbed_by, words_of_job
-from tests.runtime.test_oneshot_job import by_spec, timeless
-from tests.runtime.test_ray_jobs import PATIENCE_S, wait_until
-from tests.runtime.test_ray_runs import newest
-from tests.training.test_training import assert_same_state
+from tests.helpers.oneshot import by_spec, timeless
+from tests.helpers.processes import PATIENCE_S, wait_until
+from tests.helpers.ray_runs import curve_of, newest, record_of, steps_saved, undisturbed_by
+from tests.helpers.training import assert_same_state
 
 pytestmark = pytest.mark.cluster
 EPOCHS = 4  # of 24 steps

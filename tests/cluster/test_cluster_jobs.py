@@ -15,11 +15,11 @@ from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.hosts import HEAD, PORT, Hosts, tracking_server
+from tests.helpers.jobs import SEARCH_RECIPE, words_of_job
 from tests.helpers.noted_training import noted
-from tests.runtime.test_faults import record_of, undisturbed_by, words_of_job
-from tests.runtime.test_ray_jobs import PATIENCE_S, RECIPE, wait_until
-from tests.runtime.test_ray_runs import newest
-from tests.training.test_training import assert_same_state
+from tests.helpers.processes import PATIENCE_S, wait_until
+from tests.helpers.ray_runs import newest, record_of, undisturbed_by
+from tests.helpers.training import assert_same_state
 
 pytestmark = pytest.mark.cluster
 # Process, and port where it has a fixed one; 0 is one that Ray chose.
@@ -37,7 +37,7 @@ ON_THE_HEAD = {
     ("python", 5000): "MLflow, for the drivers, which may stand on any host",
 }
 FIXED_PORTS = {port for _, port in ON_THE_HEAD} | {52365}
-STATUS = "import sys; from tests.runtime.test_ray_jobs import status; print(status(sys.argv[1]))"
+STATUS = "import sys; from tests.helpers.jobs import status; print(status(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_search_of_four_is_submitted_on_the_head_with_the_token(
     hosts: Hosts, mlflow: str, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump(SEARCH_RECIPE))
     job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "4"]
     flags = ["--epochs", "2", "--storage", str(tmp_path / "out"), "--name", "a"]
     before = hosts.bytes_sent(2)

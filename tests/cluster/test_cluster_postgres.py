@@ -18,7 +18,8 @@ import yaml
 from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from tests.helpers.hosts import HEAD, Hosts, tracking_server
-from tests.runtime.test_ray_jobs import PATIENCE_S, RECIPE, check_mlflow, wait_until
+from tests.helpers.jobs import SEARCH_RECIPE, check_mlflow
+from tests.helpers.processes import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.cluster
 AWAY_S = 60
@@ -61,7 +62,7 @@ def test_a_search_loses_no_point_while_its_tracking_server_is_away(
 ) -> None:
     address = tracking_server(hosts, tmp_path, database)
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump(SEARCH_RECIPE))
     job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "20"]
     size = ["--epochs", "40", "--reduction-factor", "0", "--max-concurrent", "4"]
     there = ["--storage", str(tmp_path / "out"), "--name", "a", "--tracking-uri", address]

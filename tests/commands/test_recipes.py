@@ -27,8 +27,8 @@ from psvit_ray.model import PSViT
 from psvit_ray.search.candidates import spread
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.state import build_model
-from tests.commands.test_cli import parse
-from tests.model.test_pretrained import images, spec
+from tests.helpers.command_line import parse
+from tests.helpers.networks import images, spec
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 IMAGENET = ["deit", "deit3", "distill", "finetune", "short"]

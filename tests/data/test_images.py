@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,19 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from psvit_ray.data.images.decode import BadImage, Mode, check_decoder, converted, decode
-from tests.helpers.drawn import drawn
+from tests.helpers.pictures import (
+    BAD,
+    COLOUR,
+    FRAMES,
+    GREY,
+    JPEG,
+    MODES,
+    ODD,
+    encoded,
+    exif,
+)
 
-COLOUR = drawn("striped-star", 0)
-GREY = COLOUR.convert("L")
 TONES = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
-MODES: tuple[Mode, ...] = ("RGB", "L")
 
 
 @pytest.fixture(autouse=True)
@@ -32,55 +38,7 @@ def warnings_are_errors() -> Iterator[None]:
         yield
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **settings)
-    return file.getvalue()
-
-
-def exif(orientation: int) -> Image.Exif:
-    tags = Image.Exif()
-    tags[ExifTags.Base.Orientation] = orientation
-    return tags
-
-
-def png(width: int, height: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        crc = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + crc
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def flipped(content: bytes, at: int) -> bytes:
-    changed = bytearray(content)
-    changed[at] ^= 0xFF
-    return bytes(changed)
-
-
-FRAMES = [drawn("plain-disc", number) for number in range(3)]
-TRANSPARENT = COLOUR.copy()
-TRANSPARENT.putalpha(GREY)
-PALETTE = COLOUR.quantize(64)
 CLEAR = ("palette with transparency", "RGBA", "grey with alpha")
-ODD = {
-    "grey": encoded(GREY, "JPEG"),
-    "CMYK": encoded(COLOUR.convert("CMYK"), "JPEG"),
-    "palette": encoded(PALETTE),
-    "palette with transparency": encoded(PALETTE, transparency=bytes(range(0, 256, 4))),
-    "RGBA": encoded(TRANSPARENT),
-    "grey with alpha": encoded(TRANSPARENT.convert("LA")),
-    "black and white": encoded(GREY.convert("1")),
-    "animated GIF": encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
-    "animated WebP": encoded(
-        FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:], lossless=True
-    ),
-    "animated PNG": encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]),
-    "TIFF": encoded(COLOUR, "TIFF"),
-    "progressive": encoded(COLOUR, "JPEG", progressive=True),
-}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -139,37 +97,6 @@ def test_converting_leaves_the_picture_that_was_given_as_it_is() -> None:
     assert converted(turned, "L").size == (40, 64)
     assert (turned.size, turned.mode) == ((64, 40), "RGB")
     assert converted(COLOUR, "RGB") is COLOUR
-
-
-JPEG, PNG = encoded(COLOUR, "JPEG"), encoded(COLOUR)
-BAD = {
-    "empty": (b"", "empty"),
-    "a page": (b"<html>404 Not Found</html>" * 10, "not an image"),
-    "zeros": (bytes(1000), "not an image"),
-    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-    "half a JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
-    "a JPEG short of its end": (JPEG[:-20], "truncated"),
-    "part of a JPEG's header": (JPEG[:100], "truncated"),
-    "the first bytes of a JPEG": (JPEG[:3], "truncated"),
-    "half a PNG": (PNG[: len(PNG) // 2], "truncated"),
-    "part of a PNG's header": (PNG[:20], "truncated"),
-    "half a GIF": (encoded(COLOUR, "GIF")[:900], "truncated"),
-    "half a TIFF": (encoded(COLOUR, "TIFF")[:500], "truncated"),
-    "half a BMP": (encoded(COLOUR, "BMP")[:500], "truncated"),
-    "a flipped bit in a PNG's header": (flipped(PNG, 20), "bad CRC"),
-    "a flipped bit in a PNG's pixels": (flipped(PNG, len(PNG) // 2), "bad CRC"),
-    "a flipped bit in a PNG's CRC": (flipped(PNG, len(PNG) - 14), "bad CRC"),
-    "a PNG of garbage": (png(8, 8, b"garbage"), "broken data"),
-    "a PNG without width": (png(0, 8, zlib.compress(bytes(8))), "zero size"),
-    "400 megapixels": (
-        png(20_000, 20_000, zlib.compress(b"")),
-        "decompression bomb: more than 178,956,970 pixels",
-    ),
-    "half a WebP": (
-        encoded(COLOUR, "WEBP")[:300],
-        "cannot be decoded: could not create decoder object",
-    ),
-}
 
 
 @pytest.mark.parametrize("decoder", ["pil", "torchcodec"])

@@ -22,7 +22,7 @@ from psvit_ray.data.images import limits
 from psvit_ray.data.images.decode import BadImage, decode
 from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
 from psvit_ray.data.shards.shard_file import ShardSettings, contents
-from tests.data.test_images import COLOUR, JPEG, encoded, exif, png
+from tests.helpers.pictures import COLOUR, JPEG, encoded, exif, png
 from tests.helpers.stored import load
 
 SMALL = Preprocessing(img_size=32, in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
@@ -28,10 +27,10 @@ from psvit_ray.data.loading.loader import (
 from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.training.evaluation import evaluate
-from tests.training.test_training import join_group
+from tests.helpers.pictures import IMAGENET, Pictures
+from tests.helpers.training import join_group
 
 CPU = torch.device("cpu")
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PREPROCESSING = Preprocessing(img_size=32, in_chans=3, **IMAGENET)
 DEIT = Augmentation(
     train_crop_mode="rrc",
@@ -41,28 +40,6 @@ DEIT = Augmentation(
     aa="rand-m9-mstd0.5-inc1",
     reprob=0.25,
 )
-
-
-class Pictures:
-    """Pictures that are drawn when they are asked for."""
-
-    def __init__(self, number: int, mode: str = "RGB") -> None:
-        self.labels = np.arange(number, dtype=np.int64) % 10
-        self.blocks: np.ndarray | None = None
-        self._mode = mode
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, index: int) -> Image.Image:
-        pixels = np.random.default_rng(index).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-        return Image.fromarray(pixels).resize((70, 50), Image.Resampling.BILINEAR).convert("RGB")
-
-    def place(self, index: int) -> tuple[str, str]:
-        return "drawn", str(index)
-
-    def take(self, indices: np.ndarray) -> Any:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("repeats", [1, 3])

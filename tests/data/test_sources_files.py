@@ -18,7 +18,7 @@ from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
-from tests.data.test_sources_splits import folder_of
+from tests.helpers.stored import folder_of
 
 
 def paths_of(table: ImageTable) -> list[str]:

@@ -10,19 +10,9 @@ import pytest
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.splits.splits import Splits, splits_in
-from tests.helpers.stored import write_parquet
+from tests.helpers.stored import folder_of, write_parquet
 
 IMAGES = [{"bytes": bytes([number]), "path": f"{number}.png"} for number in range(6)]
-
-
-def folder_of(root: Path, *paths: str) -> Path:
-    """A folder with these files, each with its own content. Names that end in / are folders."""
-    for path in paths:
-        there = root / path
-        (there if path.endswith("/") else there.parent).mkdir(parents=True, exist_ok=True)
-        if not path.endswith("/"):
-            there.write_text(path)
-    return root
 
 
 def split_folders(root: Path, *splits: str, classes: tuple[str, ...] = ("cat", "dog")) -> Path:

@@ -40,12 +40,10 @@ from psvit_ray.training.checkpoint import last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
 from psvit_ray.training.engine import run as run_here
-from tests.commands.test_cli import Run, everything_under, job, parse, run
+from tests.helpers.command_line import Run, everything_under, job, parse
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.stored import load, write_parquet
-from tests.training.test_training import SPEC
-
-__all__ = ["run"]  # fixtures
+from tests.helpers.training import SPEC
 
 Make = Callable[[Path], object]
 CLASSES = ("cat", "dog")

@@ -31,7 +31,7 @@ from psvit_ray.export.inference import answers, scored
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
-from tests.commands.test_cli import job, parse
+from tests.helpers.command_line import job, parse
 from tests.helpers.drawn import CLASS_NAMES, drawn_folder
 
 ROOT = Path(__file__).parents[2]

@@ -41,12 +41,11 @@ from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
 from psvit_ray.training.engine import run as train
 from psvit_ray.training.exporting import export_checkpoint, training_facts
-from tests.commands.test_cli import Refused, Run, refused, run
+from tests.helpers.command_line import Refused, Run
 from tests.helpers.drawn import drawn, drawn_folder
 from tests.helpers.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, object_store
 from tests.helpers.stored import as_rows, load, write_parquet
 
-__all__ = ["refused", "run"]  # fixtures
 CLASSES = 6
 
 # Numbers, against scikit-learn

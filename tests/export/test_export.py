@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 import psvit_ray
-from psvit_ray.arch.spec import ArchSpec, StageSpec
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.export import model_folder
@@ -35,39 +35,12 @@ from psvit_ray.model import PSViT
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source
 from psvit_ray.training.exporting import export_checkpoint, training_facts
+from tests.helpers.networks import DIGITS_SPECS, trained
 from tests.helpers.object_store import object_store
 
 ROOT = Path(__file__).parents[2]
-SPECS = {
-    "2d": ArchSpec(
-        img_size=8,
-        patch_size=2,
-        in_chans=1,
-        num_classes=10,
-        pooling="2d",
-        pool_op="conv",
-        layer_scale=True,
-        stages=(
-            StageSpec(embed_dim=16, num_heads=2, hidden_dim=32, share_groups=(1, 2)),
-            StageSpec(embed_dim=24, num_heads=2, hidden_dim=48, share_groups=(1,)),
-        ),
-    ),
-    "1d": ArchSpec(
-        img_size=8,
-        patch_size=2,
-        in_chans=1,
-        num_classes=10,
-        pooling="1d",
-        pool_op="max",
-        stages=(
-            StageSpec(embed_dim=16, num_heads=2, hidden_dim=32, share_groups=(2,)),
-            StageSpec(embed_dim=24, num_heads=2, hidden_dim=48, share_groups=(1, 1)),
-        ),
-    ),
-}
 
 
 class Made(NamedTuple):
@@ -75,20 +48,11 @@ class Made(NamedTuple):
     folder: Path
 
 
-def trained(spec: ArchSpec, epochs: int = 1) -> list[Checkpoint]:
-    """After each epoch, with averaged weights."""
-    train = TrainConfig(
-        epochs=epochs, data_fraction=0.1, warmup_epochs=0, lr=0.01, model_ema_decay=0.9
-    )
-    configuration = Configuration(spec=spec, train=train)
-    return [report.checkpoint() for report in run(configuration, load_source(configuration))]
-
-
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     @functools.cache
     def make(pooling: str) -> Made:
-        (checkpoint,) = trained(SPECS[pooling])
+        (checkpoint,) = trained(DIGITS_SPECS[pooling])
         out = tmp_path_factory.mktemp("export") / "model"
         with new_folder(Folder.at(str(out))) as folder:
             facts = training_facts(checkpoint, which="best", name="a-run", test_top1=12.5)
@@ -238,7 +202,7 @@ def test_changed_weights_are_refused(copy: Path) -> None:
 
 
 def test_a_changed_config_is_refused(copy: Path) -> None:
-    other = SPECS["2d"].model_copy(update={"patch_size": 1}).model_dump(mode="json")
+    other = DIGITS_SPECS["2d"].model_copy(update={"patch_size": 1}).model_dump(mode="json")
     edit(copy, spec=other)
     assert refused(copy) == (
         f"model folder was changed: spec in config.json is not that of model.safetensors in {copy}"
@@ -423,7 +387,7 @@ def test_the_lines_of_the_card_load_the_model(made: Made) -> None:
 
 
 def test_figures_are_only_given_to_the_weights_they_were_measured_with() -> None:
-    first, last = trained(SPECS["2d"], epochs=2)
+    first, last = trained(DIGITS_SPECS["2d"], epochs=2)
     of_first = training_facts(first, which="best", test_top1=50.0)
     assert of_first.holdout_top1 == first.curve[-1]["metrics"]["holdout/top1"]
     assert of_first.test_top1 is None  # it was measured at the end of the run

@@ -17,15 +17,13 @@ from psvit_ray.export.formats import ConversionError
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import MANIFEST, Checkpoint
-from tests.commands.test_cli import Refused, Run, everything_under, refused, run
-from tests.export.test_export import SPECS, trained
-
-__all__ = ["refused", "run"]  # fixtures
+from tests.helpers.command_line import Refused, Run, everything_under
+from tests.helpers.networks import DIGITS_SPECS, trained
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    (found,) = trained(SPECS["2d"])
+    (found,) = trained(DIGITS_SPECS["2d"])
     return found
 
 

@@ -78,3 +78,13 @@ def write_by_datasets(folder: Path, path: Path) -> None:
     data = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
     path.parent.mkdir(parents=True, exist_ok=True)
     data.to_parquet(str(path))
+
+
+def folder_of(root: Path, *paths: str) -> Path:
+    """A folder with these files, each with its own content. Names that end in / are folders."""
+    for path in paths:
+        there = root / path
+        (there if path.endswith("/") else there.parent).mkdir(parents=True, exist_ok=True)
+        if not path.endswith("/"):
+            there.write_text(path)
+    return root

@@ -22,10 +22,8 @@ from psvit_ray.model.latency import Conditions, LatencyTable, Measured, measure
 from psvit_ray.model.layers import choose_strategy
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.strategies import Judged, check_strategies
-from tests.arch.test_space import SPACES, built, choices, space
-from tests.commands.test_cli import Refused, job, parse, refused, run
-
-__all__ = ["refused", "run"]  # fixtures
+from tests.helpers.command_line import Refused, job, parse
+from tests.helpers.spaces import SPACES, built, choices, space
 
 QUICK = Conditions(batch_size=1, rounds=1, times=1)
 DIGITS = SearchSpace.model_validate(read_recipe("digits")["search"]["space"])

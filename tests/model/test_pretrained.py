@@ -3,53 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.models import VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from psvit_ray.arch.presets import PRESETS
-from psvit_ray.arch.spec import ArchSpec, StageSpec, parse_pattern
 from psvit_ray.model import Loaded, PSViT, load_pretrained
-
-DIM, HIDDEN = 32, 48
-SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 10}
-DEPTH: dict[str, Any] = {"embed_dim": DIM, "depth": 4, "num_heads": 2, "mlp_ratio": HIDDEN / DIM}
-
-
-def vit(**kwargs: Any) -> VisionTransformer:
-    """A DeiT of four layers in which every parameter matters (timm starts biases at 0)."""
-    return with_random_weights(VisionTransformer(**{**SMALL, **DEPTH, **kwargs}))
-
-
-def with_random_weights(model: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 0.2 * noise + (1.0 if parameter.ndim == 1 else 0.0)
-    return model.eval()
-
-
-def spec(pattern: str = "1-1-1-1", *dims: int, **frame: Any) -> ArchSpec:
-    stages = tuple(
-        StageSpec(embed_dim=dim, num_heads=2, hidden_dim=HIDDEN * dim // DIM, share_groups=groups)
-        for dim, groups in zip(dims or (DIM,) * 3, parse_pattern(pattern), strict=False)
-    )
-    return ArchSpec.model_validate({**SMALL, "pooling": "1d", "stages": stages, **frame})
-
-
-def psvit(arch: ArchSpec) -> PSViT:
-    torch.manual_seed(1)
-    return PSViT(arch).eval()
-
-
-def images(size: int = 32) -> Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+from tests.helpers.networks import (
+    DEPTH,
+    DIM,
+    SMALL,
+    images,
+    psvit,
+    spec,
+    vit,
+    with_random_weights,
+)
 
 
 def assert_same_logits(ours: nn.Module, theirs: nn.Module, size: int = 32) -> None:

@@ -40,12 +40,20 @@ from psvit_ray.report.redundancy_picture import redundancy_png
 from psvit_ray.search.record import Point, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
-from tests.commands.test_cli import Refused, Run, job, parse, refused, run
+from tests.helpers.command_line import Refused, Run, job, parse
 from tests.helpers.drawn import drawn_folder
-from tests.model.test_pretrained import psvit, spec, vit, with_random_weights
-from tests.training.test_networks import TIMM, exported, facts_of, saved, timms
+from tests.helpers.networks import (
+    TIMM,
+    exported,
+    facts_of,
+    psvit,
+    saved,
+    spec,
+    timms,
+    vit,
+    with_random_weights,
+)
 
-__all__ = ["refused", "run"]  # fixtures
 nan = math.nan
 
 

@@ -5,36 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.report.comparison import error_ratio, error_ratio_interval, pair
-from psvit_ray.search.record import Point, Record
-from psvit_ray.training.config import Configuration, TrainConfig
-
-
-def record(number: int, pattern: str, dim: int, top1: float) -> Record:
-    stage = {"num_heads": 1, "hidden_dim": dim}
-    spec = ArchSpec.model_validate(
-        {
-            **{"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "pooling": "1d"},
-            "stages": [
-                {**stage, "embed_dim": dim, "share_groups": [int(n) for n in part.split("-")]}
-                for part in pattern.split("|")
-            ],
-        }
-    )
-    return Record(
-        number=number,
-        kind="proposal",
-        params={},
-        configuration=Configuration(spec=spec, train=TrainConfig(epochs=1)),
-        status="completed",
-        curve=(Point(epoch=1, step=1, metrics={"holdout/top1": top1}),),
-    )
+from tests.helpers.records import trained_record
 
 
 def test_the_best_psvit_at_no_more_macs_than_the_best_deit_is_compared() -> None:
-    deits = [record(0, "1-1", 16, 90.0), record(1, "1-1", 32, 95.0)]
-    light, heavy = record(2, "1|1", 16, 96.0), record(3, "2-2|2-2", 64, 99.0)
+    deits = [trained_record(0, "1-1", 16, 90.0), trained_record(1, "1-1", 32, 95.0)]
+    light, heavy = trained_record(2, "1|1", 16, 96.0), trained_record(3, "2-2|2-2", 64, 99.0)
     assert heavy.macs > deits[1].macs > light.macs
     assert pair([light, heavy, *deits], deits) == {"PSViT": light, "DeiT": deits[1]}
     with pytest.raises(ValueError, match="no PSViT trained in full with at most"):

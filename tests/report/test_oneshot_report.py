@@ -31,12 +31,9 @@ from psvit_ray.search.oneshot.scores import Generation, Score, generations
 from psvit_ray.search.record import Kind, Record, Status
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
-from tests.search.test_record import DEIT, record, spec_of
+from tests.helpers.records import DEIT, LARGE, MIDDLE, SMALL, record, score, spec_of
 
 TRACKING = "sqlite:////tmp/mlflow.db"
-SMALL = spec_of((1,), (2,), dim=16)
-MIDDLE = spec_of((1, 1), (2,), dim=16)
-LARGE = spec_of((1, 2), (2,))
 FILES = [
     "candidates.csv",
     "candidates.png",
@@ -45,12 +42,6 @@ FILES = [
     "traits.csv",
     "traits.png",
 ]
-
-
-def score(number: int, top1: float, *, spec: ArchSpec = SMALL, **fields: Any) -> Score:
-    return Score(
-        **{"number": number, "generation": 0, "spec": spec, "loss": 1.0, "top1": top1, **fields}
-    )
 
 
 SCORES = [

@@ -18,7 +18,7 @@ from psvit_ray.search.record import Record, ranking
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.yaml_file import read_yaml
 from psvit_ray.training.config import Configuration, TrainConfig
-from tests.search.test_record import DEIT, PSVIT, record, spec_of
+from tests.helpers.records import DEIT, PSVIT, record, spec_of
 
 TRACKING = "sqlite:////tmp/mlflow.db"
 

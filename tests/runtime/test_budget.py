@@ -17,7 +17,7 @@ from psvit_ray.runtime.session.signals import Heard
 from psvit_ray.runtime.tracking.gauges import DESCRIPTIONS, Gauges
 from psvit_ray.runtime.tune.tuner import Trials, _Stop, run_trials
 from psvit_ray.search.proposals import FixedProposals
-from tests.runtime.test_ray_runs import configured, session
+from tests.helpers.ray_runs import configured, session
 
 
 @pytest.mark.usefixtures("ray_cluster")

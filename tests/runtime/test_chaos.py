@@ -27,25 +27,24 @@ from psvit_ray.runtime.cluster.cluster import LOCAL_SETTINGS
 from psvit_ray.runtime.train import trainer
 from psvit_ray.runtime.train.elastic import Workers
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
-from psvit_ray.search.record import Point, RecordStore
 from psvit_ray.storage.fence import LEASE
-from psvit_ray.storage.folder import Folder
 from psvit_ray.training.engine import load_source, run
-from tests.runtime.test_faults import (
-    PATIENCE_S,
+from tests.helpers.jobs import ROOT, head, train_job, words_of_job
+from tests.helpers.processes import PATIENCE_S, until, wait_until
+from tests.helpers.ray_runs import (
     assert_told_once,
+    configured,
+    curve_of,
     in_ray_train,
+    newest,
     record_of,
+    session,
     steps_saved,
     striking,
-    train_job,
+    train_workers,
     undisturbed_by,
-    words_of_job,
 )
-from tests.runtime.test_ray_jobs import ROOT, head, wait_until
-from tests.runtime.test_ray_runs import configured, newest, session, train_workers
-from tests.runtime.test_tracking import until
-from tests.training.test_training import assert_same_state
+from tests.helpers.training import assert_same_state
 
 pytestmark = pytest.mark.chaos
 RAY = Path(sys.executable).parent / "ray"
@@ -210,11 +209,6 @@ def test_a_worker_that_hangs_again_and_again_ends_the_training_and_is_named(
     named = re.fullmatch(said, trained.record.reason)
     assert named
     assert {named[1], named[2]} == {"0", "1"}
-
-
-def curve_of(run_folder: Path) -> tuple[Point, ...]:
-    """Empty before there is a record."""
-    return next((one.curve for one in RecordStore(Folder(str(run_folder))).all()), ())
 
 
 class Host:

@@ -20,14 +20,11 @@ from psvit_ray.runtime.cluster.host_calls import Host, ask
 from psvit_ray.runtime.doctor import doctor, host_checks
 from psvit_ray.runtime.doctor.bandwidth import Measured, Step
 from psvit_ray.training.config import Configuration, TrainConfig
-from tests.commands.test_cli import job
+from tests.helpers.command_line import job
+from tests.helpers.doctor import CHECKS
 from tests.helpers.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, object_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-CHECKS = [
-    *("answers", "versions", "gpu", "storage", "data", "mlflow"),
-    *("clock", "disk", "shm", "network", "token"),
-]
 
 
 class Said(NamedTuple):

@@ -11,12 +11,8 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,72 +22,42 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import yaml
 from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.runtime.session.session import Resume
 from psvit_ray.runtime.train.elastic import Workers
-from psvit_ray.runtime.train.trainer import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.train.trainer import CHECKPOINTS
 from psvit_ray.runtime.tune.tuner import Outcome, Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
-from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import LEASE, LeaseLost
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training import checkpoint
 from psvit_ray.training.agreement import Hung
-from psvit_ray.training.checkpoint import MANIFEST, Checkpoint
-from psvit_ray.training.config import Configuration
+from psvit_ray.training.checkpoint import MANIFEST
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.execution import Place
-from tests.runtime.test_ray_jobs import ROOT, free_port, wait_until
-from tests.runtime.test_ray_runs import (
+from tests.helpers.jobs import train_job
+from tests.helpers.mlflow_server import Server
+from tests.helpers.processes import PATIENCE_S, free_port, until, wait_until
+from tests.helpers.ray_runs import (
+    TWO_EPOCHS,
+    assert_told_once,
     configured,
+    in_ray_train,
     newest,
     ray_processes,
+    record_of,
     session,
+    steps_saved,
+    striking,
     train_workers,
     undisturbed,
+    undisturbed_by,
 )
-from tests.runtime.test_tracking import Server, until
-from tests.training.test_training import SPEC, assert_same_state, join_group
+from tests.helpers.training import assert_same_state
 
-# 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
-TWO_EPOCHS = {
-    **{"epochs": 2, "warmup_epochs": 1, "batch_size": 48, "micro_batch_size": 1},
-    **{"num_loaders": 1, "checkpoint_steps": 2},
-}
-RECIPE = {"base": SPEC.model_dump(mode="json"), "train": {**TWO_EPOCHS, "model_ema_decay": 0.9}}
-PATIENCE_S = 240
 SECRET = "hunter2xyzzy"
-
-
-def steps_saved(run_folder: Path) -> int:
-    """How far the newest checkpoint is that is whole."""
-    found = sorted((run_folder / CHECKPOINTS).rglob(f"step-*/{MANIFEST}"))
-    return int(found[-1].parent.name.split("-")[1]) if found else 0
-
-
-@contextmanager
-def striking(*blows: Callable[[], bool]) -> Iterator[list[int]]:
-    """One after the other, each as soon as it is possible; gives which have landed."""
-    landed: list[int] = []
-    ended = threading.Event()
-
-    def strike() -> None:
-        for number, blow in enumerate(blows):
-            while not blow():
-                if ended.wait(0.02):
-                    return
-            landed.append(number)
-
-    thread = threading.Thread(target=strike)
-    thread.start()
-    try:
-        yield landed
-    finally:
-        ended.set()
-        thread.join()
 
 
 def signalled(number: int, run_folder: Path, *, workers: int) -> Callable[[], bool]:
@@ -120,45 +86,6 @@ def filled(run_folder: Path, title: str) -> Callable[[], bool]:
         return True
 
     return blow
-
-
-def in_ray_train(
-    folder: Path, configuration: Configuration, workers: Workers, *, patience_s: float = 300
-) -> Trained:
-    with session(folder, num_workers=workers.fewest) as given:
-        return train(
-            given,
-            configuration,
-            workers=workers,
-            resources_per_worker={"CPU": 1},
-            patience_s=patience_s,
-        )
-
-
-def train_in_group(rank: int, world_size: int, folder: str, configuration: Configuration) -> None:
-    join_group(rank, world_size, folder)
-    place = Place(prepare_model=DistributedDataParallel)
-    *_, last = run(configuration, load_source(configuration), place=place)
-    if rank == 0:
-        last.checkpoint().save(Folder(f"{folder}/last"))
-    dist.destroy_process_group()
-
-
-def undisturbed_by(world_size: int, folder: Path, configuration: Configuration) -> Checkpoint:
-    """The same run without Ray."""
-    if world_size == 1:
-        return undisturbed(configuration)
-    folder.mkdir()
-    mp.spawn(train_in_group, (world_size, str(folder), configuration), nprocs=world_size)
-    return checkpoint.load(Folder(str(folder / "last")))
-
-
-def assert_told_once(tracking_uri: str, record: Record) -> None:
-    """MLflow has every point of the curve, once."""
-    client = MlflowClient(tracking_uri)
-    for name in ("epoch", "train/loss", "holdout/top1"):
-        history = client.get_metric_history(record.run_id, name)
-        assert [point.step for point in history] == [point.step for point in record.curve]
 
 
 def freeze_in_group(rank: int, world_size: int, folder: str, frozen: int) -> None:
@@ -338,33 +265,6 @@ class Stopped:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "out" / "a" / CHECKPOINTS
-
-
-def words_of_job(folder: Path, *flags: str) -> list[str]:
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    recipe, storage = str(folder / "recipe.yaml"), str(folder / "out")
-    job = ["jobs/train_psvit.py", "--recipe", recipe, "--storage", storage, "--name", "a"]
-    return [*job, *flags]
-
-
-def train_job(
-    folder: Path, tracking_uri: str, *flags: str, within: Sequence[str] = (), **env: str
-) -> subprocess.Popen[str]:
-    """Started by the words `within`."""
-    words = words_of_job(folder, "--tracking-uri", tracking_uri, *flags)
-    return subprocess.Popen(
-        [*within, sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def record_of(run_folder: Path) -> Record:
-    (record,) = RecordStore(Folder(str(run_folder))).all()
-    return record
 
 
 @pytest.fixture(scope="module")

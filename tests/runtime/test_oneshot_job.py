@@ -14,25 +14,25 @@ import ray
 import yaml
 from mlflow import MlflowClient
 
-from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.export import model_folder
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.budget import Budget
 from psvit_ray.runtime.tune.tuner import Trials
 from psvit_ray.search.oneshot.evolution import FixedSpecs
-from psvit_ray.search.oneshot.scores import Score, ScoreStore
+from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.oneshot.subnets import load_supernet
-from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
-from tests.commands.test_cli import job, parse
-from tests.runtime import test_ray_jobs
-from tests.runtime.test_ray_runs import session
+from tests.helpers import jobs
+from tests.helpers.command_line import job, parse
+from tests.helpers.oneshot import by_spec, timeless
+from tests.helpers.ray_runs import session
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 300
@@ -52,30 +52,11 @@ FLAGS = (
 
 
 def tune(folder: Path, *flags: str) -> subprocess.Popen[str]:
-    return test_ray_jobs.tune(folder, *FLAGS, *flags, content=RECIPE)
+    return jobs.tune(folder, *FLAGS, *flags, content=RECIPE)
 
 
 def found(folder: Path) -> Folder:
     return Folder(str(folder / "out" / "a"))
-
-
-def outcome(record: Record) -> tuple[Any, ...]:
-    """What a training came to, but for times."""
-    losses = [point.metrics["holdout/loss"] for point in record.curve]
-    return record.kind, record.status, record.top1, losses, record.test_correct
-
-
-def timeless(scores: list[Score]) -> list[Score]:
-    return [score.model_copy(update={"seconds": 0.0}) for score in scores]
-
-
-def by_spec(folder: Folder) -> dict[ArchSpec, list[tuple[Any, ...]]]:
-    """Outcomes in the order in which they were proposed. Keys of those that inherit differ, as
-    their folders do."""
-    outcomes: dict[ArchSpec, list[tuple[Any, ...]]] = {}
-    for record in RecordStore(folder).all():
-        outcomes.setdefault(record.configuration.spec, []).append(outcome(record))
-    return outcomes
 
 
 def kill_when(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:

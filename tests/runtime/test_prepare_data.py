@@ -35,7 +35,7 @@ from psvit_ray.runtime.batch import prepare as runtime
 from psvit_ray.runtime.batch.prepare import check_out, prepare
 from psvit_ray.runtime.session.session import Resume
 from psvit_ray.storage.folder import Folder
-from tests.commands.test_cli import job
+from tests.helpers.command_line import job
 from tests.helpers.drawn import CLASS_NAMES, drawn, drawn_folder
 from tests.helpers.object_store import ACCESS_KEY, SECRET_KEY, object_store
 from tests.helpers.stored import as_rows, contents, write_parquet

@@ -5,57 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
-from mlflow import MlflowClient
 
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
-
-ROOT = Path(__file__).parents[2]
-PATIENCE_S = 240
-RECIPE = {
-    "train": {"epochs": 5, "warmup_epochs": 1, "data_fraction": 0.6},
-    "search": {
-        "num_trials": 7,
-        "baselines": 1,
-        "grace_epochs": 2,
-        "overrides": {"lr": {"low": 0.001, "high": 0.01, "log": True}},
-        "space": {
-            **{"img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": [2]},
-            **{"pooling": ["1d", "2d"], "num_stages": [2]},
-            "stages": [{"depth": [1, 2], "embed_dim": [16, 32], "head_dim": [16], "mlp_ratio": [2]}]
-            * 2,
-        },
-    },
-}
-
-
-def tune(folder: Path, *flags: str, content: Mapping[str, Any] = RECIPE) -> subprocess.Popen[str]:
-    recipe = folder / "small.yaml"
-    recipe.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "jobs/tune_psvit.py", "--recipe", str(recipe)]
-    return subprocess.Popen(
-        [*command, "--storage", str(folder / "out"), "--name", "a", *flags],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+from tests.helpers.jobs import ROOT, SEARCH_RECIPE, check_mlflow, head, status, tune
+from tests.helpers.processes import PATIENCE_S, wait_until
 
 
 def records(folder: Path) -> list[Record]:
@@ -65,14 +26,6 @@ def records(folder: Path) -> list[Record]:
 def ended(folder: Path) -> dict[str, Record]:
     done = ("completed", "stopped", "failed")
     return {record.key: record for record in records(folder) if record.status in done}
-
-
-def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-    patience = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < patience
-        time.sleep(0.05)
 
 
 def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
@@ -111,28 +64,6 @@ def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: P
     check_mlflow(f"sqlite:///{tmp_path}/out/mlflow.db", final)
 
 
-def check_mlflow(uri: str, final: dict[str, Record]) -> None:
-    """One parent, one run a configuration, no point twice, none missing, nothing RUNNING."""
-    client = MlflowClient(uri)
-    (experiment,) = (e for e in client.search_experiments() if e.name == "psvit/digits")
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    roles = Counter(run.data.tags["psvit.role"] for run in runs)
-    assert roles == {"search": 1, "configuration": len(final)}
-    assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
-    (parent,) = (run for run in runs if run.data.tags["psvit.role"] == "search")
-    names = {frozenset(run.data.params) for run in runs if run is not parent}
-    assert len(names) == 1
-    for run in runs:
-        if run is parent:
-            continue
-        record = final[run.data.tags["psvit.key"]]
-        assert run.info.run_id == record.run_id
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        for name in ("holdout/top1", "train/loss", "epoch"):
-            points = client.get_metric_history(run.info.run_id, name)
-            assert sorted(point.step for point in points) == [p.step for p in record.curve]
-
-
 def test_best_yaml_and_the_report_come_from_the_record_alone(tmp_path: Path) -> None:
     search = tune(tmp_path, "--num-trials", "3", "--epochs", "2", "--max-concurrent", "1")
     said = search.communicate(timeout=PATIENCE_S)[0]
@@ -149,54 +80,6 @@ def test_best_yaml_and_the_report_come_from_the_record_alone(tmp_path: Path) -> 
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
-def free_port() -> int:
-    with socket.socket() as given:
-        given.bind(("127.0.0.1", 0))
-        return int(given.getsockname()[1])
-
-
-@contextmanager
-def head(folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """A Ray head of our own, ended with its children; gives its dashboard's address."""
-    ports = {
-        name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")
-    }
-    ray = str(Path(sys.executable).parent / "ray")
-    process = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=true"]
-        + ["--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
-        + [f"--{name}={port}" for name, port in ports.items()],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    try:
-        patience = time.monotonic() + PATIENCE_S
-        while status(f"{address}/api/gcs_healthz") != 200:
-            assert process.poll() is None
-            assert time.monotonic() < patience
-            time.sleep(0.5)
-        yield address
-    finally:
-        top = psutil.Process(process.pid)
-        ours = [top, *top.children(recursive=True)]
-        for one in ours:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        process.wait(30)
-
-
-def status(url: str, **headers: str) -> int:
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        return int(urllib.request.urlopen(request, timeout=5).status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0
-
-
 def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: Path) -> None:
     token = "0123456789abcdef" * 2
     variables: dict[str, Any] = {
@@ -208,7 +91,7 @@ def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: 
     variables.pop("RAY_ADDRESS", None)
     storage = tmp_path / "out"
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    recipe.write_text(yaml.safe_dump(SEARCH_RECIPE))
     job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "3"]
     with head(Path(f"/tmp/psvit{os.getpid()}"), variables) as address:
         assert status(f"{address}/api/jobs/") == 401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sqlite3
@@ -17,53 +16,24 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import Launch, Session, opened
 from psvit_ray.runtime.train.elastic import Workers
-from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
+from psvit_ray.runtime.train.trainer import CHECKPOINTS
 from psvit_ray.runtime.tune.asha import Halving
 from psvit_ray.runtime.tune.tuner import Outcome, Trials, run_trials
 from psvit_ray.search.proposals import FixedProposals
-from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.checkpoint import Checkpoint, Kept
-from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run, source_of
-from tests.training.test_training import SPEC, assert_same_state
+from psvit_ray.training.config import Configuration
+from tests.helpers.ray_runs import (
+    configured,
+    in_ray_train,
+    newest,
+    session,
+    train_workers,
+    undisturbed,
+)
+from tests.helpers.training import assert_same_state
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def configured(**changes: object) -> Configuration:
-    train = TrainConfig.model_validate(
-        {"epochs": 3, "warmup_epochs": 1, "drop_path": 0.1, "model_ema_decay": 0.9, **changes}
-    )
-    return Configuration(spec=SPEC, train=train)
-
-
-@contextmanager
-def session(
-    folder: Path, name: str = "a", num_workers: int = 1, **launch: object
-) -> Iterator[Session]:
-    with opened(
-        Launch.model_validate({"storage": str(folder), "name": name, **launch}),
-        default_name="unused",
-        identity={},
-        source=source_of(TrainConfig()),
-        num_workers=num_workers,
-        resources=WorkerResources(),
-    ) as given:
-        yield given
-
-
-def in_ray_train(folder: Path, configuration: Configuration, *, num_workers: int) -> Record:
-    with session(folder, num_workers=num_workers) as given:
-        return train(
-            given,
-            configuration,
-            workers=Workers(num_workers, num_workers),
-            resources_per_worker={"CPU": 1},
-        ).record
 
 
 def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> Outcome:
@@ -77,22 +47,11 @@ def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int =
         )
 
 
-def undisturbed(configuration: Configuration) -> Checkpoint:
-    *_, last = run(configuration, load_source(configuration))
-    return last.checkpoint()
-
-
-def newest(checkpoints: Path) -> Checkpoint:
-    found = Kept(Folder(str(checkpoints))).newest()
-    assert found is not None
-    return found
-
-
 def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path) -> None:
     configuration = configured()
     alone = undisturbed(configuration)
 
-    record = in_ray_train(tmp_path / "train", configuration, num_workers=1)
+    record = in_ray_train(tmp_path / "train", configuration, Workers(1, 1)).record
     assert record.status == "completed"
     assert_same_state(newest(tmp_path / "train" / "a" / CHECKPOINTS), alone)
 
@@ -110,7 +69,7 @@ def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path
 
 
 def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
-    record = in_ray_train(tmp_path, configured(), num_workers=1)
+    record = in_ray_train(tmp_path, configured(), Workers(1, 1)).record
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_of = client.get_run(record.run_id)
     assert run_of.info.status == "FINISHED"
@@ -119,23 +78,6 @@ def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
     assert [(m.step, m.value) for m in history] == [
         (p.step, p.metrics["holdout/top1"]) for p in record.curve
     ]
-
-
-def ray_processes(title: str) -> list[psutil.Process]:
-    """Of this session's Ray."""
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            # A loader's process is forked, and bears the title of the one that it works for.
-            if title in " ".join(process.cmdline()) and process.ppid() not in found:
-                found[process.pid] = process
-    return list(found.values())
-
-
-def train_workers(num_workers: int) -> list[psutil.Process]:
-    """The processes of a Ray Train worker group, once all are there."""
-    found = ray_processes("RayTrainWorker")
-    return found if len(found) == num_workers else []
 
 
 @contextmanager
@@ -239,7 +181,7 @@ def test_a_run_whose_output_nobody_reads_any_more_is_tracked_to_its_end(
     closed = os.fdopen(writer, "w")
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
-        record = in_ray_train(tmp_path, configured(epochs=12), num_workers=1)
+        record = in_ray_train(tmp_path, configured(epochs=12), Workers(1, 1)).record
     with pytest.raises(BrokenPipeError):
         closed.close()  # what was printed there is still in its buffer
     assert (record.status, record.epochs_done) == ("completed", 12)

@@ -9,14 +9,9 @@ import math
 import os
 import random
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,6 +31,8 @@ from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import Configuration, TrainConfig
+from tests.helpers.mlflow_server import Server
+from tests.helpers.processes import free_port, until
 
 STAGES = (
     StageSpec(embed_dim=16, num_heads=2, hidden_dim=32, share_groups=(2,)),
@@ -118,13 +115,6 @@ def everything(experiment: Experiment, run: Run) -> dict[str, list[tuple[int, fl
         steps = [step for step, _ in history]
         assert len(steps) == len(set(steps)), name
     return found
-
-
-def until(true: Callable[[], bool], patience_s: float = 120) -> None:
-    deadline = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_search_is_one_parent_and_a_child_for_each_configuration(
@@ -389,12 +379,6 @@ def test_a_machine_without_git_tracks_all_the_same(
     assert "mlflow.source.git.commit" not in run.data.tags
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_stays_down_costs_little_time_and_is_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -413,42 +397,6 @@ def test_a_server_that_stays_down_costs_little_time_and_is_counted(
     ours = [one for one in caplog.records if one.name == mlflow_tracker.__name__]
     assert len(ours) == 1  # one line an outage
     assert "hunter2" not in caplog.text + str(none.value)
-
-
-class Server:
-    """A real tracking server that can be down."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        database = f"sqlite:///{self.folder}/server.db"
-        command = ["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", database]
-        self.process = subprocess.Popen(
-            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(self.port)],
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-
-    def answers(self) -> bool:
-        try:
-            check(self.uri)
-        except ValueError:
-            return False
-        return True
-
-    def stop(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)  # its workers too: the session is its own
-            self.process.wait()
 
 
 @pytest.fixture

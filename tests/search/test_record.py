@@ -7,18 +7,13 @@ import math
 import os
 import random
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.runtime.session import session
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import (
-    Kind,
-    Point,
     Record,
     RecordStore,
     Status,
@@ -29,7 +24,7 @@ from psvit_ray.search.record import (
     ranking,
 )
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, TrainConfig
+from tests.helpers.records import BAD_JSON, DEIT, record, spec_of
 
 STATUSES: tuple[Status, ...] = (
     "pending",
@@ -39,44 +34,6 @@ STATUSES: tuple[Status, ...] = (
     "stopped",
     "failed",
 )
-
-
-def spec_of(*groups: tuple[int, ...], dim: int = 32, pooling: Any = "2d") -> ArchSpec:
-    stages = tuple(
-        StageSpec(embed_dim=dim, num_heads=2, hidden_dim=2 * dim, share_groups=group)
-        for group in groups
-    )
-    images = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10}
-    return ArchSpec(**images, pooling=pooling, stages=stages)
-
-
-PSVIT = spec_of((2, 1), (2,))
-DEIT = spec_of((1, 1, 1, 1), pooling="1d")
-
-
-def record(
-    number: int,
-    top1: Sequence[float] = (),
-    *,
-    spec: ArchSpec = PSVIT,
-    status: Status = "completed",
-    kind: Kind = "proposal",
-    **fields: Any,
-) -> Record:
-    """Its number is its seed, so that each has another key."""
-    points = [
-        Point(epoch=epoch, step=10 * epoch, metrics={"holdout/top1": value, "train/loss": 0.1})
-        for epoch, value in enumerate(top1, start=1)
-    ]
-    return Record(
-        number=number,
-        kind=kind,
-        params={"stage1.depth": 3, "stage1.mlp_ratio": 2.0, "pooling": "2d", "lr": 0.003},
-        configuration=Configuration(spec=spec, train=TrainConfig(seed=number)),
-        status=status,
-        curve=tuple(points),
-        **fields,
-    )
 
 
 def test_a_record_comes_back_from_json_as_it_was_also_where_training_diverged() -> None:
@@ -126,19 +83,6 @@ def test_a_reader_beside_a_writer_sees_whole_records_only(tmp_path: Path) -> Non
         assert Record.model_validate_json(held.read()) == old
     assert store.all() == [new]
     assert len(list((tmp_path / "record").iterdir())) == 1
-
-
-BAD_JSON: dict[str, bytes] = {
-    "empty": b"",
-    "half": b'{"search_id": "x", "num',
-    "a list": b"[]",
-    "null": b"null",
-    "a number": b"3",
-    "not UTF-8": b'{"search_id": "\xff"}',
-    "nested without end": b"[" * 100_000,
-    "another object": b'{"a": 1}',
-}
-"""What stands in a file that was cut, emptied or edited."""
 
 
 @pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)

@@ -21,7 +21,7 @@ from psvit_ray.training.checkpoint import Checkpoint, Kept, saved
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from tests.helpers.power import Disk, Killed, watched
-from tests.training.test_training import SPEC
+from tests.helpers.training import SPEC
 
 EPOCHS = 2
 IDENTITY = {"what": "a run"}

@@ -14,9 +14,8 @@ from psvit_ray.report.rank_correlation import agreement, tau
 from psvit_ray.search.oneshot.scores import Score, ScoreStore
 from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
-from tests.commands.test_cli import job, parse
-from tests.report.test_comparison import record
-from tests.search.test_record import spec_of
+from tests.helpers.command_line import job, parse
+from tests.helpers.records import spec_of, trained_record
 
 
 def test_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse() -> None:
@@ -143,7 +142,7 @@ def test_a_study_trains_every_architecture_in_every_way(
 
 def test_a_study_of_one_seed_so_far_is_not_judged(tmp_path: Path) -> None:
     """A deviation between seeds is not known of one."""
-    records = [record(number, "1|1", 16 + number, 50.0 + number) for number in range(8)]
+    records = [trained_record(number, "1|1", 16 + number, 50.0 + number) for number in range(8)]
     scores = [Score(number=r.number, generation=0, spec=r.configuration.spec, loss=1.0, top1=50.0)
               for r in records]  # fmt: skip
     said = write([score.spec for score in scores], [scores], records, Folder(str(tmp_path)))

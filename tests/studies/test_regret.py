@@ -16,11 +16,8 @@ from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
-from tests.commands.test_cli import Run, job, refused, run
-from tests.report.test_oneshot_report import LARGE, MIDDLE, SMALL, score
-from tests.search.test_record import record, spec_of
-
-__all__ = ["refused", "run"]  # fixtures
+from tests.helpers.command_line import Run, job
+from tests.helpers.records import LARGE, MIDDLE, SMALL, record, score, spec_of
 
 TOP1 = {SMALL: (80.0, 84.0), MIDDLE: (90.0, 94.0), LARGE: (97.0, 89.0)}
 MEANS = {SMALL: 82.0, MIDDLE: 92.0, LARGE: 93.0}

@@ -22,8 +22,8 @@ from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
-from tests.search.test_record import BAD_JSON
-from tests.training.test_training import SPEC, assert_same_state
+from tests.helpers.records import BAD_JSON
+from tests.helpers.training import SPEC, assert_same_state
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run
 from psvit_ray.training.state import build_model
-from tests.data.test_loader import IMAGENET, Pictures
+from tests.helpers.pictures import IMAGENET, Pictures
 
 IMAGES, STEPS = 30, 50  # an epoch is one step, so that each step's loss is reported
 DEIT = ArchSpec.model_validate(

@@ -16,8 +16,16 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.loss import DistillationKind, Teacher, distillation_loss
-from tests.model.test_pretrained import spec, with_random_weights
-from tests.training.test_networks import NAMES, TIMM, exported, facts_of, saved, timms
+from tests.helpers.networks import (
+    NAMES,
+    TIMM,
+    exported,
+    facts_of,
+    saved,
+    spec,
+    timms,
+    with_random_weights,
+)
 
 CPU = torch.device("cpu")
 

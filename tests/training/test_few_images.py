@@ -32,9 +32,9 @@ from psvit_ray.training.engine import check_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Place
 from psvit_ray.training.paths import PathSampler
+from tests.helpers.networks import exported, facts_of
 from tests.helpers.stored import write_parquet
-from tests.training.test_networks import exported, facts_of
-from tests.training.test_training import join_group
+from tests.helpers.training import join_group
 
 MOST_IMAGES, MOST_IN_A_BATCH = 40, 9
 CLASS_NAMES = ("a", "b", "c")

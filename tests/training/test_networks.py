@@ -9,57 +9,23 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-import safetensors.torch
 import timm
 import torch
 from torch import nn
 
-from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.export.networks import Network, load_network
 from psvit_ray.model import PSViT
-from psvit_ray.training.checkpoint import RunFacts
-from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.exporting import export_checkpoint, training_facts
 from psvit_ray.training.state import State
-from tests.model.test_pretrained import spec, with_random_weights
-
-NAMES = tuple("0123456789")
-TIMM = "timm:test_vit.r160_in1k"  # timm's smallest
-
-
-def facts_of(arch: ArchSpec, class_names: tuple[str, ...] = NAMES, **train: Any) -> RunFacts:
-    mean, std = train.pop("mean", (0.4, 0.5, 0.6)), train.pop("std", (0.2, 0.2, 0.3))
-    return RunFacts(
-        configuration=Configuration(spec=arch, train=TrainConfig(**train)),
-        class_names=class_names,
-        preprocessing=Preprocessing(
-            img_size=arch.img_size, in_chans=arch.in_chans, mean=mean, std=std
-        ),
-    )
-
-
-def exported(folder: Path, facts: RunFacts) -> PSViT:
-    """Writes the folder of a network with random weights, and returns the network."""
-    state = State.of(facts, torch.device("cpu"), None)
-    assert isinstance(state.model, PSViT)
-    with_random_weights(state.model)  # in evaluation mode, too
-    checkpoint = state.checkpoint()
-    folder.mkdir()
-    export_checkpoint(folder, checkpoint, training_facts(checkpoint, which="last"))
-    return state.model
-
-
-def timms(num_classes: int = 1000) -> nn.Module:
-    return with_random_weights(timm.create_model("test_vit", num_classes=num_classes))
-
-
-def saved(path: Path, content: Any) -> str:
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(content, path)
-    else:
-        torch.save(content, path)
-    return str(path)
+from tests.helpers.networks import (
+    NAMES,
+    TIMM,
+    exported,
+    facts_of,
+    saved,
+    spec,
+    timms,
+    with_random_weights,
+)
 
 
 def assert_has_the_weights_of(network: Network, model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.state import facts_of
-from tests.training.test_training import join_group
+from tests.helpers.training import join_group
 
 SPACE = SearchSpace.model_validate(
     {

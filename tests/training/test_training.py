@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Callable
@@ -19,27 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.agreement import Hung, Request
-from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import Report, load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Place
 from psvit_ray.training.state import build_model, facts_of
 from psvit_ray.training.steps import Diverged
+from tests.helpers.training import SPEC, assert_same, assert_same_state, join_group, timeless
 
-SPEC = ArchSpec.model_validate(
-    {
-        "img_size": 8,
-        "patch_size": 2,
-        "in_chans": 1,
-        "num_classes": 10,
-        "pooling": "2d",
-        "stages": [
-            {"embed_dim": 16, "num_heads": 2, "hidden_dim": 32, "share_groups": [2]},
-            {"embed_dim": 24, "num_heads": 2, "hidden_dim": 48, "share_groups": [1]},
-        ],
-    }
-)
 EVERYTHING = TrainConfig(
     epochs=3,
     warmup_epochs=1,
@@ -57,29 +43,6 @@ EVERYTHING = TrainConfig(
     data_fraction=0.4,
     checkpoint_steps=5,
 )
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-def assert_same_state(ours: Checkpoint, theirs: Checkpoint) -> None:
-    assert (ours.epoch, ours.step, ours.progress) == (theirs.epoch, theirs.step, theirs.progress)
-    assert timeless(ours.curve) == timeless(theirs.curve)
-    for name in ("model", "ema"):
-        assert_same(getattr(ours, name), getattr(theirs, name))
-    moments = [
-        [list(values.values()) for values in one.optimizer["state"].values()]
-        for one in (ours, theirs)
-    ]
-    assert_same(*moments)
-
-
-def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    curve = copy.deepcopy(curve)
-    for point in curve:
-        del point["metrics"]["perf/img_per_s"], point["metrics"]["perf/data_wait"]
-    return curve
 
 
 @pytest.mark.parametrize("extra", [{}, {"num_loaders": 2, "grad_checkpointing": True}])
@@ -143,13 +106,6 @@ def test_a_checkpoint_is_due_when_its_minutes_are_over() -> None:
     configuration = Configuration(spec=SPEC, train=train)
     steps = [report.step for report in run(configuration, load_source(configuration))]
     assert steps == [*range(10), 10, *range(10, 20), 20]
-
-
-def join_group(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
-    )
 
 
 def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:

@@ -5,51 +5,21 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
 
-from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import GlobalBatchSampler, Images, joined, train_loader
-from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import Report, load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.state import facts_of
 from psvit_ray.training.steps import TooManyBadImages
-from tests.data.test_images import BAD, ODD
 from tests.helpers.drawn import drawn_folder
+from tests.helpers.pictures import BAD, ODD
 from tests.helpers.stored import as_rows, write_by_datasets, write_parquet
-from tests.training.test_training import assert_same_state
-
-CONFIG = TrainConfig(
-    epochs=2,
-    warmup_epochs=1,
-    batch_size=24,
-    mixup=0.2,
-    train_crop_mode="rrc",
-    hflip=0.5,
-    aa="rand-m9-mstd0.5-inc1",
-    reprob=0.25,
-    num_loaders=2,
-    checkpoint_every=0,
-)
-
-
-def configured(data: Path, classes: int, **changes: Any) -> Configuration:
-    spec = ArchSpec.model_validate(
-        {
-            **{"img_size": 32, "patch_size": 8, "num_classes": classes, "pooling": "2d"},
-            "stages": [
-                {"embed_dim": 16, "num_heads": 2, "hidden_dim": 32, "share_groups": [2]},
-                {"embed_dim": 24, "num_heads": 2, "hidden_dim": 48, "share_groups": [1]},
-            ],
-        }
-    )
-    train = CONFIG.model_copy(update={"data": str(data), **changes})
-    return Configuration(spec=spec, train=train)
+from tests.helpers.training import assert_same_state, configured_for
 
 
 def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights(
@@ -64,7 +34,7 @@ def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights
         write_parquet(tmp_path / "parquet" / f"{split}.parquet", *as_rows(there), row_group_size=7)
     runs = {}
     for kind in ("folder", "parquet", "datasets"):
-        configuration = configured(tmp_path / kind, 4)
+        configuration = configured_for(tmp_path / kind, 4)
         source = load_source(configuration)
         facts = facts_of(configuration, source)
         images = Images(source.train, facts.preprocessing, augmentation=configuration.train)
@@ -101,7 +71,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
-    configuration = configured(spoilt, 10, batch_size=64)
+    configuration = configured_for(spoilt, 10, batch_size=64)
     source = load_source(configuration)
     process = psutil.Process()
     before = process.memory_info().rss
@@ -117,7 +87,7 @@ def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
 
 
 def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path) -> None:
-    configuration = configured(spoilt, 10, max_bad_fraction=0.005)
+    configuration = configured_for(spoilt, 10, max_bad_fraction=0.005)
     said = r"more than 0.005 of the training images cannot be read: (\d+) of \d+ up to step \d+; .+"
     reports: list[Report] = []
     with pytest.raises(TooManyBadImages) as error:
@@ -131,7 +101,7 @@ def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path)
 
 def test_a_broken_image_counts_as_wrong_in_evaluation(spoilt: Path, tmp_path: Path) -> None:
     shutil.copytree(spoilt, tmp_path / "data")
-    configuration = configured(tmp_path / "data", 10)
+    configuration = configured_for(tmp_path / "data", 10)
     source = load_source(configuration)
     preprocessing = facts_of(configuration, source).preprocessing
     label = int(source.holdout.labels[3])
