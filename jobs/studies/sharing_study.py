@@ -92,7 +92,7 @@ def proposal(where: str) -> SharingProposal:
         content = folder.read(redundancy.JSON)
     except OSError as error:
         raise ValueError(
-            f"redundancy must be readable, got {folder}: {files.reason(error)}"
+            f"redundancy must be readable, got {folder}: {files.error_text(error)}"
         ) from None
     if content is None:
         raise ValueError(

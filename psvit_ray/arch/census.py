@@ -22,7 +22,7 @@ class Size(Value):
     exact: bool
 
 
-def interval(hits: int, draws: int) -> tuple[float, float]:
+def wilson_interval(hits: int, draws: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927)."""
     z = 1.959964
     share, spread = hits / draws, z * z / draws
@@ -38,10 +38,10 @@ Draw = tuple[ArchSpec, list[StageClass]]
 class Census:
     """Counts and draws over all the frames of a space."""
 
-    MOST_WORK = 2_000_000  # options that an exact count may look at: about two seconds
+    MAX_WORK = 2_000_000  # options that an exact count may look at: about two seconds
     DRAWS = 50_000  # for an estimate: half a second, within 0.5 % of the space
     REJECTIONS = 20  # draws from everything before counting what is within limits
-    MOST_DRAWS = 500_000  # where counting is too much work: some ten seconds
+    MAX_DRAWS = 500_000  # where counting is too much work: some ten seconds
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
@@ -63,7 +63,7 @@ class Census:
         """From draws with a fixed seed."""
         rng, whole = random.Random(0), sum(self.sizes)
         hits = sum(self._draw(rng, limits) is not None for _ in range(self.DRAWS))
-        low, high = interval(hits, self.DRAWS)
+        low, high = wilson_interval(hits, self.DRAWS)
         return Size(
             count=round(Fraction(hits, self.DRAWS) * whole),
             low=math.floor(Fraction(low) * whole),
@@ -98,11 +98,11 @@ class Census:
         return self._any[limits]
 
     def _draw_rare(self, rng: random.Random, limits: Limits) -> Draw:
-        for _ in range(self.MOST_DRAWS):
+        for _ in range(self.MAX_DRAWS):
             if drawn := self._draw(rng, limits):
                 return drawn
         raise ValueError(
-            f"limits ({limits}) are met by none of {self.MOST_DRAWS:,} draws from a space too "
+            f"limits ({limits}) are met by none of {self.MAX_DRAWS:,} draws from a space too "
             f"large to count; give fewer choices or wider limits"
         )
 
@@ -115,10 +115,10 @@ class Census:
         """Each frame's tally and its count; None if counting is too much work. The latest is kept,
         as draws under the same limits follow each other."""
         if limits != self._limits:
-            work, latest = self.MOST_WORK, []
+            work, latest = self.MAX_WORK, []
             try:
                 for frame in self.frames:
-                    tally = Tally(frame, *limits.most)
+                    tally = Tally(frame, *limits.bounds)
                     count, work = tally.count(work)
                     latest.append((tally, count))
                 self._latest = latest

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from psvit_ray.arch.counting import StageClass, compositions, draw_composition
-from psvit_ray.arch.spec import MOST_LAYERS, MOST_WIDTH, Finite, Layers, StageSpec, Value, Width
+from psvit_ray.arch.spec import MAX_LAYERS, MAX_WIDTH, Finite, Layers, StageSpec, Value, Width
 from psvit_ray.text.messages import shortened
 
-MOST_CHOICES = MOST_LAYERS
+MAX_CHOICES = MAX_LAYERS
 """Choices of one thing: as many as there are depths."""
-MOST_OF_A_LIST = 200
+MAX_LIST_LENGTH = 200
 Parameter = int | float | str
 Choose = Callable[[str, tuple[Parameter, ...]], Parameter]
 """Takes a decision: its name and its choices to one of them."""
@@ -25,18 +25,18 @@ T = TypeVar("T")
 
 def distinct(choices: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(choices)) < len(choices):
-        raise ValueError(f"choices must be distinct, got {listed(choices)}")
+        raise ValueError(f"choices must be distinct, got {format_choices(choices)}")
     return choices
 
 
-def listed(choices: Sequence[Any]) -> str:
-    return shortened(", ".join(str(choice) for choice in choices), MOST_OF_A_LIST)
+def format_choices(choices: Sequence[Any]) -> str:
+    return shortened(", ".join(str(choice) for choice in choices), MAX_LIST_LENGTH)
 
 
 Choices = Annotated[
-    tuple[T, ...], Field(min_length=1, max_length=MOST_CHOICES), AfterValidator(distinct)
+    tuple[T, ...], Field(min_length=1, max_length=MAX_CHOICES), AfterValidator(distinct)
 ]
-Ratio = Annotated[Finite, Field(strict=True, gt=0, le=MOST_WIDTH)]
+Ratio = Annotated[Finite, Field(strict=True, gt=0, le=MAX_WIDTH)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
@@ -64,20 +64,20 @@ class StageChoices(Value):
         for dim in self.embed_dim:
             hidden = [dim * ratio for ratio in self.mlp_ratio]
             for ratio, width in zip(self.mlp_ratio, hidden, strict=True):
-                if not whole(width):
+                if not is_whole(width):
                     raise ValueError(
                         f"embed_dim * mlp_ratio must be a whole number: {dim} * {ratio} is {width};"
                         f" nearest mlp_ratio is {max(1, round(width)) / dim}"
                     )
-                if round(width) > MOST_WIDTH:
+                if round(width) > MAX_WIDTH:
                     raise ValueError(
-                        f"embed_dim * mlp_ratio must be at most {MOST_WIDTH:,}: {dim} * {ratio} is "
+                        f"embed_dim * mlp_ratio must be at most {MAX_WIDTH:,}: {dim} * {ratio} is "
                         f"{width:,.0f}"
                     )
             if len({round(width) for width in hidden}) < len(hidden):
                 raise ValueError(
                     f"mlp_ratio: choices must give distinct hidden widths, "
-                    f"got {listed(self.mlp_ratio)} with embed_dim {dim}"
+                    f"got {format_choices(self.mlp_ratio)} with embed_dim {dim}"
                 )
         return self
 
@@ -175,5 +175,5 @@ class StageChoices(Value):
         }
 
 
-def whole(number: float) -> bool:
+def is_whole(number: float) -> bool:
     return math.isclose(number, round(number), rel_tol=1e-9) and number > 0.5

@@ -29,7 +29,7 @@ class Limits(Value):
     max_params: Count | None = None
 
     @property
-    def most(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
         """MACs and parameters."""
         return self.max_macs or math.inf, self.max_params or math.inf
 
@@ -37,7 +37,7 @@ class Limits(Value):
         return self.allows_cost(cost(spec))
 
     def allows_cost(self, cost: Cost) -> bool:
-        macs, params = self.most
+        macs, params = self.bounds
         return cost.macs <= macs and cost.params <= params
 
 

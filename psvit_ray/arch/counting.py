@@ -131,8 +131,8 @@ class Branch(NamedTuple):
     by_macs: Ladder
     by_params: Ladder
     size: int
-    least: Cost
-    most: Cost
+    minimum: Cost
+    maximum: Cost
 
 
 class Tally:

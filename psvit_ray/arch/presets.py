@@ -22,7 +22,7 @@ pool and keep more layers on the large grid: 2.3 times DeiT's parameters.
 from __future__ import annotations
 
 from psvit_ray.arch.spec import ArchSpec, Pooling, StageSpec, parse_pattern
-from psvit_ray.text.messages import nearest, shown
+from psvit_ray.text.messages import nearest, short_repr
 
 
 def _spec(pooling: Pooling, pattern: str, *dims: int) -> ArchSpec:
@@ -52,5 +52,5 @@ def preset(name: str) -> ArchSpec:
     """The spec of that name. Raises ValueError, with the nearest name, if there is none."""
     if name not in PRESETS:
         near = nearest(name, PRESETS)
-        raise ValueError(f"no preset is called {shown(name)}; nearest is {near!r}")
+        raise ValueError(f"no preset is called {short_repr(name)}; nearest is {near!r}")
     return PRESETS[name]

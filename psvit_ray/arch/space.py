@@ -13,21 +13,21 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from psvit_ray.arch.census import Census, Size
 from psvit_ray.arch.choices import (
-    MOST_CHOICES,
+    MAX_CHOICES,
     Choices,
     Choose,
     Flag,
     Parameter,
     StageChoices,
     distinct,
-    listed,
-    whole,
+    format_choices,
+    is_whole,
 )
 from psvit_ray.arch.cost import Limits, count_macs, count_params
 from psvit_ray.arch.counting import Frame
 from psvit_ray.arch.spec import (
-    MOST_LAYERS,
-    MOST_STAGES,
+    MAX_LAYERS,
+    MAX_STAGES,
     ArchSpec,
     Channels,
     Classes,
@@ -36,13 +36,13 @@ from psvit_ray.arch.spec import (
     PoolOp,
     Value,
 )
-from psvit_ray.text.messages import shown
+from psvit_ray.text.messages import short_repr
 
 __all__ = ["Limits", "Parameter", "SearchSpace", "Size", "StageChoices"]
 
 
-NumStages = Annotated[int, Field(strict=True, ge=1, le=MOST_STAGES)]
-MOST_CLASSES_OF_COST = 1_000_000
+NumStages = Annotated[int, Field(strict=True, ge=1, le=MAX_STAGES)]
+MAX_COST_CLASSES = 1_000_000
 """Classes of equal cost that a space may have, over all its grids, pool operators and numbers of
 stages: counting them takes about a second and 100 MB. A space of three stages with 12 depths,
 8 widths and 3 ratios in each has 0.1 million."""
@@ -62,8 +62,8 @@ class SearchSpace(Value):
     pooling: Choices[Pooling]
     pool_op: Choices[PoolOp] = ("conv",)
     layer_scale: Flag = False
-    stages: Annotated[tuple[StageChoices, ...], Field(min_length=1, max_length=MOST_STAGES)]
-    num_stages: Annotated[tuple[NumStages, ...], Field(max_length=MOST_STAGES)] = ()
+    stages: Annotated[tuple[StageChoices, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    num_stages: Annotated[tuple[NumStages, ...], Field(max_length=MAX_STAGES)] = ()
     """Empty: all of `stages`."""
 
     @field_validator("num_stages")
@@ -87,10 +87,10 @@ class SearchSpace(Value):
                 )
             for pooling in self.pooling:
                 grid, most = self.img_size // patch, max(self.num_stages)
-                if _most_stages(grid, pooling) < most:
+                if _max_stages(grid, pooling) < most:
                     raise ValueError(
                         f"patch_size: {patch} on img_size={self.img_size} leaves {grid} x {grid} "
-                        f"patches, enough for {_most_stages(grid, pooling)} stages in {pooling}, "
+                        f"patches, enough for {_max_stages(grid, pooling)} stages in {pooling}, "
                         f"got num_stages={most}; use a smaller patch_size or fewer stages"
                     )
         return self
@@ -99,15 +99,15 @@ class SearchSpace(Value):
     def _check_size(self) -> Self:
         """What the space is checked for before anything of it is enumerated."""
         used = self.stages[: max(self.num_stages)]
-        if (layers := sum(max(stage.depth) for stage in used)) > MOST_LAYERS:
+        if (layers := sum(max(stage.depth) for stage in used)) > MAX_LAYERS:
             raise ValueError(
-                f"stages: the largest depths must add up to at most {MOST_LAYERS} layers, "
+                f"stages: the largest depths must add up to at most {MAX_LAYERS} layers, "
                 f"got {layers:,}"
             )
         for name in ("embed_dim", "head_dim", "mlp_ratio"):
-            if (choices := len({c for stage in used for c in getattr(stage, name)})) > MOST_CHOICES:
+            if (choices := len({c for stage in used for c in getattr(stage, name)})) > MAX_CHOICES:
                 raise ValueError(
-                    f"stages: {name} must have at most {MOST_CHOICES} different choices in all "
+                    f"stages: {name} must have at most {MAX_CHOICES} different choices in all "
                     f"stages together, got {choices:,}"
                 )
         up_to = [0, *accumulate(stage.num_classes for stage in used)]
@@ -116,9 +116,9 @@ class SearchSpace(Value):
             * len(self.patch_size)
             * sum(up_to[num] * (len(self.pool_op) if num > 1 else 1) for num in self.num_stages)
         )
-        if classes > MOST_CLASSES_OF_COST:
+        if classes > MAX_COST_CLASSES:
             raise ValueError(
-                f"stages: the choices must make at most {MOST_CLASSES_OF_COST:,} stages of "
+                f"stages: the choices must make at most {MAX_COST_CLASSES:,} stages of "
                 f"different cost over all grids and pool operators, got {classes:,}; give fewer "
                 "depths, widths or ratios"
             )
@@ -135,7 +135,9 @@ class SearchSpace(Value):
         def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
             value = choose(name, choices)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {listed(choices)}, got {shown(value)}")
+                raise ValueError(
+                    f"{name} must be one of {format_choices(choices)}, got {short_repr(value)}"
+                )
             return choices[choices.index(value)]
 
         frame: dict[str, Any] = {
@@ -160,7 +162,7 @@ class SearchSpace(Value):
 
         def look_up(name: str, choices: tuple[Parameter, ...]) -> Parameter:
             if name not in params and len(choices) > 1:
-                raise ValueError(f"{name} is missing; it must be one of {listed(choices)}")
+                raise ValueError(f"{name} is missing; it must be one of {format_choices(choices)}")
             return params.get(name, choices[0])
 
         return self._walk(look_up)
@@ -321,7 +323,7 @@ class SearchSpace(Value):
             depth=tuple(range(min(depths), max(depths) + 1)),
             embed_dim=tuple(dims),
             head_dim=tuple(head for head in heads if common % head == 0) or (largest,),
-            mlp_ratio=tuple(r for r in ratios if all(whole(dim * r) for dim in dims))
+            mlp_ratio=tuple(r for r in ratios if all(is_whole(dim * r) for dim in dims))
             or (float(max(1, round(ratios[-1]))),),
             max_group=1,
         )
@@ -329,7 +331,7 @@ class SearchSpace(Value):
         return SearchSpace.model_validate({**dict(self), **fields})
 
 
-def _most_stages(grid: int, pooling: Pooling) -> int:
+def _max_stages(grid: int, pooling: Pooling) -> int:
     """Each pooling halves (odd numbers round up) the side in 2d, the sequence in 1d, until 1."""
     return 1 + ((grid if pooling == "2d" else grid * grid) - 1).bit_length()
 

@@ -9,30 +9,30 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from psvit_ray.text.messages import nearest, shown
+from psvit_ray.text.messages import nearest, short_repr
 
-MOST_LAYERS = 256
+MAX_LAYERS = 256
 """Layers of a spec: five times those of the deepest vision transformers in use (CaiT-M48, ViT-e's
 56). Counting a search space takes time with the square of the depth."""
-MOST_STAGES = 32
-"""Stages of a spec: no grid of `MOST_PIXELS` can be pooled more often."""
-MOST_WIDTH = 65_536
+MAX_STAGES = 32
+"""Stages of a spec: no grid of `MAX_IMG_SIZE` can be pooled more often."""
+MAX_WIDTH = 65_536
 """Channels of a layer: ViT-22B has 6,144, and 24,576 in its MLP."""
-MOST_PIXELS = 16_384
+MAX_IMG_SIZE = 16_384
 """Pixels along a side of an image or a patch."""
-MOST_CHANNELS = 1_024
+MAX_CHANNELS = 1_024
 """Channels of an image: hyperspectral cameras have some hundreds."""
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 """Classes: ImageNet-21k has 21,841."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 """NaN passes every comparison of pydantic's."""
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
-Layers = Annotated[int, Field(strict=True, ge=1, le=MOST_LAYERS)]
-Width = Annotated[int, Field(strict=True, ge=1, le=MOST_WIDTH)]
-Pixels = Annotated[int, Field(strict=True, ge=1, le=MOST_PIXELS)]
-Channels = Annotated[int, Field(strict=True, ge=1, le=MOST_CHANNELS)]
-Classes = Annotated[int, Field(strict=True, ge=1, le=MOST_CLASSES)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
+Width = Annotated[int, Field(strict=True, ge=1, le=MAX_WIDTH)]
+Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_IMG_SIZE)]
+Channels = Annotated[int, Field(strict=True, ge=1, le=MAX_CHANNELS)]
+Classes = Annotated[int, Field(strict=True, ge=1, le=MAX_CLASSES)]
 Pooling = Literal["1d", "2d"]
 PoolOp = Literal["conv", "max", "avg"]
 
@@ -48,7 +48,7 @@ class Value(BaseModel):
         for name in data if isinstance(data, dict) else ():
             if name not in cls.model_fields:
                 near = nearest(name, cls.model_fields)
-                raise ValueError(f"unknown field {shown(name)}; nearest is {near!r}")
+                raise ValueError(f"unknown field {short_repr(name)}; nearest is {near!r}")
         return data
 
 
@@ -61,7 +61,7 @@ class StageSpec(Value):
     embed_dim: Width
     num_heads: Width
     hidden_dim: Width
-    share_groups: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=MOST_LAYERS)]
+    share_groups: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=MAX_LAYERS)]
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -93,7 +93,7 @@ class ArchSpec(Value):
     pooling: Pooling
     pool_op: PoolOp = "conv"
     layer_scale: bool = False
-    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=MOST_STAGES)]
+    stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=MAX_STAGES)]
 
     @model_validator(mode="before")
     @classmethod
@@ -109,7 +109,7 @@ class ArchSpec(Value):
     @classmethod
     def _only_true_or_false(cls, value: Any) -> Any:
         if not isinstance(value, bool):
-            raise ValueError(f"layer_scale must be true or false, got {shown(value)}")
+            raise ValueError(f"layer_scale must be true or false, got {short_repr(value)}")
         return value
 
     @model_validator(mode="after")
@@ -133,9 +133,9 @@ class ArchSpec(Value):
 
     @model_validator(mode="after")
     def _check_depth(self) -> Self:
-        if self.depth > MOST_LAYERS:
+        if self.depth > MAX_LAYERS:
             raise ValueError(
-                f"stages: share_groups must add up to at most {MOST_LAYERS} layers, "
+                f"stages: share_groups must add up to at most {MAX_LAYERS} layers, "
                 f"got {self.depth:,}"
             )
         return self
@@ -193,7 +193,8 @@ class ArchSpec(Value):
         groups = parse_pattern(pattern)
         if len(groups) > len(self.stages):
             raise ValueError(
-                f"pattern {shown(pattern)} has {len(groups)} stages, but the base spec gives the "
+                f"pattern {short_repr(pattern)} has {len(groups)} stages, but the base spec gives "
+                "the "
                 f"widths of {len(self.stages)}"
             )
         stages = tuple(
@@ -211,24 +212,25 @@ def parse_pattern(text: str) -> tuple[tuple[int, ...], ...]:
     """`"2-2|2-1-2|2"` to `((2, 2), (2, 1, 2), (2,))`.
 
     Raises ValueError that names the place where the text stops being a pattern, or if it has more
-    than `MOST_LAYERS` layers.
+    than `MAX_LAYERS` layers.
     """
     stages, place, layers = [], 0, 0
     for stage in text.split("|"):
         groups = []
         for group in stage.split("-"):
             if not (group.isascii() and group.isdigit() and group.strip("0")):
-                found = shown(group) if group else "nothing"
+                found = short_repr(group) if group else "nothing"
                 raise ValueError(
-                    f"pattern {shown(text)}: expected a group size of 1 or more at character "
+                    f"pattern {short_repr(text)}: expected a group size of 1 or more at character "
                     f"{place + 1}, got {found} (example: 2-2|2-1-2|2)"
                 )
             size = group.lstrip("0")
             # Python does not read integers of thousands of digits.
-            layers += int(size) if len(size) <= len(str(MOST_LAYERS)) else MOST_LAYERS + 1
-            if layers > MOST_LAYERS:
+            layers += int(size) if len(size) <= len(str(MAX_LAYERS)) else MAX_LAYERS + 1
+            if layers > MAX_LAYERS:
                 raise ValueError(
-                    f"pattern {shown(text)} must have at most {MOST_LAYERS} layers; it has more at "
+                    f"pattern {short_repr(text)} must have at most {MAX_LAYERS} layers; it has "
+                    "more at "
                     f"character {place + 1}"
                 )
             groups.append(int(size))

@@ -26,7 +26,7 @@ from psvit_ray.commands.exits import end, fail, leave, printable_output
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.export import model_folder
 from psvit_ray.storage.fence import LeaseLost
-from psvit_ray.text.messages import nearest, shortened, shown
+from psvit_ray.text.messages import nearest, short_repr, shortened
 from psvit_ray.text.yaml_file import read_text, read_yaml
 from psvit_ray.training.config import Configuration
 
@@ -106,10 +106,13 @@ def read_recipe(name: str) -> dict[str, Any]:
     for section, fields in content.items():
         if section not in SECTIONS:
             raise ValueError(
-                f"recipe {name!r}: unknown section {shown(section)}{_hint(str(section), SECTIONS)}"
+                f"recipe {name!r}: unknown section "
+                f"{short_repr(section)}{_hint(str(section), SECTIONS)}"
             )
         if not isinstance(fields, dict | None):
-            raise ValueError(f"recipe {name!r}: {section} must be a mapping, got {shown(fields)}")
+            raise ValueError(
+                f"recipe {name!r}: {section} must be a mapping, got {short_repr(fields)}"
+            )
     return {section: fields for section, fields in content.items() if fields is not None}
 
 
@@ -206,7 +209,7 @@ def one_line(error: ValidationError) -> str:
         elif fault["type"] == "json_invalid":
             lines.append(fault["msg"])
         else:
-            lines.append(f"{where} {_rule(fault['msg'])}, got {shown(fault['input'])}")
+            lines.append(f"{where} {_rule(fault['msg'])}, got {short_repr(fault['input'])}")
     if more := len(errors) - len(listed):
         lines.append(f"and {more:,} more")
     return "; ".join(lines)
@@ -232,7 +235,7 @@ def _of_a_box(text: str, argv: Sequence[str]) -> str:
     if said.startswith("Unrecognized options"):
         word = " ".join(said.split()[2:3]).rstrip(",")
         if flag := _flag_before(word, argv):
-            return f"{flag} takes no such value, got {shown(word)}; see --help"
+            return f"{flag} takes no such value, got {short_repr(word)}; see --help"
         meant = rest.index("Perhaps you meant:") if "Perhaps you meant:" in rest else None
         hint = f"; nearest is {rest[meant + 1].split()[0]}" if meant is not None else ""
         return f"unknown option {word}{hint or '; see --help'}"

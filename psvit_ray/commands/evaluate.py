@@ -107,7 +107,7 @@ def work(job: EvaluateJob) -> int:
                 num_hardest=job.num_hardest,
             )
     except OSError as error:  # of storage; that of a single image is none
-        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        print(f"error: nothing was written: {files.error_text(error)}", file=sys.stderr)
         return 1
     print(f"{title}\n{evaluation_files.summary(answers)}\nwritten: {out}")
     return 0

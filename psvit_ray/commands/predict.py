@@ -104,7 +104,7 @@ def work(job: PredictJob) -> int:
                 bad += bool(answer.reason)
     except (OSError, RayError) as error:
         cause = getattr(error, "cause", error)  # without Ray's remote traceback
-        print(f"error: nothing was written: {files.reason(cause)}", file=sys.stderr)
+        print(f"error: nothing was written: {files.error_text(cause)}", file=sys.stderr)
         return 1
     unreadable = f", of which {bad:,} cannot be read, as their rows say" if bad else ""
     print(f"{images:,} images{unreadable}: {out}")

@@ -124,7 +124,7 @@ def work(job: RedundancyJob) -> int:
         with new_folder(out) as folder:
             redundancy.write(found, folder)
     except OSError as error:  # of storage; that of a single image is none
-        print(f"error: nothing was written: {files.reason(error)}", file=sys.stderr)
+        print(f"error: nothing was written: {files.error_text(error)}", file=sys.stderr)
         return 1
     print("\n".join([redundancy.summary(found), *notes]))
     if reason:

@@ -182,7 +182,9 @@ def _read(folder: Folder, name: str) -> bytes | None:
     try:
         return folder.read(name)
     except OSError as error:
-        raise ValueError(f"model must be readable, got {folder}: {files.reason(error)}") from None
+        raise ValueError(
+            f"model must be readable, got {folder}: {files.error_text(error)}"
+        ) from None
 
 
 def _sha256(content: bytes) -> str:

@@ -22,7 +22,7 @@ from pydantic import (
 from psvit_ray.arch.cost import Limits, count_macs, count_params
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.text.messages import nearest, shown
+from psvit_ray.text.messages import nearest, short_repr
 from psvit_ray.training.config import (
     Epochs,
     NumberOrZero,
@@ -191,7 +191,7 @@ def _checked(name: str, override: Override) -> Override:
     """Values as their field has them: 0 is 0.0 where the field is a float."""
     if name not in TrainConfig.model_fields:
         near = nearest(name, TrainConfig.model_fields)
-        raise ValueError(f"overrides: unknown field {shown(name)}; nearest is {near!r}")
+        raise ValueError(f"overrides: unknown field {short_repr(name)}; nearest is {near!r}")
     if name in NOT_SEARCHED:
         raise ValueError(
             f"overrides: {name!r} cannot be searched, as it says on what, how long or how fast is "
@@ -212,11 +212,11 @@ def _checked(name: str, override: Override) -> Override:
             valid.append(checker.validate_python(value))
         except ValidationError as error:
             said = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise ValueError(f"overrides: {name!r} {said}, got {shown(value)}") from None
+            raise ValueError(f"overrides: {name!r} {said}, got {short_repr(value)}") from None
     if not isinstance(override, Range):
         if not valid or len(set(valid)) < len(valid):
             raise ValueError(
-                f"overrides: {name!r} must be distinct choices, got {shown(list(values))}"
+                f"overrides: {name!r} must be distinct choices, got {short_repr(list(values))}"
             )
         return tuple(valid)
     return override

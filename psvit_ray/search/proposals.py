@@ -159,7 +159,7 @@ class Proposals:
         trial = self._study.ask()
         configuration = self._candidates.suggest(trial)
         macs, params = cost(configuration.spec)
-        most_macs, most_params = self._candidates.limits.most
+        most_macs, most_params = self._candidates.limits.bounds
         trial.set_user_attr("macs", macs)
         # TPE learns from what is over the limits too, which costs no training.
         trial.set_constraint("macs", macs / most_macs - 1)

@@ -147,7 +147,7 @@ class RecordStore:
         does not count. Raises ValueError for a file that is no record, with its path."""
         names = [name for name in self._folder.names() if name.endswith(".json")]
         read = (
-            (name, json_files.read(self._folder, name, _RECORD, "a record", REMEDY))
+            (name, json_files.read_json(self._folder, name, _RECORD, "a record", REMEDY))
             for name in names
         )
         records = [

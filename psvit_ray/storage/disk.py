@@ -30,7 +30,7 @@ def write(
     Raises OSError, and what `before_rename` does; then the old content stays.
     """
     make_folder(path.parent, durable=durable)
-    work = beside(path)
+    work = temporary_path(path)
     try:
         with work.open("xb") as file:
             file.write(content)
@@ -38,19 +38,19 @@ def write(
                 file.flush()
                 sync(file.fileno())
         before_rename()
-        put(work, path, durable=durable)
+        rename_into_place(work, path, durable=durable)
     except Exception:
         with contextlib.suppress(OSError):
             os.unlink(work)
         raise
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name in the same folder to write under until all is written; hidden from listings."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def put(work: Path, path: Path, *, durable: bool = True) -> None:
+def rename_into_place(work: Path, path: Path, *, durable: bool = True) -> None:
     """Renames a synced file or folder; with `durable` the new name lasts. Raises OSError."""
     os.replace(work, path)
     if durable:

@@ -62,8 +62,8 @@ class Fence(Value):
         elsewhere one request.
         """
         folder = Folder(self.folder)
-        content = read(folder)
-        holder = parsed(content)
+        content = read_lease(folder)
+        holder = parse_holder(content)
         if holder is None or holder.owner != self.owner:
             raise LeaseLost(
                 f"lease on {folder} is lost: {self._reason(folder, content)}; nothing more is "
@@ -75,29 +75,29 @@ class Fence(Value):
         return Folder(uri, guard=self)
 
     def _reason(self, folder: Folder, content: bytes | None) -> str:
-        if holder := parsed(content):
+        if holder := parse_holder(content):
             return f"taken over by {holder} at {_moment(holder.time)}"
         with contextlib.suppress(OSError):
-            last = parsed(folder.read(LAST))
+            last = parse_holder(folder.read(LAST))
             if last and last.number > self.number:
                 return f"taken over by {last} at {_moment(last.time)}, which has given it back"
         return f"{LEASE} {'is gone' if content is None else 'cannot be read'}"
 
 
-def read(folder: Folder) -> bytes | None:
+def read_lease(folder: Folder) -> bytes | None:
     """What stands in a lease's place: None where nothing does. Raises OSError where the storage
     does not answer."""
-    return b"" if is_no_file(folder) else folder.read(LEASE)
+    return b"" if is_unreadable(folder) else folder.read(LEASE)
 
 
-def is_no_file(folder: Folder) -> bool:
+def is_unreadable(folder: Folder) -> bool:
     """Whether something stands in a lease's place that cannot be read: a folder, or a pipe, which
     would be waited for."""
     path = Path(folder.uri, LEASE)
     return folder.is_local and path.exists() and not path.is_file()
 
 
-def parsed(content: bytes | None) -> Holder | None:
+def parse_holder(content: bytes | None) -> Holder | None:
     """None for what is no lease: half of one, say."""
     try:
         return Holder.model_validate_json(content or b"")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_BYTES = 240
+MAX_NAME_BYTES = 240
 """File systems take 255; what is being written is called `.NAME.0123abcd` until it is complete."""
 MAX_SHOWN = 40
 
@@ -15,9 +15,10 @@ def check_file_name(name: str, field: str) -> None:
     if not name.isprintable():
         char = next(char for char in name if not char.isprintable())
         raise ValueError(f"{field} must be of printable characters, got {char!r} in {_short(name)}")
-    if (size := len(name.encode())) > MAX_BYTES:
+    if (size := len(name.encode())) > MAX_NAME_BYTES:
         raise ValueError(
-            f"{field} must be at most {MAX_BYTES} bytes long in UTF-8, got {size} in {_short(name)}"
+            f"{field} must be at most {MAX_NAME_BYTES} bytes long in UTF-8, got {size} in "
+            f"{_short(name)}"
         )
 
 

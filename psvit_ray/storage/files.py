@@ -37,9 +37,9 @@ FILE_ERRORS = {
 }
 """What is wrong with one file. A disk that fails (EIO), a server that has forgotten the file
 (ESTALE), too many open files and whatever else there is are the storage's."""
-UNKNOWN = -1
+UNKNOWN_SIZE = -1
 """In place of the size of a file."""
-ASKING, ASKED_AT_ONCE = 16, 1_000
+STAT_THREADS, STATS_PER_TASK = 16, 1_000
 """Threads that ask for the sizes of files, and of how many in turn."""
 NOT_DATA = ("__MACOSX", "@eaDir", "lost+found")
 
@@ -65,22 +65,22 @@ class Listing:
         name, kept = next(iter(self.links.items()))
         return [
             f"left out, as each file is used once: {len(self.links):,} links or second names, such "
-            f"as {shown(name)}, which is {shown(kept) or 'a folder around it'}"
+            f"as {printable_path(name)}, which is {printable_path(kept) or 'a folder around it'}"
         ]
 
 
-def is_of_the_file(error: OSError) -> bool:
+def is_file_error(error: OSError) -> bool:
     """Whether an error is this file's own; any other is the storage's, and meets all files."""
     return isinstance(error, FileNotFoundError | PermissionError) or error.errno in FILE_ERRORS
 
 
-def kind(folder: Folder) -> fs.FileType:
+def file_type(folder: Folder) -> fs.FileType:
     """File, Directory or NotFound. Raises as `Folder.open`."""
     filesystem, path = folder.open()
     return filesystem.get_file_info(path).type
 
 
-def below(folder: Folder, only: Iterable[str] = ("",)) -> Listing:
+def list_below(folder: Folder, only: Iterable[str] = ("",)) -> Listing:
     """All folders and files below it, or below `only` some folders in it. Links are followed, but
     each file comes once: by its own name rather than by a link's with the same suffix, and else by
     the first. Raises as `Folder.open`."""
@@ -93,25 +93,27 @@ def below(folder: Folder, only: Iterable[str] = ("",)) -> Listing:
         relative = found.path[len(path) :].strip("/")
         if all(map(_is_visible, relative.split("/"))):
             if found.is_file:
-                sizes[relative] = UNKNOWN if found.size is None else found.size
+                sizes[relative] = UNKNOWN_SIZE if found.size is None else found.size
             else:
                 folders.append(relative)
     return Listing(sorted(folders), sorted(sizes), {}, sizes)
 
 
 def sizes(folder: Folder, paths: Sequence[str], listing: Listing) -> np.ndarray:
-    """(N,) int64: bytes of these files; UNKNOWN for what cannot be asked, as a link that leads
+    """(N,) int64: bytes of these files; UNKNOWN_SIZE for what cannot be asked, as a link that leads
     nowhere. Many are asked at the same time: on a network disk nearly all the time is waiting."""
     if listing.sizes is not None:
         return np.array([listing.sizes[path] for path in paths], dtype=np.int64)
-    parts = [paths[first : first + ASKED_AT_ONCE] for first in range(0, len(paths), ASKED_AT_ONCE)]
-    with ThreadPoolExecutor(ASKING) as pool:
+    parts = [
+        paths[first : first + STATS_PER_TASK] for first in range(0, len(paths), STATS_PER_TASK)
+    ]
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
         found = list(pool.map(functools.partial(_sizes, folder.uri), parts))
     return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
 
 def _sizes(root: str, paths: Sequence[str]) -> np.ndarray:
-    found = np.full(len(paths), UNKNOWN, dtype=np.int64)
+    found = np.full(len(paths), UNKNOWN_SIZE, dtype=np.int64)
     for number, path in enumerate(paths):
         with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is wrong
             found[number] = os.stat(f"{root}/{path}").st_size
@@ -232,7 +234,7 @@ def has_wildcards(folder: Folder) -> bool:
     return re.search(r"[*?[]", _parts(folder.uri)[0]) is not None
 
 
-def matching(folder: Folder) -> tuple[Folder, list[str]]:
+def list_matching(folder: Folder) -> tuple[Folder, list[str]]:
     """For a path or URI with wildcards, the folder above the first, and the files below it that
     match, in order, relative to it; of several names of one file the first. `*` stays within a
     name. Raises as `Folder.open`."""
@@ -242,7 +244,7 @@ def matching(folder: Folder) -> tuple[Folder, list[str]]:
         pattern.insert(0, name)
     if not folder.is_local:
         wanted = "/".join(pattern)
-        return folder, [path for path in below(folder).files if matches(path, wanted)]
+        return folder, [path for path in list_below(folder).files if matches(path, wanted)]
     names = [""]
     for part in pattern:  # not all that is below, of which a link's other name would be left out
         names = [
@@ -263,7 +265,7 @@ def matches(path: str, pattern: str) -> bool:
     return len(names) == len(wanted) and all(map(fnmatch.fnmatchcase, names, wanted))
 
 
-def shown(path: str) -> str:
+def printable_path(path: str) -> str:
     """A path fit to be shown and written down: bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -273,6 +275,6 @@ def _parts(uri: str) -> tuple[str, str, str]:
     return uri.partition("?") if "://" in uri else (uri, "", "")
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What a library says, in one line and without secrets."""
     return " ".join(without_secrets(str(error)).split())

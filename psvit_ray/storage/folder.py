@@ -28,13 +28,14 @@ from pyarrow import fs
 from psvit_ray.storage import disk
 from psvit_ray.text.secrets import without_secrets
 
-ANSWER_S = 60.0
+STORE_TIMEOUT_S = 60.0
 """Seconds that a store has for its first answer in a process. The libraries go on for minutes,
 Google's for 15, also where the credentials are missing."""
 GCS_RETRY_S = 60
 """Seconds that Google's library tries again after a fault of the network."""
 GCS_RETRY_AT_FIRST_S = 20
-"""The same for the first question, so that the library's own reason comes before ANSWER_S."""
+"""The same for the first question, so that the library's own reason comes before
+STORE_TIMEOUT_S."""
 BUCKETS = ("s3", "gs", "gcs")
 """Schemes of URIs whose host is a bucket."""
 RESERVED = ":/?#[]@!$&'()*+,;=%~|"
@@ -111,12 +112,12 @@ class Folder:
 
         Raises ArrowInvalid, which is a ValueError, for a storage of a kind that pyarrow does not
         know, and OSError, which says what was tried, where a store does not answer its first
-        question within ANSWER_S seconds.
+        question within STORE_TIMEOUT_S seconds.
         """
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
-        store, path = _parted(self.uri)
-        filesystem, root = _opened(store, os.getpid())
+        store, path = _split_uri(self.uri)
+        filesystem, root = _connected(store, os.getpid())
         return filesystem, "/".join(part for part in (root, path) if part)
 
     @contextlib.contextmanager
@@ -126,7 +127,7 @@ class Folder:
         try:
             yield opened
         except pa.ArrowException as error:
-            raise OSError(_one_line(error)) from None
+            raise OSError(_shortened(error)) from None
 
     def read(self, name: str) -> bytes | None:
         """What stands in a file, or None where there is none. Raises OSError."""
@@ -259,7 +260,7 @@ class Folder:
             raise ValueError(f"{field} must be writable, got {self}: {reason}") from None
 
 
-def _parted(uri: str) -> tuple[str, str]:
+def _split_uri(uri: str) -> tuple[str, str]:
     """The URI of a store and the path in it, of which other folders in the same store differ."""
     place, mark, query = uri.partition("?")
     scheme, _, rest = place.partition("://")
@@ -270,18 +271,18 @@ def _parted(uri: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=32)
-def _opened(uri: str, process: int) -> tuple[fs.FileSystem, str]:
+def _connected(uri: str, process: int) -> tuple[fs.FileSystem, str]:
     """Connections do not survive a fork, hence the process. Raises as `Folder.open`."""
     try:
-        if "://" in uri and uri not in _answered:
+        if "://" in uri and uri not in _reachable:
             _check_answers(uri)
-            _answered.add(uri)
+            _reachable.add(uri)
         return fs.FileSystem.from_uri(_retrying(uri, GCS_RETRY_S))
     except ValueError as error:
-        raise pa.ArrowInvalid(_one_line(error)) from None
+        raise pa.ArrowInvalid(_shortened(error)) from None
 
 
-_answered: set[str] = set()
+_reachable: set[str] = set()
 """Stores that have answered this process, or the one that it was forked from."""
 
 
@@ -296,7 +297,7 @@ def _check_answers(uri: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            timeout=ANSWER_S,
+            timeout=STORE_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         reason = "no answer"
@@ -304,7 +305,7 @@ def _check_answers(uri: str) -> None:
         if asked.returncode == INVALID:
             raise ValueError(asked.stdout)
         if asked.returncode and not re.search(r"DENIED|FORBIDDEN|\b403\b", asked.stdout, re.I):
-            reason = _one_line(asked.stdout or f"the library ended with {asked.returncode}")
+            reason = _shortened(asked.stdout or f"the library ended with {asked.returncode}")
     if reason:
         shown, seconds = without_secrets(uri), time.monotonic() - began
         raise OSError(f"{shown} cannot be reached: {reason} after {seconds:.0f} s; {_tried(uri)}")
@@ -347,5 +348,5 @@ def _tried(uri: str) -> str:
     return ", ".join(tried)
 
 
-def _one_line(error: object) -> str:
+def _shortened(error: object) -> str:
     return textwrap.shorten(without_secrets(str(error)), 500, placeholder=" ...")

@@ -14,7 +14,9 @@ class UnreadableFile(ValueError):
     """A file that is there and cannot be used, with its path, the reason and what to do."""
 
 
-def read(folder: Folder, name: str, kind: TypeAdapter[Any], noun: str, remedy: str = "") -> Any:
+def read_json(
+    folder: Folder, name: str, kind: TypeAdapter[Any], noun: str, remedy: str = ""
+) -> Any:
     """The value in a JSON file, checked; None where there is no such file.
 
     `noun` says what should stand there, such as `a record`; `remedy` what a user may do where
@@ -31,7 +33,7 @@ def read(folder: Folder, name: str, kind: TypeAdapter[Any], noun: str, remedy: s
 
 
 def content_of(folder: Folder, name: str, remedy: str = "") -> bytes | None:
-    """What stands in a file; None where there is none. Raises as `read`."""
+    """What stands in a file; None where there is none. Raises as `read_json`."""
     try:
         return folder.read(name)
     except (IsADirectoryError, PermissionError) as error:

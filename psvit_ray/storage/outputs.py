@@ -34,7 +34,7 @@ def check_new_folder(out: Folder, field: str = "out") -> None:
     """Raises ValueError, naming `field`, where something stands in it, hidden or not, or where its
     name is none that `check_file_name` takes."""
     _check_name(out, field)
-    if files.kind(out) == fs.FileType.File:
+    if files.file_type(out) == fs.FileType.File:
         raise ValueError(f"{field} must be a new or empty folder, got {out}, which is a file")
     if there := out.names(hidden=True):
         raise ValueError(f"{field} must be new or empty, got {out}, which holds {there[0]!r}")
@@ -44,7 +44,7 @@ def check_new_file(out: Folder, field: str = "out") -> None:
     """Raises ValueError, naming `field`, where there is a file or a folder of this name, or where
     its name is none that `check_file_name` takes."""
     _check_name(out, field)
-    if files.kind(out) != fs.FileType.NotFound:
+    if files.file_type(out) != fs.FileType.NotFound:
         raise ValueError(f"{field} must be new, got {out}, which exists")
 
 
@@ -67,7 +67,7 @@ def new_folder(out: Folder) -> Iterator[Path]:
             disk.sync_tree(work)
         out.check_guard()
         if out.is_local:
-            disk.put(work, Path(out.uri))  # also onto an empty folder
+            disk.rename_into_place(work, Path(out.uri))  # also onto an empty folder
         else:
             out.upload(work)
 
@@ -85,7 +85,7 @@ def new_file(out: Folder) -> Iterator[TextIO]:
             disk.sync(file.fileno())
         out.check_guard()
         if out.is_local:
-            disk.put(work, Path(out.uri))
+            disk.rename_into_place(work, Path(out.uri))
         else:
             above, name = files.parent(out)
             filesystem, path = above.open()
@@ -101,7 +101,7 @@ def _beside(out: Folder) -> Iterator[Path]:
         return
     target = Path(out.uri)
     disk.make_folder(target.parent)
-    work = disk.beside(target)
+    work = disk.temporary_path(target)
     try:
         yield work
     finally:  # it bears a name that nobody else gave

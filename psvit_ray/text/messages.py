@@ -27,7 +27,7 @@ class _Short(reprlib.Repr):
 _short = _Short()
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """`repr(value)`, shortened in the middle where it is long."""
     return shortened(_short.repr(value), MAX_CHARACTERS)
 

@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-from psvit_ray.text.messages import shown
+from psvit_ray.text.messages import short_repr
 
 MAX_FILE_BYTES = 64 * 1024
 """Largest size of a file: thirty times that of the longest recipe."""
@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         event = self.peek_event()
         if getattr(event, "tag", None):
-            raise _fault(event, f"the tag {shown(event.tag)} is not allowed")
+            raise _fault(event, f"the tag {short_repr(event.tag)} is not allowed")
         self._level += 1
         self._check_level(event, self._level)
         node: Node | None = super().compose_node(parent, index)
@@ -111,7 +111,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, ScalarNode):
                 raise _fault(key, "a key must be a word")
             if key.value in keys:
-                raise _fault(key, f"the key {shown(key.value)} is given twice")
+                raise _fault(key, f"the key {short_repr(key.value)} is given twice")
             keys.add(key.value)
 
     def _whole_number(self, node: ScalarNode) -> int:

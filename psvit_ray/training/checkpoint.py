@@ -186,7 +186,7 @@ def _checked(folder: Folder) -> dict[str, bytes]:
 
 def _manifest(folder: Folder) -> Manifest:
     try:
-        manifest = json_files.read(folder, MANIFEST, _MANIFEST, "that of a checkpoint")
+        manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "that of a checkpoint")
     except json_files.UnreadableFile as error:
         raise BrokenCheckpoint(f"{folder} is broken: {error}") from None
     if manifest is None:

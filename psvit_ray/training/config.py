@@ -12,9 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
-from psvit_ray.arch.spec import MOST_PIXELS, ArchSpec, Finite, Value
+from psvit_ray.arch.spec import MAX_IMG_SIZE, ArchSpec, Finite, Value
 from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder
-from psvit_ray.data.images.tone_range import parsed, shown
+from psvit_ray.data.images.tone_range import format_tone_range, parse_tone_range
 from psvit_ray.data.loading.transforms import Augmentation, Probability
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.storage.folder import Folder
@@ -40,7 +40,7 @@ ProcessesOrZero = Annotated[int, Field(ge=0, le=1_024)]
 """Processes or threads of one host: all are started at once."""
 NumWorkers = Annotated[int, Field(ge=1, le=100_000)]
 """Of a cluster."""
-PixelsOrZero = Annotated[int, Field(ge=0, le=MOST_PIXELS)]
+PixelsOrZero = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
 Runs = Annotated[int, Field(ge=1, le=1_000_000)]
 """Configurations of a search, each of which is a record, a folder and a run in MLflow."""
 Repeats = Annotated[int, Field(ge=1, le=1_000)]
@@ -199,7 +199,7 @@ class TrainConfig(Augmentation, DataLayout):
     @field_validator("tone_range")
     @classmethod
     def _check_tone_range(cls, text: str) -> str:
-        return shown(parsed(text)) if text else text
+        return format_tone_range(parse_tone_range(text)) if text else text
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from psvit_ray.arch import space as space_module
-from psvit_ray.arch.census import Census, interval
+from psvit_ray.arch.census import Census, wilson_interval
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.counting import compositions, draw_composition
 from psvit_ray.arch.space import Limits, Parameter, SearchSpace, StageChoices
@@ -77,7 +77,7 @@ def some_limits(specs: list[ArchSpec]) -> list[Limits]:
 def test_size_under_limits_is_the_number_of_specs_that_meet_them(name: str) -> None:
     costs = [(count_macs(spec), count_params(spec)) for spec in BUILT[name]]
     for limits in some_limits(BUILT[name]):
-        macs, params = limits.most
+        macs, params = limits.bounds
         fit = sum(m <= macs and p <= params for m, p in costs)
         size = SPACES[name].size(limits)
         assert size.exact
@@ -108,7 +108,7 @@ def test_a_space_of_millions_is_counted_exactly_and_soon() -> None:
 
 @pytest.mark.parametrize("name", ["one stage", "all kinds", "stages left out"])
 def test_an_estimate_covers_the_exact_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Census, "MOST_WORK", 0)
+    monkeypatch.setattr(Census, "MAX_WORK", 0)
     monkeypatch.setattr(Census, "DRAWS", 2_000)
     space_module._census.cache_clear()
     covered = []
@@ -126,7 +126,7 @@ def test_an_estimate_covers_the_exact_number(name: str, monkeypatch: pytest.Monk
 def test_an_estimate_of_millions_covers_the_exact_number(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [Limits(max_macs=n) for n in (1_000_000, 1_300_000, 2_000_000, 3_000_000)]
     exact = [THREE_STAGES.size(one) for one in limits]
-    monkeypatch.setattr(Census, "MOST_WORK", 0)
+    monkeypatch.setattr(Census, "MAX_WORK", 0)
     monkeypatch.setattr(Census, "DRAWS", 5_000)
     space_module._census.cache_clear()
     estimates = [THREE_STAGES.size(one) for one in limits]
@@ -146,7 +146,7 @@ def test_wilson_intervals_are_the_published_ones() -> None:
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ]:
-        assert interval(hits, draws) == pytest.approx((low, high), abs=5e-5)
+        assert wilson_interval(hits, draws) == pytest.approx((low, high), abs=5e-5)
 
 
 def chi_square(drawn: Counter[Any], expected: set[Any]) -> float:
@@ -194,8 +194,8 @@ def test_a_seed_gives_the_same_samples() -> None:
 def test_samples_of_a_space_too_large_to_count_meet_the_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Census, "MOST_WORK", 0)
-    monkeypatch.setattr(Census, "MOST_DRAWS", 10_000)
+    monkeypatch.setattr(Census, "MAX_WORK", 0)
+    monkeypatch.setattr(Census, "MAX_DRAWS", 10_000)
     space_module._census.cache_clear()
     limits, rng = Limits(max_macs=1_000_000), random.Random(0)
     assert all(limits.allows(THREE_STAGES.sample(rng, limits)) for _ in range(10))
@@ -217,7 +217,7 @@ def test_limits_that_nothing_meets_are_refused_with_the_smallest_that_exists() -
         ):
             with pytest.raises(ValueError, match="no configuration of the space meets") as error:
                 given.sample(random.Random(0), limits)
-            for number in (*limits.most, count_macs(macs), count_params(params)):
+            for number in (*limits.bounds, count_macs(macs), count_params(params)):
                 assert number == float("inf") or f"{number:,}" in str(error.value)
             assert "\n" not in str(error.value)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from psvit_ray.data.images.decode import BadImage, Mode, check_decoder, converted, decode
+from psvit_ray.data.images.decode import BadImage, Mode, check_decoder, convert, decode
 from tests.helpers.pictures import (
     BAD,
     COLOUR,
@@ -94,9 +94,9 @@ def test_sixteen_bits_are_scaled_not_cut_off(content: bytes, mode: Mode) -> None
 
 def test_converting_leaves_the_picture_that_was_given_as_it_is() -> None:
     turned = Image.open(io.BytesIO(encoded(COLOUR.resize((64, 40)), "JPEG", exif=exif(6))))
-    assert converted(turned, "L").size == (40, 64)
+    assert convert(turned, "L").size == (40, 64)
     assert (turned.size, turned.mode) == ((64, 40), "RGB")
-    assert converted(COLOUR, "RGB") is COLOUR
+    assert convert(COLOUR, "RGB") is COLOUR
 
 
 @pytest.mark.parametrize("decoder", ["pil", "torchcodec"])
@@ -134,7 +134,7 @@ def test_what_pillow_logs_of_a_broken_file_is_not_printed(tmp_path: Path) -> Non
     at = content.index(samples_per_pixel) + len(samples_per_pixel)
     (tmp_path / "x.tif").write_bytes(content[:at] + struct.pack("<H", 6000) + content[at + 2 :])
     code = """import pathlib, sys
-from psvit_ray.data.images import BadImage, decode
+from psvit_ray.data.images.decode import BadImage, decode
 try:
     decode(pathlib.Path(sys.argv[1]).read_bytes(), "RGB")
 except BadImage as error:
@@ -148,7 +148,7 @@ except BadImage as error:
 
 def test_a_picture_without_pixels_is_refused() -> None:
     with pytest.raises(BadImage, match="zero size"):
-        converted(Image.new("RGB", (0, 5)), "RGB")
+        convert(Image.new("RGB", (0, 5)), "RGB")
 
 
 def needs_torchcodec() -> None:

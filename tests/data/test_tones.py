@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from psvit_ray.data.images.decode import BadImage, Mode, converted, decode
-from psvit_ray.data.images.tone_range import Tones, parsed
+from psvit_ray.data.images.decode import BadImage, Mode, convert, decode
+from psvit_ray.data.images.tone_range import Tones, parse_tone_range
 from psvit_ray.data.shards.shard_file import ShardSettings, contents
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.survey import survey
@@ -34,7 +34,7 @@ def wide(high: float, low: float = 0.0, kind: str = "uint16") -> Image.Image:
 
 
 def tones_of(picture: Image.Image, tones: Tones | None = None) -> np.ndarray:
-    return np.asarray(converted(picture, "L", tones=tones))
+    return np.asarray(convert(picture, "L", tones=tones))
 
 
 def folder_of(path: Path, **splits: list[Image.Image]) -> Path:
@@ -201,7 +201,7 @@ def test_settings_of_pictures_at_their_defaults_rename_nothing() -> None:
         == configured_for(Path("digits"), 10, background="white").key
     )
     assert TrainConfig(tone_range=" 0.0:4095.0").tone_range == "0:4095"
-    assert parsed("-1000:3000") == (-1000, 3000)
+    assert parse_tone_range("-1000:3000") == (-1000, 3000)
 
 
 ALPHA = np.asarray(GREY)
@@ -313,9 +313,9 @@ def in_mode(mode: str) -> Image.Image:
 def test_every_kind_of_picture_is_the_same_in_grey_as_in_colour(mode: str) -> None:
     picture = in_mode(mode)
     assert picture.mode == mode
-    colour = converted(picture, "RGB")
+    colour = convert(picture, "RGB")
     assert colour.mode == "RGB"
-    assert np.array_equal(np.asarray(converted(picture, "L")), np.asarray(colour.convert("L")))
+    assert np.array_equal(np.asarray(convert(picture, "L")), np.asarray(colour.convert("L")))
     if mode in ("RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
         assert np.abs(np.asarray(colour).astype(int) - np.asarray(COLOUR)).mean() < 6
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CLEAN = ("psvit_ray/text",)
-"""Rooms whose words are plain already. When all of them are, this list becomes psvit_ray and jobs."""
+"""Rooms whose words are plain. When all of them are, this list becomes psvit_ray and jobs."""
 
 NO_SUBJECT = re.compile(
     r"(Of|That|Its|Their|Theirs|Those|Whose|(In|By|With|From|For|To|On|At) (which|whom))\b"

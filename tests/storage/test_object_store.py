@@ -95,7 +95,7 @@ def test_a_store_that_cannot_be_reached_is_said_without_secrets(data: str, said:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a server that takes connections and never answers."""
-    monkeypatch.setattr(folder, "ANSWER_S", 1.0)
+    monkeypatch.setattr(folder, "STORE_TIMEOUT_S", 1.0)
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:

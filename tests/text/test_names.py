@@ -18,7 +18,7 @@ from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import experiment_name
 from psvit_ray.storage import files
-from psvit_ray.storage.file_names import MAX_BYTES, check_file_name, check_folder_name
+from psvit_ray.storage.file_names import MAX_NAME_BYTES, check_file_name, check_folder_name
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 
@@ -68,7 +68,7 @@ def test_any_other_name_is_refused_with_the_rule(name: str, said: str, tmp_path:
 
 
 def test_the_longest_name_has_room_for_what_is_being_written(tmp_path: Path) -> None:
-    longest = "x" * MAX_BYTES
+    longest = "x" * MAX_NAME_BYTES
     check_file_name(longest, "out")
     (tmp_path / f".{longest}.0123abcd").touch()
     Folder(str(tmp_path)).write(longest, b"1")

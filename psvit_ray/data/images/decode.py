@@ -29,9 +29,9 @@ from psvit_ray.data.images.tone_range import (
     Tones,
     covers,
     extremes,
+    format_tone_range,
     in_8_bits,
     own_range,
-    shown,
 )
 from psvit_ray.text.messages import nearest
 
@@ -55,7 +55,7 @@ def _check_colour(name: str) -> str:
 
 Colour = Annotated[str, AfterValidator(_check_colour)]
 """A colour by any name that Pillow knows."""
-GREY = ("1", "L", "LA")
+GREY_MODES = ("1", "L", "LA")
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -114,20 +114,20 @@ def decode(
         return _converted(_read(content, decoder), mode, tones, background)
 
 
-def opened(content: bytes) -> Image.Image:
+def open_picture(content: bytes) -> Image.Image:
     """The picture in a file, upright and as it is stored, to be looked at or kept. Raises
     BadImage."""
     with _no_warnings(), as_bad_image(content):
-        return _upright(_opened(content))
+        return _upright(_open_checked(content))
 
 
-def header(content: bytes) -> Image.Image:
+def open_header(content: bytes) -> Image.Image:
     """The picture in a file, not decoded. Raises BadImage."""
     with _no_warnings(), as_bad_image(content):
-        return _opened(content)
+        return _open_checked(content)
 
 
-def converted(
+def convert(
     image: Image.Image, mode: Mode, *, tones: Tones | None = None, background: str = BACKGROUND
 ) -> Image.Image:
     """A picture of any kind as this mode, upright; `tones` and `background` as in `decode`. Raises
@@ -164,7 +164,7 @@ def is_transparent(image: Image.Image) -> bool:
     return any(alpha.getextrema() != (255, 255) for _, alpha in _strips_with_alpha(image))
 
 
-def _opened(content: bytes) -> Image.Image:
+def _open_checked(content: bytes) -> Image.Image:
     """Its header is read, and within bounds."""
     if not content:
         raise BadImage("empty")
@@ -174,7 +174,7 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _read(content: bytes, decoder: Decoder) -> Image.Image:
-    image = _opened(content)
+    image = _open_checked(content)
     if decoder == "torchcodec" and _suits_torchcodec(image):
         return _by_torchcodec(content, image)
     return image
@@ -222,7 +222,7 @@ def _converted(image: Image.Image, mode: Mode, tones: Tones | None, background: 
         image = _in_8_bits(image, tones, background)
     elif is_transparent(image):
         image = _on_background(image, background)
-    elif mode == "L" and image.mode not in GREY:
+    elif mode == "L" and image.mode not in GREY_MODES:
         image = image.convert("RGB")  # Pillow knows no grey of LAB, and others' is not this one's
     return image if image.mode == mode else image.convert(mode)
 
@@ -242,7 +242,8 @@ def _in_8_bits(image: Image.Image, tones: Tones | None, background: str) -> Imag
     low, high = extremes(values) or limits
     if not covers(limits, low, high, floats=values.dtype.kind == "f"):
         raise BadImage(
-            f"has values from {low:,.6g} to {high:,.6g}, outside tone_range={shown(limits)}"
+            f"has values from {low:,.6g} to {high:,.6g}, outside "
+            f"tone_range={format_tone_range(limits)}"
         )
     grey = Image.fromarray(in_8_bits(values, limits))
     if not is_transparent(image):

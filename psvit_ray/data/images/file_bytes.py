@@ -8,7 +8,7 @@ import stat
 
 from psvit_ray.data.images.bad_image import BadImage
 from psvit_ray.data.images.limits import MAX_BYTES
-from psvit_ray.storage.files import is_of_the_file
+from psvit_ray.storage.files import is_file_error
 from psvit_ray.storage.folder import Folder
 
 
@@ -23,7 +23,7 @@ def read(folder: Folder, path: str) -> bytes:
             _check_size(file.size())
             return file.read()
     except OSError as error:
-        if is_of_the_file(error):
+        if is_file_error(error):
             reason = os.strerror(error.errno) if error.errno else "not found"
             raise BadImage(reason.lower()) from None
         raise

@@ -14,13 +14,13 @@ from pydantic import model_validator
 
 from psvit_ray.arch.spec import Value
 
-Range = tuple[float, float]
+ToneRange = tuple[float, float]
 """The values that become black and white."""
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that scanners, cameras and microscopes store in 16 or 32."""
-FLOAT_RANGES: tuple[Range, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-LEAST_TONES = 16
+FLOAT_RANGES: tuple[ToneRange, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+MIN_TONES = 16
 """A range of floats is not taken for that of pictures that would have fewer of the 256 tones."""
 STRIP_PIXELS = 1 << 20
 """Pixels that are converted at once: what a large picture takes beside itself."""
@@ -29,9 +29,9 @@ STRIP_PIXELS = 1 << 20
 class Tones(Value):
     """The ranges of a data set's pictures of more than 8 bits."""
 
-    integers: Range = (0, 65535)
+    integers: ToneRange = (0, 65535)
     """Range of pictures of 16 or 32 bits."""
-    floats: Range = (0, 1)
+    floats: ToneRange = (0, 1)
     """Range of pictures of floating-point numbers."""
 
     @model_validator(mode="after")
@@ -41,15 +41,15 @@ class Tones(Value):
                 raise ValueError(f"tones must be a finite range, low below high, got {low}:{high}")
         return self
 
-    def range_of(self, values: np.ndarray) -> Range:
+    def range_of(self, values: np.ndarray) -> ToneRange:
         """The range that pictures of this type of values are read with."""
         return self.floats if values.dtype.kind == "f" else self.integers
 
 
-USUAL = Tones()
+DEFAULT_TONES = Tones()
 
 
-def parsed(tone_range: str) -> Range:
+def parse_tone_range(tone_range: str) -> ToneRange:
     """LOW:HIGH as numbers. Raises ValueError."""
     low, _, high = tone_range.partition(":")
     try:
@@ -64,16 +64,16 @@ def parsed(tone_range: str) -> Range:
     return given
 
 
-def shown(limits: Range) -> str:
-    """A range as `parsed` takes it."""
+def format_tone_range(limits: ToneRange) -> str:
+    """A range as `parse_tone_range` takes it."""
     return ":".join(
         str(int(number)) if number == int(number) else f"{number:g}" for number in limits
     )
 
 
-def extremes(values: np.ndarray) -> Range | None:
+def extremes(values: np.ndarray) -> ToneRange | None:
     """The lowest and the highest of values (H, W) that are finite; None where none is."""
-    found: list[Range] = []
+    found: list[ToneRange] = []
     for rows in _strips(values):
         part = values[rows]
         if part.dtype.kind == "f" and not (finite := np.isfinite(part)).all():
@@ -83,7 +83,7 @@ def extremes(values: np.ndarray) -> Range | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def usual_range(low: float, high: float, *, floats: bool) -> Range | None:
+def usual_range(low: float, high: float, *, floats: bool) -> ToneRange | None:
     """The range that pictures with values from `low` to `high` are taken to have: for integers the
     smallest usual depth that holds them, for floats one of three; None where none fits."""
     if not floats:
@@ -92,13 +92,13 @@ def usual_range(low: float, high: float, *, floats: bool) -> Range | None:
     for limits in FLOAT_RANGES:
         widest = max(abs(low), abs(high)) / max(map(abs, limits))
         if covers(limits, low, high, floats=True) and (
-            limits != FLOAT_RANGES[-1] or widest >= LEAST_TONES / 256
+            limits != FLOAT_RANGES[-1] or widest >= MIN_TONES / 256
         ):
             return limits
     return None
 
 
-def own_range(values: np.ndarray) -> Range:
+def own_range(values: np.ndarray) -> ToneRange:
     """The range of a picture that stands alone: a usual one, else from its lowest value to its
     highest."""
     low, high = extremes(values) or (0, 1)
@@ -106,14 +106,14 @@ def own_range(values: np.ndarray) -> Range:
     return usual or (low, high if high > low else low + 1)
 
 
-def covers(limits: Range, low: float, high: float, *, floats: bool) -> bool:
+def covers(limits: ToneRange, low: float, high: float, *, floats: bool) -> bool:
     """Whether values from `low` to `high` lie in a range. Floats may lie half a tone outside, which
     rounding takes away."""
     slack = (limits[1] - limits[0]) / 510 if floats else 0
     return limits[0] - slack <= low and high <= limits[1] + slack
 
 
-def in_8_bits(values: np.ndarray, limits: Range) -> np.ndarray:
+def in_8_bits(values: np.ndarray, limits: ToneRange) -> np.ndarray:
     """Values (H, W) as bytes. Integers are cut into 256 equal steps, which of 16 bits are the high
     byte, as Pillow reads 16-bit colour; floats are scaled and rounded, and NaN is black."""
     tones = np.empty(values.shape, dtype=np.uint8)

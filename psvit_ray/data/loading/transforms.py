@@ -22,8 +22,8 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision import transforms
 
-from psvit_ray.arch.spec import MOST_PIXELS, Finite, Pixels, Value
-from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder, Mode, converted, decode
+from psvit_ray.arch.spec import MAX_IMG_SIZE, Finite, Pixels, Value
+from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder, Mode, convert, decode
 from psvit_ray.data.images.tone_range import Tones
 
 Probability = Annotated[Finite, Field(ge=0, le=1)]
@@ -61,7 +61,7 @@ class Preprocessing(Value):
         used, ValueError where the decoder is not installed."""
         if isinstance(content, bytes):
             return decode(content, self.mode, decoder, tones=self.tones, background=self.background)
-        return converted(content, self.mode, tones=self.tones, background=self.background)
+        return convert(content, self.mode, tones=self.tones, background=self.background)
 
     def transform(self) -> Transform:
         """A picture of this mode to bytes (C, S, S), as timm evaluates."""
@@ -136,7 +136,7 @@ class Augmentation(Value):
     """With what: zeros, one random colour, or random pixels."""
     recount: Annotated[int, Field(ge=1, le=100)] = 1
     """Most parts erased in one image."""
-    shift: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
+    shift: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
     """Each training image is moved by up to this many pixels along each axis."""
 
     def transform(self, preprocessing: Preprocessing) -> Transform:

@@ -18,20 +18,20 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field
 
-from psvit_ray.arch.spec import MOST_PIXELS, Finite, Value
+from psvit_ray.arch.spec import MAX_IMG_SIZE, Finite, Value
 from psvit_ray.data.images.decode import (
-    GREY,
+    GREY_MODES,
     BadImage,
-    converted,
-    header,
+    convert,
     is_transparent,
     is_wide,
-    opened,
+    open_header,
+    open_picture,
 )
 from psvit_ray.data.quarantine import Row
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.sources.shard_manifest import PROGRESS
-from psvit_ray.storage.files import shown
+from psvit_ray.storage.files import printable_path
 from psvit_ray.storage.folder import Folder
 
 if TYPE_CHECKING:  # a process that writes shards needs no torch, which takes half a gigabyte
@@ -55,7 +55,7 @@ class ShardSettings(Value):
 
     shard_mb: Annotated[Finite, Field(gt=0, le=1024)] = 64
     """Megabytes (10^6) of a shard, about. A process that writes one holds it three times."""
-    resize_longer: Annotated[int, Field(ge=0, le=MOST_PIXELS)] = 0
+    resize_longer: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
     """Images whose longer side has more pixels are made this small and encoded again, PNG as PNG
     and all others as JPEG. The others, and all with 0, are kept byte for byte."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -143,12 +143,12 @@ def contents(table: ImageTable, settings: ShardSettings) -> Iterator[tuple[int, 
 def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
     """The bytes that a shard keeps. Raises BadImage."""
     if isinstance(content, bytes):
-        picture = opened(content)
+        picture = open_picture(content)
         if not is_wide(picture):
-            converted(picture, "RGB")  # raises where it cannot be
+            convert(picture, "RGB")  # raises where it cannot be
         if not settings.resize_longer or max(picture.size) <= settings.resize_longer:
             return content
-        is_png = header(content).format == "PNG"
+        is_png = open_header(content).format == "PNG"
     else:
         picture, is_png = content, True
     picture, kind = _storable(picture)
@@ -170,7 +170,7 @@ def _storable(picture: Image.Image) -> tuple[Image.Image, str]:
         return Image.fromarray(np.asarray(picture).astype(np.uint16)), "PNG"
     if is_transparent(picture):
         return picture.convert("RGBA"), "PNG"
-    return converted(picture, "L" if picture.mode in GREY else "RGB"), ""
+    return convert(picture, "L" if picture.mode in GREY_MODES else "RGB"), ""
 
 
 def _parquet(
@@ -184,7 +184,9 @@ def _parquet(
         sink, schema, compression="NONE", use_dictionary=False, write_statistics=["label"]
     ) as writer:
         for group in _groups(stored):
-            images = [{"bytes": stored[i], "path": shown(table.place(i)[1])} for i in group]
+            images = [
+                {"bytes": stored[i], "path": printable_path(table.place(i)[1])} for i in group
+            ]
             columns = [pa.array(images, schema.field("image").type), pa.array(table.labels[group])]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             for index in group:

@@ -17,7 +17,7 @@ from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.splits.split_folders import Tree
 from psvit_ray.data.splits.splits import Split, Splits, class_name, described_places
 from psvit_ray.storage import files
-from psvit_ray.storage.files import Listing, shown
+from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
 
 # torchvision's IMG_EXTENSIONS, and GIF.
@@ -34,7 +34,7 @@ class FileTable:
     labels: np.ndarray
     """(N,) int64."""
     sizes: np.ndarray
-    """(N,) int64: bytes of each file; UNKNOWN where nobody has asked."""
+    """(N,) int64: bytes of each file; UNKNOWN_SIZE where nobody has asked."""
 
     blocks = None
     grows = True
@@ -44,7 +44,7 @@ class FileTable:
         cls, root: Folder, paths: Iterable[str], labels: np.ndarray, sizes: np.ndarray | None = None
     ) -> FileTable:
         names = pa.array([os.fsencode(path) for path in paths], pa.binary())
-        unknown = np.full(len(labels), files.UNKNOWN, dtype=np.int64)
+        unknown = np.full(len(labels), files.UNKNOWN_SIZE, dtype=np.int64)
         return cls(root, names, labels, unknown if sizes is None else sizes)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class FileTable:
         )
 
     def listing(self) -> pa.Table:
-        sizes = pa.array(self.sizes, mask=self.sizes == files.UNKNOWN)
+        sizes = pa.array(self.sizes, mask=self.sizes == files.UNKNOWN_SIZE)
         return tables.listing(self.paths, sizes=sizes)
 
 
@@ -83,11 +83,13 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
     if len(images) < len(listing.files):
         such = next(path for path in listing.files if not is_image(path))
         number = len(listing.files) - len(images)
-        notes.append(f"{number:,} files are no images by name, such as {shown(such)}")
+        notes.append(f"{number:,} files are no images by name, such as {printable_path(such)}")
     tree = Tree(root, listing, [*images, *filter(is_image, listing.links)])
     if layout.splits:
         folders = split_folders.said(tree, layout)
-        listing = files.below(root, [folder for several in folders.values() for folder in several])
+        listing = files.list_below(
+            root, [folder for several in folders.values() for folder in several]
+        )
         notes = [*listing.notes]  # a file elsewhere is no other name of one that is used
         prefixes = tuple(f"{f}/" if f else "" for several in folders.values() for f in several)
         used = [path for path in listing.files if is_image(path) and path.startswith(prefixes)]
@@ -98,7 +100,7 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
         folders = split_folders.recognised(tree, notes)
         test = folders.get("test", [""])[0]
         if len(folders) > 1 and test in tree.direct and test not in tree.inner:
-            notes.append(f"{shown(test)}/ has no class folders: its images are not used")
+            notes.append(f"{printable_path(test)}/ has no class folders: its images are not used")
             del folders["test"]
     _check_links(listing, folders)
     names, by_split = {}, {}
@@ -107,7 +109,7 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
         if not len(by_split[split]):
             _check_not_linked(listing, split, several)
     if folders != {"train": [""]}:
-        shown_of = {split: [f"{shown(f)}/" for f in folders[split]] for split in folders}
+        shown_of = {split: [f"{printable_path(f)}/" for f in folders[split]] for split in folders}
         notes += described_places(shown_of)
     return Splits.of(name, names, by_split, notes)
 
@@ -117,8 +119,9 @@ def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> Non
     for link, kept in listing.links.items():
         if kept and any(files.is_in(link, folder) for folder in folders):
             raise ValueError(
-                f"data must have each image in one split, got {shown(link)} in {split}, which is "
-                f"{shown(kept)}"
+                f"data must have each image in one split, got {printable_path(link)} in {split}, "
+                "which is "
+                f"{printable_path(kept)}"
             )
 
 
@@ -137,8 +140,9 @@ def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
         here, there = class_of(link), class_of(kept)
         if here is not None and there is not None and here != there:
             raise ValueError(
-                f"data must have each image in one class, got {shown(link)}, which is the file "
-                f"{shown(kept)}"
+                f"data must have each image in one class, got {printable_path(link)}, which is the "
+                "file "
+                f"{printable_path(kept)}"
             )
 
 
@@ -154,8 +158,8 @@ def _labelled(
         inner = [os.path.basename(path) for path in inside]
         names |= {class_name(name) for name in inner}
         if folder in tree.direct:
-            here = f"{tree.root}/{shown(folder)}".rstrip("/")
-            beside = f"the image {shown(tree.direct[folder])} beside them"
+            here = f"{tree.root}/{printable_path(folder)}".rstrip("/")
+            beside = f"the image {printable_path(tree.direct[folder])} beside them"
             raise ValueError(
                 f"data must be a folder of class folders, got {beside if inner else 'images only'} "
                 f"in {here}; jobs/predict.py takes images without classes"

@@ -14,7 +14,7 @@ import torch
 from pyarrow import fs
 
 from psvit_ray.data.images.decode import BACKGROUND
-from psvit_ray.data.images.tone_range import USUAL, Tones, parsed
+from psvit_ray.data.images.tone_range import DEFAULT_TONES, Tones, parse_tone_range
 from psvit_ray.data.sources import image_folder, parquet_files, torchvision_sets
 from psvit_ray.data.sources.parquet_table import is_table
 from psvit_ray.data.sources.survey import surveyed
@@ -63,7 +63,7 @@ class Source:
     """All images that are stored, and what each is for."""
     cut_by_place: bool = False
     """Whether training images are held out, or left out, by a hash of their places."""
-    tones: Tones = USUAL
+    tones: Tones = DEFAULT_TONES
     """How pictures of more than 8 bits are read."""
     by_file: bool = False
     """Whether the images are split as a file of splits says, and not by settings."""
@@ -103,7 +103,7 @@ def load(
         splits.name,
         splits.train,
         {"val": splits.val, "test": splits.test},
-        parsed(tone_range) if tone_range else None,
+        parse_tone_range(tone_range) if tone_range else None,
         background,
     )
     if known:
@@ -273,7 +273,7 @@ def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
         return _stored(without_secrets(data), Folder.at(data), layout)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"data must be readable, got {without_secrets(data)!r}: {files.reason(error)}"
+            f"data must be readable, got {without_secrets(data)!r}: {files.error_text(error)}"
         ) from None
 
 
@@ -291,14 +291,14 @@ def _digits() -> Splits:
 
 def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
     """A folder, a file or a pattern. Raises ValueError, OSError."""
-    kind = files.kind(there)
+    kind = files.file_type(there)
     if kind == fs.FileType.File:
         above, file = files.parent(there)
         if not is_table(file):
             raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
         return parquet_files.read(name, above, [file], layout)
     if kind == fs.FileType.Directory:
-        listing = files.below(there)
+        listing = files.list_below(there)
         table = next(filter(is_table, listing.files), None)
         if table is None:
             _check_no_columns(layout, name)
@@ -309,7 +309,7 @@ def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
             )
         return parquet_files.read_folder(name, there, listing, layout)
     if files.has_wildcards(there):
-        root, paths = files.matching(there)
+        root, paths = files.list_matching(there)
         if not paths:
             raise ValueError(f"data must match a file, got none for {name!r}")
         if strange := [path for path in paths if not is_table(path)]:

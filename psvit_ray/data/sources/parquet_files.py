@@ -40,7 +40,7 @@ from psvit_ray.data.splits.splits import (
     splits_in,
 )
 from psvit_ray.storage import files
-from psvit_ray.storage.files import Listing, shown
+from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.messages import nearest
 
@@ -80,11 +80,16 @@ def read(
     """The data that these files below `root` are. Raises ValueError, OSError."""
     by_split = _said(root, paths, layout) if layout.splits else _by_split(root, paths)
     if layout.splits or list(by_split) != ["train"]:
-        notes = [*notes, *described_places({s: [*map(shown, by_split[s])] for s in by_split})]
+        notes = [
+            *notes,
+            *described_places({s: [*map(printable_path, by_split[s])] for s in by_split}),
+        ]
         if unused := sorted(
             set(paths) - {path for several in by_split.values() for path in several}
         ):
-            notes.append(f"{len(unused):,} files are in no split, such as {shown(unused[0])}")
+            notes.append(
+                f"{len(unused):,} files are in no split, such as {printable_path(unused[0])}"
+            )
     return _splits(name, root, by_split, layout, None, notes)
 
 
@@ -161,12 +166,13 @@ def _said(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split,
         if not fits:
             known = sorted({name for path in names for name in names[path][1:]})
             near = nearest(pattern, known)
-            hint = f"; nearest is {shown(near)!r}" if near else ""
+            hint = f"; nearest is {printable_path(near)!r}" if near else ""
             raise ValueError(f"splits must name files of the data, got {pattern!r} in {root}{hint}")
         for path in fits:
             if split_of.setdefault(path, split) != split:
                 raise ValueError(
-                    f"splits must name each file once, got {shown(path)} as {split_of[path]} and "
+                    f"splits must name each file once, got {printable_path(path)} as "
+                    f"{split_of[path]} and "
                     f"{split}"
                 )
     return _in_order(split_of)
@@ -190,13 +196,15 @@ def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
     say = advice(clear)
     if len(paths) > 1 and (double := [path for path in splits if len(splits[path]) > 1]):
         raise ValueError(
-            f"data must name one split for each file, got {shown(double[0])} in {root}; {say}"
+            f"data must name one split for each file, got {printable_path(double[0])} in {root}; "
+            f"{say}"
         )
     nameless = [path for path in sorted(paths) if not splits[path]]
     if clear and nameless:
         raise ValueError(
-            f"data must name the split of every file or of none, got {shown(min(clear.values()))} "
-            f"beside {shown(nameless[0])} in {root}; {say}"
+            "data must name the split of every file or of none, got "
+            f"{printable_path(min(clear.values()))} "
+            f"beside {printable_path(nameless[0])} in {root}; {say}"
         )
     if not clear:
         alike = look_alikes(part for path in sorted(paths) for part in PurePosixPath(path).parts)
@@ -234,7 +242,7 @@ def _in_order(split_of: Mapping[str, Split]) -> dict[Split, list[str]]:
 
 
 def _columns(root: Folder, path: str, layout: DataLayout, *, labelled: bool = True) -> Columns:
-    where = f"{shown(path)} in {root}"
+    where = f"{printable_path(path)} in {root}"
     return columns.columns_of(_schema(root, path), layout, where, labelled=labelled)
 
 
@@ -254,12 +262,13 @@ def _schema(root: Folder, path: str) -> pa.Schema:
 def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
     kind = "an Arrow stream" if is_arrow(path) else "Parquet"
     return ValueError(
-        f"data must be {kind} that can be read, got {shown(path)} in {root}: {files.reason(error)}"
+        f"data must be {kind} that can be read, got {printable_path(path)} in {root}: "
+        f"{files.error_text(error)}"
     )
 
 
 def _content(root: Folder, path: str, chosen: Columns) -> Content:
-    where = f"{shown(path)} in {root}"
+    where = f"{printable_path(path)} in {root}"
     try:
         schema, values, rows, numbers, known, largest = (_arrow if is_arrow(path) else _parquet)(
             root, path, chosen.label
@@ -386,7 +395,7 @@ def _with_names(
         odd = next(content for content in every if content.in_words != every[0].in_words)
         raise ValueError(
             f"data must have labels of one kind in every file, got numbers and words, such as in "
-            f"{shown(odd.path)} in {root}"
+            f"{printable_path(odd.path)} in {root}"
         )
     declared = class_names or next(
         (content.class_names for content in every if content.class_names is not None), None
@@ -403,7 +412,7 @@ def _with_names(
                 if class_names is None and content.class_names not in (None, names[split]):
                     raise ValueError(
                         f"data must have the same classes in every file of {split}, got others in "
-                        f"{shown(content.path)}"
+                        f"{printable_path(content.path)}"
                     )
                 _check_range(content, len(names[split]), root)
         else:
@@ -432,14 +441,14 @@ def _numbered(content: Content, names: tuple[str, ...]) -> Content:
 def _check_present(content: Content, root: Folder) -> None:
     if (content.labels == MISSING).all() and len(content.labels):
         raise ValueError(
-            f"data must have labels, got none in {shown(content.path)} in {root}; "
+            f"data must have labels, got none in {printable_path(content.path)} in {root}; "
             "jobs/predict.py takes images without labels"
         )
     if (content.labels == MISSING).any():
         row = int((content.labels == MISSING).argmax())
         raise ValueError(
             f"data must have a label for every image, got none in row {row} of "
-            f"{shown(content.path)} in {root}"
+            f"{printable_path(content.path)} in {root}"
         )
 
 
@@ -453,7 +462,7 @@ def _check_range(content: Content, num_classes: int | None, root: Folder) -> Non
         why = "" if num_classes is None else f", as it has {num_classes} classes"
         raise ValueError(
             f"data must have labels {rule}{why}, got {content.labels[row]} in row {row} of "
-            f"{shown(content.path)} in {root}"
+            f"{printable_path(content.path)} in {root}"
         )
 
 

@@ -140,7 +140,7 @@ def _read(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
     except (pa.ArrowException, OSError, EOFError, UnicodeError) as error:
         if _is_of_storage(error, root, file, group):
             raise
-        raise BadImage(f"broken row group: {files.reason(error)}"[:100]) from None
+        raise BadImage(f"broken row group: {files.error_text(error)}"[:100]) from None
     values = table.column(0)
     return values.flatten()[0] if pa.types.is_struct(values.type) else values
 
@@ -148,7 +148,7 @@ def _read(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
 def _is_of_storage(error: Exception, root: Folder, file: str, group: int) -> bool:
     """Whether storage failed. Of broken data pyarrow raises OSError too, without a number; so it
     does where an object store fails, which is then asked for the same bytes again."""
-    if not isinstance(error, OSError) or files.is_of_the_file(error):
+    if not isinstance(error, OSError) or files.is_file_error(error):
         return False
     if error.errno or is_arrow(file) or root.is_local:
         return bool(error.errno)

@@ -58,7 +58,7 @@ def read_manifest(folder: Folder) -> Manifest | None:
     """None where there is none. Raises ValueError where it is not one, or shards are missing
     because they are not all written yet."""
     remedy = "restore it from a copy, or make the shards again in another folder"
-    manifest = json_files.read(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
+    manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
     if manifest is None and PLAN in (folder / PROGRESS).names():
         raise ValueError(
             f"shards in {folder} are not all written: go on with jobs/prepare_data.py --resume"

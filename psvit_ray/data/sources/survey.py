@@ -15,7 +15,14 @@ from PIL import Image
 
 from psvit_ray.data.images import decode
 from psvit_ray.data.images.bad_image import BadImage
-from psvit_ray.data.images.tone_range import DEPTHS, Range, Tones, extremes, shown, usual_range
+from psvit_ray.data.images.tone_range import (
+    DEPTHS,
+    ToneRange,
+    Tones,
+    extremes,
+    format_tone_range,
+    usual_range,
+)
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.tables import ArrayTable, ImageTable
@@ -37,9 +44,9 @@ class Survey:
     """Pictures that were looked at."""
     transparent: int = 0
     """Pictures that let a background through."""
-    integers: Range | None = None
+    integers: ToneRange | None = None
     """Lowest and highest value of the pictures of 16 or 32 bits, None where there are none."""
-    floats: Range | None = None
+    floats: ToneRange | None = None
     """Lowest and highest value of the floating-point pictures, None where there are none."""
 
     def tones(self, data: str) -> Tones:
@@ -51,7 +58,7 @@ class Survey:
                 raise ValueError(
                     f"tone_range must be given, as {KINDS[kind]} pictures of data {data!r} have "
                     f"values from {_number(found[0])} to {_number(found[1])}, which is no usual "
-                    f"range; such as {shown(found)}"
+                    f"range; such as {format_tone_range(found)}"
                 )
             given[kind] = usual
         return Tones.model_validate(given)
@@ -72,7 +79,8 @@ class Survey:
         for (kind, _), pictures in zip(self._wide(), self.kinds, strict=False):
             limits = getattr(tones, kind)
             lines.append(
-                f"{where}{pictures}: read as {_depth(limits)} (tone_range {shown(limits)})"
+                f"{where}{pictures}: read as {_depth(limits)} (tone_range "
+                f"{format_tone_range(limits)})"
             )
         if self.transparent:
             lines.append(f"{where}{self.kinds[-1]}: put on {background} (background)")
@@ -89,7 +97,7 @@ class Survey:
             kinds.append(f"transparent pictures, {self.transparent} of {self.images} looked at")
         return kinds
 
-    def _wide(self) -> Iterator[tuple[str, Range]]:
+    def _wide(self) -> Iterator[tuple[str, ToneRange]]:
         for kind in KINDS:
             if found := getattr(self, kind):
                 yield kind, found
@@ -104,17 +112,17 @@ def survey(table: ImageTable) -> Survey:
     if isinstance(table, ArrayTable) or not len(table):
         return Survey()
     number, transparent, pixels = 0, 0, 0
-    wide: dict[str, list[Range]] = {kind: [] for kind in KINDS}
+    wide: dict[str, list[ToneRange]] = {kind: [] for kind in KINDS}
     for content in _contents(table, _sample(table)):
         with contextlib.suppress(BadImage):
-            image = decode.header(content) if isinstance(content, bytes) else content
+            image = decode.open_header(content) if isinstance(content, bytes) else content
             number += 1
             if not decode.is_wide(image) and not image.has_transparency_data:
                 continue
             pixels += image.width * image.height
             if number > 1 and pixels > MAX_PIXELS:
                 continue
-            image = decode.opened(content) if isinstance(content, bytes) else content
+            image = decode.open_picture(content) if isinstance(content, bytes) else content
             transparent += decode.is_transparent(image)
             if decode.is_wide(image) and (values := extremes(np.asarray(image))):
                 wide["floats" if image.mode == "F" else "integers"].append(values)
@@ -130,7 +138,7 @@ def surveyed(
     data: str,
     train: ImageTable,
     others: Mapping[str, ImageTable | None],
-    tone_range: Range | None,
+    tone_range: ToneRange | None,
     background: str,
 ) -> tuple[Tones, list[str]]:
     """How the pictures of a data set are read, which those trained on decide, and what a user
@@ -173,7 +181,7 @@ def _contents(table: ImageTable, indices: np.ndarray) -> Iterator[bytes | Image.
         except (OSError, pa.ArrowException) as error:
             place, _ = table.place(index)
             raise ValueError(
-                f"data must be readable, got {place!r}: {files.reason(error)}"
+                f"data must be readable, got {place!r}: {files.error_text(error)}"
             ) from None
 
     with ThreadPoolExecutor(THREADS if isinstance(table, FileTable) else 1) as pool:
@@ -188,8 +196,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.4g}"
 
 
-def _depth(limits: Range) -> str:
+def _depth(limits: ToneRange) -> str:
     """A range in the words of the field."""
     low, high = limits
     bits = int(high + 1).bit_length() - 1
-    return f"{bits} bits" if bits in DEPTHS and (low, high) == (0, 2**bits - 1) else shown(limits)
+    return (
+        f"{bits} bits"
+        if bits in DEPTHS and (low, high) == (0, 2**bits - 1)
+        else format_tone_range(limits)
+    )

@@ -20,7 +20,7 @@ from psvit_ray.data.images.decode import BadImage, as_bad_image
 from psvit_ray.data.images.file_bytes import read_local
 from psvit_ray.data.splits.splits import Split, Splits
 from psvit_ray.data.tables import StoredTable, digest_of, listing
-from psvit_ray.storage.files import is_of_the_file, reason
+from psvit_ray.storage.files import error_text, is_file_error
 
 PREFIX = "torchvision"
 DOWNLOAD = "torchvision-download"
@@ -56,7 +56,7 @@ class VisionTable:
                 return _opened(self.kind, self.root, self.split)[int(self.rows[index])][0]
         except BadImage as error:
             cause = error.__context__
-            if isinstance(cause, OSError) and cause.errno and not is_of_the_file(cause):
+            if isinstance(cause, OSError) and cause.errno and not is_file_error(cause):
                 raise cause from None  # of the storage
             raise
 
@@ -114,7 +114,7 @@ def _sets(kind: str, root: str, *, download: bool) -> dict[Split, tuple[str | No
                     continue  # it does not know the word
                 raise ValueError(
                     f"data must be a set that torchvision can open, got {kind} in {root}: "
-                    f"{reason(error)}"
+                    f"{error_text(error)}"
                 ) from None
     return found
 

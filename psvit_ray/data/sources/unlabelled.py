@@ -51,7 +51,8 @@ def read(
                 found = _parts(given, layout)
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(
-                    f"data must be readable, got {without_secrets(given)!r}: {files.reason(error)}"
+                    f"data must be readable, got {without_secrets(given)!r}: "
+                    f"{files.error_text(error)}"
                 ) from None
         if not sum(len(part.table) for part in found):
             what = "standard input" if given == STDIN else repr(without_secrets(given))
@@ -70,10 +71,10 @@ def chunks(parts: Iterable[Part], size: int) -> Iterator[Part]:
 
 def _parts(given: str, layout: DataLayout) -> list[Part]:
     there = Folder.at(given)
-    kind = files.kind(there)
+    kind = files.file_type(there)
     if kind == fs.FileType.Directory:
         prefix = f"{_shown(given).rstrip('/')}/"
-        listing = files.below(there)
+        listing = files.list_below(there)
         own = set(listing.files)
         names = [name for name, kept in listing.links.items() if kept in own]
         return _below(there, prefix, sorted([*own, *names]), layout)
@@ -84,7 +85,7 @@ def _parts(given: str, layout: DataLayout) -> list[Part]:
             return [Part(parquet_files.images(above, [name], layout), prefix)]
         return [_files(prefix, [name], above)]
     if files.has_wildcards(there):
-        root, paths = files.matching(there)
+        root, paths = files.list_matching(there)
         return _below(root, f"{_shown(root.uri)}/", paths, layout)
     raise ValueError(f"data must exist, got {without_secrets(given)!r}")
 

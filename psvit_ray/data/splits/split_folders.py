@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.splits.splits import WORDS, Split, advice, listed, look_alikes, splits_in
 from psvit_ray.storage import files
-from psvit_ray.storage.files import Listing, shown
+from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.messages import nearest
 
@@ -67,7 +67,7 @@ def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
         fits = [folder for folder in tree.folders if files.matches(folder, pattern)]
         if pattern != "." and not fits:
             near = nearest(pattern, tree.folders)
-            hint = f"; nearest is {shown(near)!r}" if near else ""
+            hint = f"; nearest is {printable_path(near)!r}" if near else ""
             raise ValueError(
                 f"splits must name folders of the data, got {pattern!r} in {tree.root}{hint}"
             )
@@ -79,8 +79,8 @@ def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
         for other in every[number + 1 :]:
             if not folder or not other or files.is_in(folder, other) or files.is_in(other, folder):
                 raise ValueError(
-                    f"splits must name each folder once, got {shown(folder) or '.'!r} and "
-                    f"{shown(other) or '.'!r}"
+                    f"splits must name each folder once, got {printable_path(folder) or '.'!r} and "
+                    f"{printable_path(other) or '.'!r}"
                 )
     return {split: folders[split] for split in WORDS if split in folders}
 
@@ -112,26 +112,28 @@ def _splits_in(tree: Tree, top: str, notes: list[str]) -> dict[Split, str]:
     }
     filled = [folder for folder in named if folder in tree.filled]
     with_classes = [folder for folder in filled if folder in tree.inner]
-    others = [f"{shown(folder)}/" for folder in tree.filled_in(top) if folder not in named]
-    others += [shown(tree.direct[top])] if top in tree.direct else []
+    others = [f"{printable_path(folder)}/" for folder in tree.filled_in(top) if folder not in named]
+    others += [printable_path(tree.direct[top])] if top in tree.direct else []
     if not filled or (not with_classes and _are_classes(tree, named, filled, others, notes)):
         return {}
     if others:
         raise ValueError(
-            f"data must hold splits or classes, got {shown((with_classes or filled)[0])}/ beside "
+            f"data must hold splits or classes, got {printable_path((with_classes or filled)[0])}/ "
+            "beside "
             f"{others[0]} in {tree.root}; {_advice(named)}"
         )
     splits_of: dict[Split, str] = {}
     for folder in sorted(named, key=lambda folder: folder not in tree.filled):
         if len(named[folder]) > 1:
             raise ValueError(
-                f"data must have folders that are one split each, got {shown(folder)}/ in "
+                f"data must have folders that are one split each, got {printable_path(folder)}/ in "
                 f"{tree.root}; {_advice(named)}"
             )
         (split,) = named[folder]
         if split in splits_of and folder in tree.filled:
             raise ValueError(
-                f"data must name each split once, got {listed(sorted(map(shown, named)))} in "
+                f"data must name each split once, got {listed(sorted(map(printable_path, named)))} "
+                "in "
                 f"{tree.root}; {_advice(named)}"
             )
         splits_of.setdefault(split, folder)
@@ -151,11 +153,13 @@ def _are_classes(
     if not others:
         raise ValueError(
             f"data must be a folder of class folders, got images only in {tree.root}/"
-            f"{shown(filled[0])}; if that is a class, say --splits train=."
+            f"{printable_path(filled[0])}; if that is a class, say --splits train=."
         )
     if any(named[folder] != {"train"} for folder in filled):
         return False
-    notes.append(f"{shown(filled[0])}/ is a class, as it holds images and no class folders")
+    notes.append(
+        f"{printable_path(filled[0])}/ is a class, as it holds images and no class folders"
+    )
     return True
 
 
@@ -175,7 +179,8 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
     if alike := look_alikes(classes):
         first, second, *_ = alike.values()
         raise ValueError(
-            f"data must hold splits or classes, got {shown(first)}/ beside {shown(second)}/ in "
+            f"data must hold splits or classes, got {printable_path(first)}/ beside "
+            f"{printable_path(second)}/ in "
             f"{tree.root}; {advice(alike)}"
         )
     inner_names = []
@@ -184,7 +189,7 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
         inner_names.append(set(inner))
         splits = {next(iter(found)): name for name in inner if len(found := splits_in(name)) == 1}
         if len(splits) > 1:
-            first, second, *_ = (shown(inner[name]) for name in splits.values())
+            first, second, *_ = (printable_path(inner[name]) for name in splits.values())
             raise ValueError(
                 f"data must hold splits that hold classes, got classes that hold splits, "
                 f"{first}/ and {second}/, in {tree.root}; say --splits train=. to train on all"
@@ -192,9 +197,10 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
     common = set.intersection(*inner_names) if len(classes) > 1 else set()
     if len(common) > 1:
         notes.append(
-            f"the classes are {listed([*map(shown, classes)])}, each of which holds folders "
-            f"{listed(sorted(map(shown, common)))}; if these are the classes, say "
-            f"--splits train={shown(classes[0])},test={shown(classes[1])}"
+            f"the classes are {listed([*map(printable_path, classes)])}, each of which holds "
+            "folders "
+            f"{listed(sorted(map(printable_path, common)))}; if these are the classes, say "
+            f"--splits train={printable_path(classes[0])},test={printable_path(classes[1])}"
         )
 
 

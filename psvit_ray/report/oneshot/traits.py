@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from psvit_ray.arch.census import interval
+from psvit_ray.arch.census import wilson_interval
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.search.oneshot.scores import Score, ranked
@@ -42,7 +42,7 @@ class Choice:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of `top_share`. It takes candidates for independent draws, which children
         of the same parents are not: the truth is wider."""
-        return interval(self.top, self.top_of) if self.top_of else None
+        return wilson_interval(self.top, self.top_of) if self.top_of else None
 
     @property
     def share(self) -> float:

@@ -50,7 +50,7 @@ def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest
     there = out.names()
     remedy = f"delete {out} to begin anew"
     plan = TypeAdapter(dict[str, Any])
-    begun = json_files.read(out / PROGRESS, PLAN, plan, "the plan of shards", remedy)
+    begun = json_files.read_json(out / PROGRESS, PLAN, plan, "the plan of shards", remedy)
     ended = read_manifest(out) if MANIFEST in there else None
     if resume == "never" and there:
         hint = "; add --resume to go on with it" if begun or ended else ""

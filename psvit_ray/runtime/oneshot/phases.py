@@ -137,7 +137,7 @@ def latency_table(
     """The one of the search, which is kept: measured again it would not be the same."""
     remedy = "restore it from a copy: candidates were scored with it"
     kind = TypeAdapter(LatencyTable)
-    if table := json_files.read(session.folder, LATENCY, kind, "a latency table", remedy):
+    if table := json_files.read_json(session.folder, LATENCY, kind, "a latency table", remedy):
         return table
     if config.latency_table:
         table = config.given_table(search)
@@ -202,7 +202,7 @@ def first_candidates(session: Session, search: SearchConfig, source: Source) -> 
     round a similarity to the other side of its threshold."""
     remedy = "restore it from a copy: generations were bred from it"
     kind = TypeAdapter(list[ArchSpec])
-    specs = json_files.read(session.folder, FIRST, kind, "a list of architectures", remedy)
+    specs = json_files.read_json(session.folder, FIRST, kind, "a list of architectures", remedy)
     if specs is not None:
         return specs
     checkpoint = supernet_checkpoint(session)

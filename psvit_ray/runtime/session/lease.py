@@ -23,9 +23,9 @@ from psvit_ray.storage.fence import (
     Fence,
     Holder,
     LeaseLost,
-    is_no_file,
-    parsed,
-    read,
+    is_unreadable,
+    parse_holder,
+    read_lease,
 )
 from psvit_ray.storage.folder import Folder
 
@@ -112,7 +112,7 @@ class Lease:
         with self._alone() as locked:
             if self._watch.look() != "free":
                 return None
-            before = [self._watch.holder, parsed(self._folder.read(LAST))]
+            before = [self._watch.holder, parse_holder(self._folder.read(LAST))]
             me = Holder(
                 owner=self._owner,
                 number=1 + max((holder.number for holder in before if holder), default=0),
@@ -191,7 +191,7 @@ class Lease:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _is_mine(self) -> bool:
-        holder = parsed(read(self._folder))
+        holder = parse_holder(read_lease(self._folder))
         return holder is not None and holder.owner == self._owner
 
 
@@ -213,10 +213,10 @@ class _Watch:
         """Held is what is seen to live; unclear, of what only time can tell. Raises ValueError
         where no file stands in the lease's place."""
         asked = time.monotonic()  # what the storage answers late may be old by then
-        content = read(self._folder)
-        if content == b"" and is_no_file(self._folder):
+        content = read_lease(self._folder)
+        if content == b"" and is_unreadable(self._folder):
             raise ValueError(f"{self._folder / LEASE} must be a file: remove what stands there")
-        self.holder = parsed(content)
+        self.holder = parse_holder(content)
         beat = self._folder.read(_heartbeat_of(self.holder.owner)) if self.holder else None
         if (content, beat) != self._seen:
             self._changed = self._seen is not None

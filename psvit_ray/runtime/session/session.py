@@ -173,7 +173,7 @@ def read_description(folder: Folder) -> Description | None:
         "another --name (what is here stays)"
     )
     kind = TypeAdapter(Description)
-    description = json_files.read(folder, DESCRIPTION, kind, "a search's description", remedy)
+    description = json_files.read_json(folder, DESCRIPTION, kind, "a search's description", remedy)
     if description is None and (folder / RECORDS).names():
         raise ValueError(f"{folder / DESCRIPTION} is missing beside its {RECORDS}/; {remedy}")
     return description

@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from psvit_ray.runtime.train.control_channel import SAVE, SAVED, Mailbox
-from psvit_ray.text.messages import shown
+from psvit_ray.text.messages import short_repr
 
 WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 SAVE_S = 60.0
@@ -37,7 +37,8 @@ class Workers(NamedTuple):
         most = int(found[2] or fewest) if found else 0
         if not 1 <= fewest <= most:
             raise ValueError(
-                f"workers must be a number or MIN:MAX, from 1 and in this order, got {shown(text)}"
+                "workers must be a number or MIN:MAX, from 1 and in this order, got "
+                f"{short_repr(text)}"
             )
         return cls(fewest, most)
 

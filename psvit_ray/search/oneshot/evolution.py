@@ -35,7 +35,7 @@ class Budget:
 
     def excess(self, spec: ArchSpec) -> float:
         """How far it is over, as a part of the limit; 0 within."""
-        costs, most = cost(spec), self.limits.most
+        costs, most = cost(spec), self.limits.bounds
         parts = [costs.macs / most[0], costs.params / most[1]]
         if self.latency_ms and self.max_latency_ms:
             parts.append(self.latency_ms(spec) / self.max_latency_ms)

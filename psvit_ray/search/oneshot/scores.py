@@ -66,7 +66,8 @@ class ScoreStore:
         for name in self._folder.names():
             if re.fullmatch(r"generation-\d{3,}\.json", name):
                 yield from (
-                    json_files.read(self._folder, name, _SCORES, "a list of scores", REMEDY) or ()
+                    json_files.read_json(self._folder, name, _SCORES, "a list of scores", REMEDY)
+                    or ()
                 )
 
 
