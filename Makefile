@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install tune compare ui check test chaos cluster-test
+.PHONY: help install tune compare ui docs check test chaos cluster-test
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -24,7 +24,10 @@ compare: install ## the winner of a search against DeiT over several seeds: ARGS
 ui: install      ## MLflow on the default store
 	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking.store_uri import sqlite; print(sqlite(Path("outputs/mlflow.db")))')"
 
-check: install   ## formatting, lint, types, plain words
+docs: install    ## the pages, into build/docs; fails on a broken link or an unknown name
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+check: install docs ## formatting, lint, types, plain words, the pages
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
