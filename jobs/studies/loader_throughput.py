@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from psvit_ray.data.loading.loader import (
     GlobalBatchSampler,
-    Images,
-    joined,
+    ImageDataset,
+    join_parts,
     num_parts,
     train_loader,
 )
@@ -72,7 +72,7 @@ def _ours(
         len(table), batch_size, seed=0, num_parts=parts, blocks=table.blocks, window=4_096
     )
     loader = train_loader(
-        Images(table, preprocessing, augmentation=augmentation),
+        ImageDataset(table, preprocessing, augmentation=augmentation),
         sampler,
         processes=processes,
         pin_memory=False,
@@ -80,7 +80,7 @@ def _ours(
 
     def epoch() -> int:
         sampler.set_position(sampler.epoch + 1)
-        batches = joined(loader, parts, torch.device("cpu"))
+        batches = join_parts(loader, parts, torch.device("cpu"))
         return sum(_received(batch.images) for batch in batches)
 
     return epoch
@@ -149,7 +149,7 @@ def _bare(
 def _decode_all(
     table: ImageTable, preprocessing: Preprocessing, augmentation: Augmentation, share: np.ndarray
 ) -> int:
-    images = Images(table, preprocessing, augmentation=augmentation)
+    images = ImageDataset(table, preprocessing, augmentation=augmentation)
     for index in share:
         images.__getitems__(np.array([[index, index]]))
     return len(share)

@@ -23,11 +23,11 @@ from psvit_ray.commands import command_line
 from psvit_ray.data.images.decode import Decoder, check_decoder
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import Splits, listed, numbers_in
+from psvit_ray.data.splits.splits import Splits, numbers_in, quoted_list
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
-from psvit_ray.export.inference import scored
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.inference import score_batches
+from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.trained_split import TrainedData
 from psvit_ray.report.evaluation import evaluation_files
 from psvit_ray.report.evaluation.metrics import Answers
@@ -91,7 +91,7 @@ def work(job: EvaluateJob) -> int:
         print(printable(note))
     if absent:
         print(
-            f"no image of class {listed(absent)}: scored on {len(counts) - len(absent):,} of "
+            f"no image of class {quoted_list(absent)}: scored on {len(counts) - len(absent):,} of "
             f"{len(counts):,} classes"
         )
     title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
@@ -114,10 +114,10 @@ def work(job: EvaluateJob) -> int:
 
 
 def answers_of(
-    job: EvaluateJob, exported: Exported, table: ImageTable, labels: np.ndarray
+    job: EvaluateJob, exported: ExportedModel, table: ImageTable, labels: np.ndarray
 ) -> Answers:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = scored(
+    found = score_batches(
         exported.model.to(device),
         table,
         exported.preprocessing,
@@ -130,7 +130,9 @@ def answers_of(
     return Answers.of(found, labels, exported.class_names)
 
 
-def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, Splits, list[str]]:
+def images_of(
+    job: EvaluateJob, exported: ExportedModel
+) -> tuple[Split, ImageTable, Splits, list[str]]:
     """The split, its images, the data, and what a user should be told of them. Raises ValueError
     where the data does not have this split, or images that the model does not take."""
     data = TrainedData.read(job.data, job, exported, job.model)
@@ -150,7 +152,7 @@ def images_of(job: EvaluateJob, exported: Exported) -> tuple[Split, ImageTable, 
     usual = there[-1]
     if stored.test is None and stored.val is None:
         there.append("all")
-        usual = usual if data.is_its_own else "all"
+        usual = usual if data.is_training_data else "all"
     split = job.split or usual
     if split not in there:
         options = f"{', '.join(there[:-1])} or {there[-1]}"

@@ -25,7 +25,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.data.splits import split_file
 from psvit_ray.export import formats
-from psvit_ray.export.config import Facts, Which
+from psvit_ray.export.config import CheckpointChoice, TrainingInfo
 from psvit_ray.export.formats import ConversionError
 from psvit_ray.runtime.session.session import read_description
 from psvit_ray.runtime.tracking import registry, store_uri
@@ -46,7 +46,7 @@ class ExportJob(Value):
     """Folder or URI of the training: what train_psvit wrote under STORAGE/NAME."""
     out: str
     """Folder or URI to write, new or empty."""
-    which: Which = "best"
+    which: CheckpointChoice = "best"
     """The checkpoint that is best on the hold-out, or the last."""
     onnx: bool = False
     """Also model.onnx, for any number of images."""
@@ -122,7 +122,7 @@ def record_of(run: Folder) -> Record:
     return records[0]
 
 
-def checkpoint_of(run: Folder, which: Which) -> Checkpoint:
+def checkpoint_of(run: Folder, which: CheckpointChoice) -> Checkpoint:
     """Raises ValueError where there is none, or it is broken."""
     with contextlib.closing(Kept(run / CHECKPOINTS)) as kept:
         found = kept.best() if which == "best" else kept.newest()
@@ -132,7 +132,7 @@ def checkpoint_of(run: Folder, which: Which) -> Checkpoint:
     return found
 
 
-def summary(facts: Facts, record: Record, out: Folder) -> str:
+def summary(facts: TrainingInfo, record: Record, out: Folder) -> str:
     top1 = [
         f"{split} top-1 {value:.2f}" if value is not None else f"{split} top-1 not measured"
         for split, value in (("hold-out", facts.holdout_top1), ("test", facts.test_top1))

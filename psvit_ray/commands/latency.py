@@ -20,8 +20,8 @@ from pydantic import Field
 from psvit_ray.arch.parts import cover
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
-from psvit_ray.model.latency import Conditions, LatencyTable, measure
-from psvit_ray.model.strategies import Judged, check_strategies
+from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
+from psvit_ray.model.strategies import StrategyTiming, check_strategies
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
 from psvit_ray.search.config import SearchConfig
@@ -59,7 +59,7 @@ def work(job: LatencyJob) -> int:
     check_new_file(out)
     covering = cover(space, conditions.times, seed=seed)
     unseen = draw(job, excluded=covering)
-    table = measure(space, conditions, seed=seed).tried_on(unseen)
+    table = measure_table(space, conditions, seed=seed).tried_on(unseen)
     with new_file(out) as file:
         file.write(table.model_dump_json(indent=2))
     print(report(table, len(covering)))
@@ -118,7 +118,7 @@ def report(table: LatencyTable, num_networks: int) -> str:
     )
 
 
-def report_of_rule(judged: Sequence[Judged]) -> str:
+def report_of_rule(judged: Sequence[StrategyTiming]) -> str:
     """Where the rule takes the slower way by more than is tolerated, the worst first."""
     wrong = sorted((one for one in judged if one.ratio > TOLERATED), key=lambda one: -one.ratio)
     said = (

@@ -25,11 +25,11 @@ from psvit_ray.commands import command_line
 from psvit_ray.data.images.decode import Decoder, check_decoder
 from psvit_ray.data.sources import unlabelled
 from psvit_ray.data.sources.survey import survey
-from psvit_ray.data.sources.unlabelled import Part
+from psvit_ray.data.sources.unlabelled import ImageGroup
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.export import model_folder
-from psvit_ray.export.inference import Answer, answers, scored
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.inference import Prediction, score_batches, to_predictions
+from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.report.evaluation import predictions
 from psvit_ray.report.progress import told
 from psvit_ray.runtime.batch import inference_actors
@@ -112,8 +112,8 @@ def work(job: PredictJob) -> int:
 
 
 def answered(
-    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
-) -> Iterator[tuple[str, Answer]]:
+    job: PredictJob, exported: ExportedModel, parts: list[ImageGroup], top_k: int
+) -> Iterator[tuple[str, Prediction]]:
     """Name and answer of each image, in order."""
     images = sum(len(part.table) for part in parts)
     if job.workers == 0 or (job.workers is None and images < FEW_IMAGES):
@@ -141,12 +141,12 @@ def answered(
 
 
 def in_this_process(
-    job: PredictJob, exported: Exported, parts: list[Part], top_k: int
-) -> Iterator[tuple[str, Answer]]:
+    job: PredictJob, exported: ExportedModel, parts: list[ImageGroup], top_k: int
+) -> Iterator[tuple[str, Prediction]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = exported.model.to(device)
     for part in parts:
-        found = scored(
+        found = score_batches(
             model,
             part.table,
             exported.preprocessing,
@@ -155,7 +155,7 @@ def in_this_process(
             processes=job.num_loaders,
             decoder=job.decoder,
         )
-        for index, answer in enumerate(answers(found, top_k)):
+        for index, answer in enumerate(to_predictions(found, top_k)):
             yield part.name(index), answer
 
 

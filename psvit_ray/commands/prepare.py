@@ -20,7 +20,7 @@ from psvit_ray.commands import command_line
 from psvit_ray.data.shards import plan
 from psvit_ray.data.shards.shard_file import ShardSettings
 from psvit_ray.data.sources.image_source import read
-from psvit_ray.data.sources.shard_manifest import MANIFEST, Manifest, faults, read_manifest
+from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardManifest, faults, read_manifest
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.runtime.batch.prepare import Stopped, check_out, prepare
@@ -100,7 +100,7 @@ def verify(out: Folder) -> int:
     return 0
 
 
-def summary(out: Folder, manifest: Manifest) -> str:
+def summary(out: Folder, manifest: ShardManifest) -> str:
     lines = [f"{out}: {len(manifest.class_names)} classes"]
     for name, split in manifest.splits.items():
         bad = f"; bad images left out: {split.bad_images:,}" if split.bad_images else ""

@@ -35,14 +35,14 @@ from psvit_ray.data.sources.survey import surveyed
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.networks import TIMM, load_network
 from psvit_ray.export.trained_split import TrainedData
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.redundancy import (
     Redundancy,
     attention_blocks,
-    measure,
+    measure_redundancy,
     propose,
     propose_followers,
 )
@@ -135,7 +135,7 @@ def work(job: RedundancyJob) -> int:
     return 0
 
 
-def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, Exported | None]:
+def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, ExportedModel | None]:
     """In evaluation mode, what it takes, and the exported folder that it is of, by which its
     hold-out is known. Raises ValueError where there is no such network."""
     name = named(job.model)
@@ -182,7 +182,7 @@ def check_maps(model: nn.Module) -> None:
 
 
 def source_for(
-    job: RedundancyJob, preprocessing: Preprocessing, exported: Exported | None
+    job: RedundancyJob, preprocessing: Preprocessing, exported: ExportedModel | None
 ) -> tuple[Source, list[str]]:
     """Split as in the network's training, and what a user should be told of that. Raises ValueError
     for images of one size, which are not made to fit, where the network takes another."""
@@ -236,7 +236,7 @@ def measured_on(
         if num_bad == len(table):
             raise ValueError(f"none of the {num_bad:,} hold-out images can be read")
 
-    measured = measure(model.to(device), images())
+    measured = measure_redundancy(model.to(device), images())
     return measured, num_bad
 
 

@@ -18,7 +18,7 @@ from pydantic import field_validator
 
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
-from psvit_ray.data.loading.loader import advice
+from psvit_ray.data.loading.loader import shuffle_advice
 from psvit_ray.runtime.cluster.cluster import WorkerResources, off_without_gpus
 from psvit_ray.runtime.session.session import Launch, exit_code, opened
 from psvit_ray.runtime.train.elastic import Workers
@@ -70,7 +70,7 @@ def work(job: TrainJob) -> int:
         resources=job.resources,
     ) as session:
         resources = job.resources.resolved()
-        said = [*source.notes, advice(source.train, job.train.shuffle_window)]
+        said = [*source.notes, shuffle_advice(source.train, job.train.shuffle_window)]
         said += [f"init: {loaded}"] if loaded else []
         said += [off_without_gpus(job.train, resources)]
         print("\n".join(printable(note) for note in said if note))

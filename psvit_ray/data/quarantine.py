@@ -7,34 +7,35 @@ from collections.abc import Iterable
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text import csv_file
 
-NAME = "quarantine.csv"
+QUARANTINE = "quarantine.csv"
 COLUMNS = ("source", "path", "reason")
 """Source without secrets, path or row in it, and what is wrong."""
 
-Row = tuple[str, str, str]
+BadImageRow = tuple[str, str, str]
 
 
-def add(folder: Folder, rows: Iterable[Row]) -> None:
+def add(folder: Folder, rows: Iterable[BadImageRow]) -> None:
     """Adds what is not there yet. The same images give the same file, in whichever order and in
     however many runs they were found. One writer at a time. Raises OSError."""
     there = read(folder)
     together = sorted({*there, *rows})
     if len(together) > len(there):
-        folder.write(NAME, content(together))
+        folder.write(QUARANTINE, content(together))
 
 
-def read(folder: Folder) -> list[Row]:
+def read(folder: Folder) -> list[BadImageRow]:
     """None where there is no file. Raises ValueError for one that is not as it was written."""
     try:
-        table = csv_file.rows(folder.read(NAME) or b"")
+        table = csv_file.rows(folder.read(QUARANTINE) or b"")
         return [(source, path, reason) for source, path, reason in table]
     except ValueError as error:
         raise ValueError(
-            f"{folder}/{NAME} must be as it was written, with {', '.join(COLUMNS)}: {error}; move "
+            f"{folder}/{QUARANTINE} must be as it was written, with {', '.join(COLUMNS)}: {error}; "
+            "move "
             "it away"
         ) from None
 
 
-def content(rows: Iterable[Row]) -> bytes:
+def content(rows: Iterable[BadImageRow]) -> bytes:
     """The file of these rows."""
     return csv_file.content(COLUMNS, rows)

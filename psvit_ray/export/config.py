@@ -18,10 +18,10 @@ CARD = "README.md"
 ONNX = "model.onnx"
 TORCH_EXPORT = "model.pt2"
 
-Which = Literal["best", "last"]
+CheckpointChoice = Literal["best", "last"]
 
 
-class Facts(Value):
+class TrainingInfo(Value):
     """What is known of the run that the weights come from. Top-1 is in percent, and None where it
     was not measured with these weights."""
 
@@ -29,7 +29,7 @@ class Facts(Value):
     """Of the run."""
     run_id: str
     """In MLflow; empty where the run is not there."""
-    which: Which
+    which: CheckpointChoice
     """Of the run's checkpoints: the best on the hold-out, or the last."""
     data: str
     data_digest: str = ""
@@ -64,7 +64,7 @@ class ExportConfig(Value):
     class_names: tuple[str, ...]
     sha256: dict[str, str] = Field(default_factory=dict)
     """Of the files with weights, and of `splits.parquet`."""
-    training: Facts
+    training: TrainingInfo
 
     def faults(self) -> list[str]:
         """Everything in which it contradicts itself, a line each; empty if nothing."""

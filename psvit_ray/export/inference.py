@@ -14,7 +14,7 @@ from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
 
 
-class Scored(NamedTuple):
+class ScoredBatch(NamedTuple):
     indices: Tensor
     """(B,) int64, in the table."""
     logits: Tensor
@@ -23,7 +23,7 @@ class Scored(NamedTuple):
     """Images that cannot be read: index in the table, reason."""
 
 
-def scored(
+def score_batches(
     model: nn.Module,
     table: ImageTable,
     preprocessing: Preprocessing,
@@ -32,7 +32,7 @@ def scored(
     batch_size: int = 64,
     processes: int = 0,
     decoder: Decoder = "pil",
-) -> Iterator[Scored]:
+) -> Iterator[ScoredBatch]:
     """Every image once, in the order of the table. `model` is on the device, in evaluation mode."""
     device = device or torch.device("cpu")
     loader = eval_loader(
@@ -49,10 +49,10 @@ def scored(
             if not len(images):  # attention on a GPU refuses them: the answers to a blank, none
                 images = images.new_zeros(1, *images.shape[1:])
             logits = model(preprocessing.normalize(images)).float().cpu()[: len(batch.indices)]
-        yield Scored(batch.indices, logits, batch.bad)
+        yield ScoredBatch(batch.indices, logits, batch.bad)
 
 
-class Top(NamedTuple):
+class TopClasses(NamedTuple):
     """The classes that a network finds likeliest, best first."""
 
     classes: Tensor
@@ -61,15 +61,15 @@ class Top(NamedTuple):
     """(B, k) float64."""
 
 
-def top(logits: Tensor, k: int) -> Top:
+def top_classes(logits: Tensor, k: int) -> TopClasses:
     """Of (B, num_classes); among equals the first class, as argmax has it."""
     probabilities, classes = (
         logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
     )
-    return Top(classes[:, :k], probabilities[:, :k])
+    return TopClasses(classes[:, :k], probabilities[:, :k])
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """To one image: the likeliest classes, best first, or why it cannot be read."""
 
     classes: list[int]
@@ -77,13 +77,13 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-def answers(scored: Iterable[Scored], k: int) -> Iterator[Answer]:
+def to_predictions(scored: Iterable[ScoredBatch], k: int) -> Iterator[Prediction]:
     """One for each image, in the order of the table."""
     for indices, logits, bad in scored:
-        best = top(logits, k)
-        found = {index: Answer([], [], reason) for index, reason in bad}
+        best = top_classes(logits, k)
+        found = {index: Prediction([], [], reason) for index, reason in bad}
         for index, *likeliest in zip(
             indices.tolist(), best.classes.tolist(), best.probabilities.tolist(), strict=True
         ):
-            found[index] = Answer(*likeliest)
+            found[index] = Prediction(*likeliest)
         yield from (found[index] for index in sorted(found))

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from psvit_ray.export.config import ONNX, TORCH_EXPORT, ExportConfig, Facts
+from psvit_ray.export.config import ONNX, TORCH_EXPORT, ExportConfig, TrainingInfo
 from psvit_ray.export.formats import OPSET, TOLERANCE
 from psvit_ray.text.markdown import code, text
 
-MOST_CLASSES = 20
+MAX_LISTED_CLASSES = 20
 """That are listed; config.json has all."""
 
 
@@ -42,8 +42,8 @@ def model_card(config: ExportConfig, default_settings: Mapping[str, Any]) -> str
 
 def _what(config: ExportConfig) -> str:
     spec, facts = config.spec, config.training
-    names = ", ".join(map(text, config.class_names[:MOST_CLASSES]))
-    rest = len(config.class_names) - MOST_CLASSES
+    names = ", ".join(map(text, config.class_names[:MAX_LISTED_CLASSES]))
+    rest = len(config.class_names) - MAX_LISTED_CLASSES
     more = f" and {rest:,} more, all in `config.json`" if rest > 0 else ""
     giga = facts.macs >= 1e8  # as papers say, but for networks of tiny images
     macs = f"{facts.macs / 1e9:.3g} GMACs" if giga else f"{facts.macs / 1e6:.3g} MMACs"
@@ -107,7 +107,7 @@ def _architecture(config: ExportConfig) -> str:
     )
 
 
-def _results(facts: Facts) -> str:
+def _results(facts: TrainingInfo) -> str:
     measured = [
         ("hold-out", _percent(facts.holdout_top1)),
         ("test", _percent(facts.test_top1)),
@@ -125,7 +125,7 @@ def _percent(top1: float | None) -> str:
     return "not measured" if top1 is None else f"{top1:.2f}"
 
 
-def _training(facts: Facts, default_settings: Mapping[str, Any]) -> str:
+def _training(facts: TrainingInfo, default_settings: Mapping[str, Any]) -> str:
     said = {
         "data": facts.data,
         "epochs": f"{facts.epoch} of {facts.epochs}",

@@ -46,7 +46,7 @@ class Transform:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedModel:
     """`model` is in evaluation mode."""
 
     model: PSViT
@@ -74,7 +74,7 @@ def write(
     splits: SplitFile | None = None,
     onnx: bool = False,
     torch_export: bool = False,
-) -> Exported:
+) -> ExportedModel:
     """Writes a network and all that says what it is; weights become float32.
 
     Args:
@@ -97,7 +97,7 @@ def write(
     model = _network(config.spec, weights)
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
     if splits:
-        (folder / split_file.NAME).write_bytes(splits.to_bytes())
+        (folder / split_file.SPLITS_FILE).write_bytes(splits.to_bytes())
     if onnx:
         formats.write_onnx(model, folder / ONNX)
     if torch_export:
@@ -106,10 +106,10 @@ def write(
     config = config.model_copy(update={"sha256": sha256})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(config, default_settings), encoding="utf-8")
-    return Exported(model, config)
+    return ExportedModel(model, config)
 
 
-def load(folder: str | Path) -> Exported:
+def load(folder: str | Path) -> ExportedModel:
     """From a path, or a URI such as `s3://bucket/model`.
 
     Raises ValueError where there is no exported model, or it is not as it was written.
@@ -150,24 +150,24 @@ def load(folder: str | Path) -> Exported:
                 f"model folder was changed: training.{name} in {CONFIG} must be {of_spec} as of "
                 f"spec, got {ours}, in {there}"
             )
-    return Exported(model, checked)
+    return ExportedModel(model, checked)
 
 
-def read_splits(folder: str | Path, exported: Exported) -> SplitFile | None:
+def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None:
     """The images that the model in a folder was trained and ranked on; None where the folder is of
     before they were noted.
 
     Raises ValueError where the file is not as it was written.
     """
     there = Folder.at(str(folder))
-    sha256 = exported.config.sha256.get(split_file.NAME)
-    content = _read(there, split_file.NAME)
+    sha256 = exported.config.sha256.get(split_file.SPLITS_FILE)
+    content = _read(there, split_file.SPLITS_FILE)
     if sha256 is None:
         return None
     if content is None or _sha256(content) != sha256:
         what = "is missing" if content is None else f"has another sha256 than {CONFIG} says"
-        raise ValueError(f"model folder was changed: {split_file.NAME} {what} in {there}")
-    return SplitFile.from_bytes(content, str(there / split_file.NAME))
+        raise ValueError(f"model folder was changed: {split_file.SPLITS_FILE} {what} in {there}")
+    return SplitFile.from_bytes(content, str(there / split_file.SPLITS_FILE))
 
 
 def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:

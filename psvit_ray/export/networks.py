@@ -48,7 +48,7 @@ def load_network(name: str, checkpoint: str = "", *, field: str) -> Network:
     Raises ValueError, naming `field`, where there is no such network or no weights of it.
     """
     if name.startswith(TIMM):
-        return _of_timm(name, checkpoint, field)
+        return _timm_network(name, checkpoint, field)
     try:
         exported = model_folder.load(name)
     except ValueError as error:
@@ -67,10 +67,10 @@ def load_network(name: str, checkpoint: str = "", *, field: str) -> Network:
     )
 
 
-def _of_timm(name: str, checkpoint: str, field: str) -> Network:
+def _timm_network(name: str, checkpoint: str, field: str) -> Network:
     architecture = name.removeprefix(TIMM)
     _check_known(architecture, field)
-    kwargs = _from_file(architecture, checkpoint, field) if checkpoint else {}
+    kwargs = _file_arguments(architecture, checkpoint, field) if checkpoint else {}
     try:
         with _silent_hub():
             model = timm.create_model(architecture, pretrained=True, **kwargs)
@@ -125,7 +125,7 @@ def _check_known(architecture: str, field: str) -> None:
         raise ValueError(f"{field}: timm has no {architecture!r}; nearest is {TIMM}{near}")
 
 
-def _from_file(architecture: str, checkpoint: str, field: str) -> dict[str, Any]:
+def _file_arguments(architecture: str, checkpoint: str, field: str) -> dict[str, Any]:
     """What makes timm take the weights from a file, which may have a head of any size."""
     if not Path(checkpoint).is_file():
         raise ValueError(f"{field}_checkpoint must be a file, got {checkpoint}")

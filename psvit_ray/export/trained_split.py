@@ -9,7 +9,7 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
 from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.data.splits.splits import Splits
-from psvit_ray.export.model_folder import Exported, read_splits
+from psvit_ray.export.model_folder import ExportedModel, read_splits
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
@@ -24,14 +24,16 @@ class TrainedData:
     """Data as it is stored, seen from a model."""
 
     stored: Splits
-    exported: Exported
-    is_its_own: bool
+    exported: ExportedModel
+    is_training_data: bool
     """The model was trained on this data, whatever was added to it since."""
     known: SplitFile | None
     """How it was split then; None for other data, and where the model's folder does not say it."""
 
     @classmethod
-    def read(cls, data: str, layout: DataLayout, exported: Exported, model: str) -> TrainedData:
+    def read(
+        cls, data: str, layout: DataLayout, exported: ExportedModel, model: str
+    ) -> TrainedData:
         """`model` is the folder of the exported one. What its training said of the layout of its
         own data need not be said again.
 
@@ -63,4 +65,4 @@ class TrainedData:
             split_seed=settings["split_seed"],
             val_as_test=settings["val_as_test"] and self.stored.val is not None,
         )
-        return source, [DRAWN_ANEW] if self.is_its_own and source.cut_by_place else []
+        return source, [DRAWN_ANEW] if self.is_training_data and source.cut_by_place else []

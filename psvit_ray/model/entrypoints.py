@@ -12,7 +12,7 @@ from psvit_ray.arch.presets import PRESETS
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.model.psvit import PSViT
 
-NAMES = [name for name in PRESETS if name.startswith("psvit_")]
+PRESET_NAMES = [name for name in PRESETS if name.startswith("psvit_")]
 
 # As timm's DeiT but for `fixed_input_size`: the specs say the size.
 default_cfgs = generate_default_cfgs(
@@ -30,7 +30,7 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
-        for name in NAMES
+        for name in PRESET_NAMES
     }
 )
 
@@ -85,5 +85,5 @@ def _register(name: str) -> None:
     globals()[name] = register_model(entry_point)
 
 
-for _name in NAMES:
+for _name in PRESET_NAMES:
     _register(_name)

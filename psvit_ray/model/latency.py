@@ -76,7 +76,7 @@ class Conditions(Value):
     counts."""
 
     @property
-    def place(self) -> torch.device:
+    def torch_device(self) -> torch.device:
         """Raises ValueError if this host has no such device, or one whose clock is not known."""
         gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
         here = ["cpu", *(["cuda"] if gpus else []), *gpus]
@@ -87,7 +87,7 @@ class Conditions(Value):
         return torch.device(self.device)
 
 
-class Measured(Value):
+class MeasuredNetwork(Value):
     """A network that was not used to make a table: milliseconds a batch."""
 
     spec: ArchSpec
@@ -115,7 +115,7 @@ class LatencyTable(Value):
     layer_scale: bool
     ms: dict[str, float]
     """By the names of `arch.parts.parts`."""
-    unseen: tuple[Measured, ...] = ()
+    unseen: tuple[MeasuredNetwork, ...] = ()
     """What the predictions are worth."""
 
     def predict(self, spec: ArchSpec) -> float:
@@ -144,15 +144,15 @@ class LatencyTable(Value):
 
     def tried_on(self, specs: Sequence[ArchSpec]) -> LatencyTable:
         """This table with its error on these networks, measured now."""
-        times = whole_networks(specs, self.conditions)
+        times = time_networks(specs, self.conditions)
         unseen = [
-            Measured(spec=spec, predicted=self.predict(spec), measured=ms)
+            MeasuredNetwork(spec=spec, predicted=self.predict(spec), measured=ms)
             for spec, ms in zip(specs, times, strict=True)
         ]
         return self.model_copy(update={"unseen": tuple(unseen)})
 
 
-def measure(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> LatencyTable:
+def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> LatencyTable:
     """A table that has every part of every spec of the space.
 
     A part is timed where it stands, between others, in the passes of networks of the space that
@@ -163,12 +163,12 @@ def measure(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> Lat
     specs = cover(space, conditions.times, seed=seed)
     random.Random(seed).shuffle(specs)  # a part's turns come at moments apart from each other
     for spec in specs:
-        pieces = PSViT(spec).eval().to(conditions.place).pieces()
+        pieces = PSViT(spec).eval().to(conditions.torch_device).pieces()
         for part, ms in zip(parts(spec), _fastest(pieces, spec, conditions), strict=True):
             samples[part].append(ms)
     return LatencyTable(
         conditions=conditions,
-        device_name=device_name(conditions.place),
+        device_name=device_name(conditions.torch_device),
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         img_size=space.img_size,
@@ -179,9 +179,9 @@ def measure(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> Lat
     )
 
 
-def whole_networks(specs: Sequence[ArchSpec], conditions: Conditions) -> list[float]:
+def time_networks(specs: Sequence[ArchSpec], conditions: Conditions) -> list[float]:
     """Milliseconds of a batch of each, timed as the parts of a table are."""
-    models = [PSViT(spec).eval().to(conditions.place) for spec in specs]
+    models = [PSViT(spec).eval().to(conditions.torch_device) for spec in specs]
     turns = [
         [_fastest([model], model.spec, conditions)[0] for model in models]
         for _ in range(conditions.times)
@@ -194,7 +194,7 @@ def _fastest(
 ) -> list[float]:
     """Milliseconds of each piece in the fastest of its passes."""
     shape = (conditions.batch_size, spec.in_chans, spec.img_size, spec.img_size)
-    images = torch.randn(shape, device=conditions.place)
+    images = torch.randn(shape, device=conditions.torch_device)
     half = conditions.dtype == "bfloat16"
     passes = []
     for _ in range(WARM_UP + conditions.rounds):
@@ -202,11 +202,11 @@ def _fastest(
             torch.inference_mode(),
             torch.autocast(images.device.type, torch.bfloat16, enabled=half),
         ):
-            passes.append(timed(pieces, images))
+            passes.append(time_pieces(pieces, images))
     return min(passes[WARM_UP:], key=sum)  # whole: the fastest of each would add up to less
 
 
-def timed(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
+def time_pieces(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
     """Milliseconds of each piece on what the one before it gave, `x` first."""
     if x.device.type == "cpu":
         # A single thread's own time leaves out what others on the machine take from it.

@@ -25,7 +25,7 @@ SCALED_BY = {"ls1": "attn.proj", "ls2": "mlp.fc2"}  # a layer scale, and what it
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """What became of weights. Of modules that were left whole, the outermost is named."""
 
     num_taken: int
@@ -58,7 +58,7 @@ class Loaded:
         return "\n".join([said, *(["; ".join(parts)] if parts else [])])
 
 
-def load_pretrained(model: PSViT, weights: Mapping[str, Tensor]) -> Loaded:
+def load_pretrained(model: PSViT, weights: Mapping[str, Tensor]) -> LoadedWeights:
     """Copies into `model` what fits of the state dict of a PSViT, or of timm's DeiT or ViT.
 
     Layers go by stage where both have as many stages, else in order of depth. Positions of another
@@ -89,7 +89,7 @@ def load_pretrained(model: PSViT, weights: Mapping[str, Tensor]) -> Loaded:
             ours[name].copy_(theirs[name])
     placed = taken + other_shape
     used = {origins.get(name) or origins[_parameter(name)] for name in placed}
-    return Loaded(
+    return LoadedWeights(
         num_taken=sum(ours[name].numel() for name in taken),
         num_params=sum(piece.numel() for piece in ours.values()),
         other_shape=_together(other_shape, ours),

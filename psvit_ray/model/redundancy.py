@@ -46,7 +46,7 @@ class Redundancy(Value):
     NaN for a single token."""
 
 
-def measure(model: nn.Module, batches: Iterable[Tensor]) -> Redundancy:
+def measure_redundancy(model: nn.Module, batches: Iterable[Tensor]) -> Redundancy:
     """Of a network in evaluation mode, over batches (B, in_chans, S, S) on its device.
 
     Two heads are as alike as the rows of their maps, which say what a query looks at: the mean
@@ -100,7 +100,7 @@ def _listening(model: nn.Module) -> Iterator[list[_Layer]]:
     found: list[_Layer] = []
     with contextlib.ExitStack() as hooks:
         for block in attention_blocks(model):
-            listen = _listen_to_ours if isinstance(model, PSViT) else _listen_to_timms
+            listen = _listen_to_psvit if isinstance(model, PSViT) else _listen_to_timm
             for handle in listen(block, found):
                 hooks.callback(handle.remove)
         yield found
@@ -128,7 +128,7 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def _listen_to_ours(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
+def _listen_to_psvit(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
     def hook(_: nn.Module, __: object, out: tuple[Tensor, AttentionMap]) -> None:
         x, attention = out
         found.append(_Layer(attention, x))
@@ -136,7 +136,7 @@ def _listen_to_ours(block: nn.Module, found: list[_Layer]) -> Iterator[Removable
     yield block.register_forward_hook(hook)
 
 
-def _listen_to_timms(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
+def _listen_to_timm(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
     """Its attention hands on no map, but has norms of queries and keys, if only identities."""
     normed: list[Tensor] = []
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec, Count, StageSpec, Value
-from psvit_ray.model.latency import WARM_UP, Conditions, timed
+from psvit_ray.model.latency import WARM_UP, Conditions, time_pieces
 from psvit_ray.model.layers import Block, Strategy, choose_strategy, run_group
 from psvit_ray.model.psvit import group_sizes
 
 STRATEGIES: tuple[Strategy, ...] = ("explicit", "fused")
 
 
-class Judged(Value):
+class StrategyTiming(Value):
     """A share group timed with both strategies."""
 
     num_tokens: Count
@@ -32,11 +32,11 @@ class Judged(Value):
     """The time that it takes over that of the other."""
 
 
-def check_strategies(specs: Sequence[ArchSpec], conditions: Conditions) -> list[Judged]:
+def check_strategies(specs: Sequence[ArchSpec], conditions: Conditions) -> list[StrategyTiming]:
     """The rule at every number of tokens and group size of these specs, in the narrowest and the
     widest layers that they have there, without and with gradients."""
     return [
-        _judged(num_tokens, stage, gradients, conditions)
+        _timing(num_tokens, stage, gradients, conditions)
         for num_tokens, stage in _groups(specs)
         for gradients in (False, True)
     ]
@@ -60,8 +60,10 @@ def _groups(specs: Sequence[ArchSpec]) -> list[tuple[int, StageSpec]]:
     ]
 
 
-def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Conditions) -> Judged:
-    device, half = conditions.place, conditions.dtype == "bfloat16"
+def _timing(
+    num_tokens: int, stage: StageSpec, gradients: bool, conditions: Conditions
+) -> StrategyTiming:
+    device, half = conditions.torch_device, conditions.dtype == "bfloat16"
     shape = (conditions.batch_size, num_tokens, stage.embed_dim)
     x, y = (torch.randn(shape, device=device) for _ in range(2))
 
@@ -92,7 +94,7 @@ def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Cond
 
     works = {strategy: work(strategy) for strategy in STRATEGIES}
     rounds = [
-        {strategy: timed([work], x)[0] for strategy, work in works.items()}
+        {strategy: time_pieces([work], x)[0] for strategy, work in works.items()}
         for _ in range(WARM_UP + conditions.rounds * conditions.times)
     ]
     chosen = choose_strategy(
@@ -104,7 +106,7 @@ def _judged(num_tokens: int, stage: StageSpec, gradients: bool, conditions: Cond
     )
     other: Strategy = "fused" if chosen == "explicit" else "explicit"
     ratios = [one[chosen] / one[other] for one in rounds[WARM_UP:]]
-    return Judged(
+    return StrategyTiming(
         num_tokens=num_tokens,
         stage=stage,
         gradients=gradients,

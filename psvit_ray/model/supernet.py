@@ -52,7 +52,7 @@ class LeadingParts(nn.Module):
 
     def take(self, shape: Sequence[int]) -> Tensor:
         """The part of this shape; the parameter itself where there is only one."""
-        return self._joined(_names(self._sizes, tuple(shape)), 0)
+        return self._joined(_piece_names(self._sizes, tuple(shape)), 0)
 
     def _joined(self, names: Names, dim: int) -> Tensor:
         if isinstance(names, str):
@@ -64,13 +64,15 @@ class LeadingParts(nn.Module):
 
 
 @cache
-def _names(sizes: tuple[tuple[int, ...], ...], shape: tuple[int, ...], name: str = "") -> Names:
+def _piece_names(
+    sizes: tuple[tuple[int, ...], ...], shape: tuple[int, ...], name: str = ""
+) -> Names:
     """Of the pieces that make up a shape, one list within the other by dimension."""
     if not sizes:
         return name
     count = sizes[0].index(shape[0]) + 1
     return tuple(
-        _names(sizes[1:], shape[1:], f"{name}_{i}" if name else str(i)) for i in range(count)
+        _piece_names(sizes[1:], shape[1:], f"{name}_{i}" if name else str(i)) for i in range(count)
     )
 
 
@@ -90,16 +92,18 @@ class Supernet(nn.Module):
         self.space = space
         self.grad_checkpointing = False
         self._drop_rate, self._drop_path_rate = drop_rate, drop_path_rate
-        self._patch_embed = _kept(PatchEmbed)
-        self._pool = _kept(token_pool)
-        self._block = _kept(partial(Block, layer_scale=space.layer_scale, attn_drop=attn_drop_rate))
-        self._norm, self._head = _kept(LayerNorm), _kept(nn.Linear)
+        self._patch_embed = _cached_on_meta(PatchEmbed)
+        self._pool = _cached_on_meta(token_pool)
+        self._block = _cached_on_meta(
+            partial(Block, layer_scale=space.layer_scale, attn_drop=attn_drop_rate)
+        )
+        self._norm, self._head = _cached_on_meta(LayerNorm), _cached_on_meta(nn.Linear)
         weights: dict[str, Tensor] = {}
         sizes: dict[str, list[set[int]]] = {}
         for corners in _corners(space):
             for corner in corners:
                 for name, parameter in _on_meta(corner).named_parameters():
-                    shape = _shape_of_one(name, parameter)
+                    shape = _part_shape(name, parameter)
                     for place in _places_in(corner, name):
                         found = sizes.setdefault(place, [set() for _ in shape])
                         for size, of_dim in zip(shape, found, strict=True):
@@ -180,7 +184,7 @@ class Supernet(nn.Module):
         model = _on_meta(spec)
         with torch.no_grad():
             weights = {
-                name: self._weight(name, _shape_of_one(name, parameter), spec).clone()
+                name: self._weight(name, _part_shape(name, parameter), spec).clone()
                 for name, parameter in model.named_parameters()
             }
         model.load_state_dict(weights, assign=True)
@@ -196,7 +200,7 @@ class Supernet(nn.Module):
     def _run(self, module: nn.Module, name: str, spec: ArchSpec, *inputs: Any) -> Any:
         """A module with the weights that stand under `name` in `PSViT(spec)`."""
         weights = {
-            own: self._weight(f"{name}.{own}", _shape_of_one(own, parameter), spec)
+            own: self._weight(f"{name}.{own}", _part_shape(own, parameter), spec)
             for own, parameter in module.named_parameters()
         }
         if module.training != self.training:
@@ -211,7 +215,7 @@ class Supernet(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _kept(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _cached_on_meta(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Makes modules that compute with weights they are given and have none of their own: one for
     each way to call, as to make one takes longer than a small one takes for a batch."""
 
@@ -281,7 +285,7 @@ def _places(name: str, pooling: str, patch_size: int, pool_op: str, num_stages: 
     return [place.replace("/qkv/", f"/{one}/") for one in "qkv"]
 
 
-def _shape_of_one(name: str, parameter: Tensor) -> list[int]:
+def _part_shape(name: str, parameter: Tensor) -> list[int]:
     """Of each of the three in `qkv`."""
     first, *rest = parameter.shape
     return [first // 3 if ".qkv." in name else first, *rest]

@@ -16,7 +16,7 @@ from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source, check_unchanged
 from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.model.pretrained import Loaded
+from psvit_ray.model.pretrained import LoadedWeights
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.distributed import gathered
@@ -107,7 +107,7 @@ def check_source(configuration: Configuration, source: Source) -> None:
         )
 
 
-def check_networks(configuration: Configuration, source: Source) -> Loaded | None:
+def check_networks(configuration: Configuration, source: Source) -> LoadedWeights | None:
     """What of the weights to start from fits, if there are any. Raises ValueError where these, or
     the teacher, cannot be used."""
     Teacher.of(facts_of(configuration, source), torch.device("cpu"))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from psvit_ray.data.images.decode import Decoder
-from psvit_ray.data.loading.loader import eval_loader, stretch
+from psvit_ray.data.loading.loader import contiguous_share, eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.training.distributed import all_reduce, gathered, rank_and_world_size
@@ -50,7 +50,9 @@ def evaluate(
         batch_size,
         rank=rank,
         world_size=world_size,
-        processes=min(processes, -(-len(stretch(len(table), rank, world_size)) // batch_size)),
+        processes=min(
+            processes, -(-len(contiguous_share(len(table), rank, world_size)) // batch_size)
+        ),
         decoder=decoder,
         pin_memory=device.type == "cuda",
     )

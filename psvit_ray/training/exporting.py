@@ -7,8 +7,8 @@ from pathlib import Path
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.export import model_folder
-from psvit_ray.export.config import ExportConfig, Facts, Which
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.config import CheckpointChoice, ExportConfig, TrainingInfo
+from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.text.secrets import without_secrets, without_secrets_in
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import TrainConfig
@@ -17,11 +17,11 @@ from psvit_ray.training.config import TrainConfig
 def training_facts(
     checkpoint: Checkpoint,
     *,
-    which: Which,
+    which: CheckpointChoice,
     name: str = "",
     run_id: str = "",
     test_top1: float | None = None,
-) -> Facts:
+) -> TrainingInfo:
     """What an exported folder says of the run that `checkpoint` is of.
 
     `test_top1` is the score at the end of the run, in percent: it is left out where the checkpoint
@@ -31,7 +31,7 @@ def training_facts(
     train, spec = configuration.train, configuration.trained_spec
     last = checkpoint.curve[-1] if checkpoint.curve else {}
     measured = last.get("step") == checkpoint.step
-    return Facts(
+    return TrainingInfo(
         name=name,
         run_id=run_id,
         which=which,
@@ -52,12 +52,12 @@ def training_facts(
 def export_checkpoint(
     folder: Path,
     checkpoint: Checkpoint,
-    facts: Facts,
+    facts: TrainingInfo,
     *,
     splits: SplitFile | None = None,
     onnx: bool = False,
     torch_export: bool = False,
-) -> Exported:
+) -> ExportedModel:
     """Writes the weights that metrics speak of (averaged ones where there are any) to `folder`,
     which is empty. Arguments and errors are those of `model_folder.write`."""
     config = ExportConfig(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor
 
-from psvit_ray.data.loading.transforms import seeded
+from psvit_ray.data.loading.transforms import seed_generators
 from psvit_ray.export.networks import Network, load_network
 from psvit_ray.training.checkpoint import RunFacts
 from psvit_ray.training.config import TrainConfig
@@ -62,7 +62,7 @@ class Mixing:
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S), in place, and labels (B,) to shares of classes (B, K)."""
-        seeded(seed)
+        seed_generators(seed)
         even = len(images) // 2 * 2  # timm mixes pairs; one image that is over stays as it is
         mixed, shares = self._mixup(images[:even], labels[:even])
         alone = mixup_target(labels[even:], self._num_classes, 1.0, self._smoothing)

@@ -16,7 +16,7 @@ from psvit_ray.data.loading.loader import mix_seed
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.export.networks import load_network
-from psvit_ray.model.pretrained import Loaded, load_pretrained
+from psvit_ray.model.pretrained import LoadedWeights, load_pretrained
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint, RunFacts
@@ -45,7 +45,7 @@ def _rates(train: TrainConfig) -> dict[str, Any]:
     }
 
 
-def load_init(model: PSViT, config: TrainConfig) -> Loaded | None:
+def load_init(model: PSViT, config: TrainConfig) -> LoadedWeights | None:
     """Puts the weights to start from into a network; None where none are named. Raises ValueError
     where they cannot be read, or nothing of them fits."""
     if not config.init:

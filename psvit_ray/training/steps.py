@@ -20,8 +20,8 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import (
     Batch,
     GlobalBatchSampler,
-    Images,
-    joined,
+    ImageDataset,
+    join_parts,
     mix_seed,
     num_parts,
     train_loader,
@@ -79,7 +79,7 @@ class Steps:
             repeats=config.aug_repeats,
         )
         self._loader = train_loader(
-            Images(
+            ImageDataset(
                 source.train,
                 state.facts.preprocessing,
                 augmentation=config,
@@ -108,7 +108,7 @@ class Steps:
         self._began, self._images_began = time.perf_counter(), state.progress.images
         self._waited = 0.0
         state.model.train()
-        batches = joined(self._loader, self._parts, self._device)
+        batches = join_parts(self._loader, self._parts, self._device)
         for number in range(first, self._sampler.steps_per_epoch):
             waits_from = time.perf_counter()
             batch = next(batches)

@@ -22,7 +22,7 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.presets import PRESETS
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.command_line import RECIPES
-from psvit_ray.data.loading.transforms import Preprocessing, seeded
+from psvit_ray.data.loading.transforms import Preprocessing, seed_generators
 from psvit_ray.model import PSViT
 from psvit_ray.search.candidates import spread
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -182,7 +182,7 @@ def test_the_augmentation_of_a_recipe_gives_images(name: str) -> None:
     picture = Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
     cut = []
     for seed in range(20):
-        seeded(seed)
+        seed_generators(seed)
         cut.append(torch.as_tensor(transform(picture)))
     assert {(tuple(x.shape), x.dtype) for x in cut} == {((3, 64, 64), torch.uint8)}
     assert not any(torch.equal(cut[0], other) for other in cut[1:])

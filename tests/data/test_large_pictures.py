@@ -20,7 +20,7 @@ from PIL import Image, features
 
 from psvit_ray.data.images import limits
 from psvit_ray.data.images.decode import BadImage, decode
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
+from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seed_generators
 from psvit_ray.data.shards.shard_file import ShardSettings, contents
 from tests.helpers.pictures import COLOUR, JPEG, encoded, exif, png
 from tests.helpers.stored import load
@@ -48,7 +48,7 @@ def test_ordinary_pictures_are_cut_as_timm_cuts_them(crop_mode: Any) -> None:
     sizes += [(640, 37), (1000, 200)] if crop_mode in ("center", "rrc") else []
     for number, size in enumerate(sizes):
         for transform in (ours, theirs):
-            seeded(number)
+            seed_generators(number)
             pixels = transform(noise(*size))
             if transform is ours:
                 expected = pixels
@@ -65,7 +65,7 @@ def test_a_narrow_picture_is_cut_as_if_it_were_enlarged_whole(crop_mode: Any, wi
         for size in ((width, length), (length, width)):
             results = []
             for transform in (ours, theirs):
-                seeded(seed)
+                seed_generators(seed)
                 results.append(transform(noise(*size)))
             assert torch.equal(*results), size
 
@@ -74,7 +74,7 @@ def test_the_middle_of_a_narrow_picture_is_its_middle_at_any_scale() -> None:
     transform = Augmentation(train_crop_mode="rkrc").transform(SMALL)
     levels = np.tile(np.linspace(0, 255, 600).astype(np.uint8)[:, None, None], (1, 2, 3))
     for seed in range(100):
-        seeded(seed)
+        seed_generators(seed)
         assert abs(transform(Image.fromarray(levels)).float().mean().item() - 127.5) < 1
 
 
@@ -83,7 +83,7 @@ def test_a_random_place_of_a_narrow_picture_is_anywhere_in_it() -> None:
     levels = np.tile(np.linspace(0, 255, 600).astype(np.uint8)[:, None, None], (1, 2, 3))
     seen = []
     for seed in range(200):
-        seeded(seed)
+        seed_generators(seed)
         seen.append(transform(Image.fromarray(levels)).float().mean().item())
     assert min(seen) < 40
     assert max(seen) > 215

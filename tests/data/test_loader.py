@@ -18,13 +18,13 @@ from timm.data.random_erasing import RandomErasing
 
 from psvit_ray.data.loading.loader import (
     GlobalBatchSampler,
-    Images,
-    advice,
+    ImageDataset,
     eval_loader,
-    joined,
+    join_parts,
+    shuffle_advice,
     train_loader,
 )
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
+from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seed_generators
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.training.evaluation import evaluate
 from tests.helpers.pictures import IMAGENET, Pictures
@@ -92,9 +92,9 @@ def test_an_epoch_has_each_image_once_and_as_many_epochs_as_repeats_each_so_ofte
 def test_up_to_a_window_the_order_is_the_same_however_images_are_stored() -> None:
     def batches(blocks: np.ndarray | None, parts: int) -> list[list[int]]:
         sampler = GlobalBatchSampler(30, 8, seed=1, blocks=blocks, window=30, num_parts=parts)
-        images = Images(Pictures(30), PREPROCESSING)
+        images = ImageDataset(Pictures(30), PREPROCESSING)
         loader = train_loader(images, sampler, processes=0, pin_memory=False)
-        return [batch.indices.tolist() for batch in joined(loader, parts, CPU)]
+        return [batch.indices.tolist() for batch in join_parts(loader, parts, CPU)]
 
     assert batches(np.arange(30) // 4, 3) == batches(np.arange(30) // 7, 1) == batches(None, 2)
 
@@ -136,12 +136,12 @@ def test_classes_in_order_on_disk_are_mixed_and_each_process_reads_few_blocks() 
 def test_classes_in_order_are_advised_on_where_a_window_does_not_hold_them() -> None:
     table = Pictures(100)
     table.blocks = np.arange(100) // 10
-    assert advice(table, 50) == ""
+    assert shuffle_advice(table, 50) == ""
     table.labels = np.arange(100) // 10
-    assert advice(table, 100) == ""
-    assert "jobs/prepare_data.py writes them mixed" in advice(table, 50)
+    assert shuffle_advice(table, 100) == ""
+    assert "jobs/prepare_data.py writes them mixed" in shuffle_advice(table, 50)
     table.blocks = None
-    assert advice(table, 50) == ""
+    assert shuffle_advice(table, 50) == ""
 
 
 def test_a_training_image_is_timm_s_for_the_same_seed() -> None:
@@ -157,14 +157,14 @@ def test_a_training_image_is_timm_s_for_the_same_seed() -> None:
         **IMAGENET,
     )
     draws = np.array([[index, 100 + index] for index in range(8)])
-    batch = Images(table, PREPROCESSING, augmentation=DEIT).__getitems__(draws)
+    batch = ImageDataset(table, PREPROCESSING, augmentation=DEIT).__getitems__(draws)
     for index, image in enumerate(batch.images):
-        seeded(100 + index)
+        seed_generators(100 + index)
         assert torch.equal(image, torch.as_tensor(reference(table.read(index))))
     assert batch.seeds.tolist() == draws[:, 1].tolist()
 
     evaluation = create_transform(32, use_prefetcher=True, interpolation="bicubic", crop_pct=0.875)
-    batch = Images(table, PREPROCESSING).__getitems__([3, 1])
+    batch = ImageDataset(table, PREPROCESSING).__getitems__([3, 1])
     for index, image in zip([3, 1], batch.images, strict=True):
         assert torch.equal(image, torch.as_tensor(evaluation(table.read(index))))
 
@@ -195,7 +195,7 @@ def test_every_policy_and_crop_gives_images_of_the_size(
     preprocessing = Preprocessing(img_size=24, in_chans=channels, mean=mean, std=std)
     augmentation = Augmentation(aa=policy, train_crop_mode=crop, color_jitter=0.3, hflip=0.5)
     draws = np.array([[index, index] for index in range(20)])
-    images = Images(Pictures(20), preprocessing, augmentation=augmentation)
+    images = ImageDataset(Pictures(20), preprocessing, augmentation=augmentation)
     assert images.__getitems__(draws).images.shape == (20, channels, 24, 24)
 
 
@@ -208,9 +208,9 @@ def test_pixels_do_not_depend_on_the_processes_that_read_them() -> None:
     def batches(processes: int) -> list[torch.Tensor]:
         parts = max(processes, 1)
         sampler = GlobalBatchSampler(30, 8, seed=1, num_parts=parts)
-        images = Images(Pictures(30), PREPROCESSING, augmentation=DEIT)
+        images = ImageDataset(Pictures(30), PREPROCESSING, augmentation=DEIT)
         loader = train_loader(images, sampler, processes=processes, pin_memory=False)
-        return [batch.images for batch in joined(loader, parts, CPU)]
+        return [batch.images for batch in join_parts(loader, parts, CPU)]
 
     alone, three = batches(0), batches(3)
     assert [len(batch) for batch in alone] == [8, 8, 8, 6]

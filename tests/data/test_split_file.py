@@ -22,7 +22,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.image_source import Source, check_unchanged
-from psvit_ray.data.sources.shard_manifest import MANIFEST, Manifest, ShardFile, SplitManifest
+from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardFile, ShardManifest, SplitManifest
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import DataChanged, SplitFile
 from psvit_ray.data.splits.splits import drawn, held_out
@@ -89,7 +89,7 @@ def manifest(root: Path) -> Path:
     train = SplitManifest(
         rows=sum(file.rows for file in said.values()), bytes=0, bad_images=0, classes={}, files=said
     )
-    manifest = Manifest(identity={}, class_names=CLASSES, splits={"train": train})
+    manifest = ShardManifest(identity={}, class_names=CLASSES, splits={"train": train})
     (root / MANIFEST).write_text(manifest.model_dump_json())
     return root
 
@@ -267,7 +267,7 @@ def test_the_file_names_each_image_once_with_its_class_and_split(tmp_path: Path)
     assert source.images
     (tmp_path / "splits.parquet").write_bytes(source.images.to_bytes())
     rows = pq.read_table(tmp_path / "splits.parquet").to_pylist()
-    by_split: dict[str, set[str]] = {split: set() for split in split_file.SPLITS}
+    by_split: dict[str, set[str]] = {split: set() for split in split_file.ROLES}
     for row in rows:
         assert row["class_name"] == CLASSES[row["label"]] == row["place"].split("/")[1]
         assert row["size"] == (tmp_path / row["place"]).stat().st_size
@@ -462,7 +462,7 @@ def test_a_worker_takes_no_other_images_than_the_run_began_with(tmp_path: Path) 
     configuration = Configuration(spec=spec, train=train)
     begun = load_source(configuration)
     assert begun.images
-    folder.write(split_file.NAME, begun.images.to_bytes())
+    folder.write(split_file.SPLITS_FILE, begun.images.to_bytes())
     fence = Fence(folder=folder.uri, owner="", number=0)
     some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "mailbox": "", "fence": fence}
     task = WorkerTask(
@@ -482,7 +482,7 @@ def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> N
     configuration = Configuration(spec=spec, train=train)
     begun = load_source(configuration)
     assert begun.images
-    search.write(split_file.NAME, begun.images.to_bytes())
+    search.write(split_file.SPLITS_FILE, begun.images.to_bytes())
     source_for = job("compare_psvit").source_for
     same, notes = source_for(configuration, search)
     assert (same.by_file, notes) == (False, [])
@@ -501,7 +501,7 @@ def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> N
     )
     # Its workers do as it does.
     folder = Folder(str(tmp_path / "comparison"))
-    folder.write(split_file.NAME, source.images.to_bytes())
+    folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
     fence = Fence(folder=folder.uri, owner="", number=0)
     some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "mailbox": "", "fence": fence}
     task = WorkerTask(

@@ -27,7 +27,7 @@ from psvit_ray.data.sources import image_source
 from psvit_ray.data.splits import split_file
 from psvit_ray.export import model_folder
 from psvit_ray.export.config import ONNX, TORCH_EXPORT
-from psvit_ray.export.inference import answers, scored
+from psvit_ray.export.inference import score_batches, to_predictions
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
@@ -261,6 +261,6 @@ def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> No
                 filters=[("class_name", "=", "Scorer"), ("state", "=", "ALIVE")],
             )
             os.kill(alive[0].pid, signal.SIGKILL)
-    here = scored(exported.model, table, exported.preprocessing, batch_size=20)
-    expected = list(answers(here, 1))
+    here = score_batches(exported.model, table, exported.preprocessing, batch_size=20)
+    expected = list(to_predictions(here, 1))
     assert [answer.classes for answer in found] == [answer.classes for answer in expected]

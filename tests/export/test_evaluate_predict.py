@@ -22,7 +22,7 @@ from PIL import Image
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.splits import split_file
-from psvit_ray.export.inference import Scored, top
+from psvit_ray.export.inference import ScoredBatch, top_classes
 from psvit_ray.export.trained_split import DRAWN_ANEW
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
 from psvit_ray.report.evaluation.metrics import (
@@ -68,7 +68,7 @@ def random_answers(bad: Iterable[int] = (), num_images: int = 400) -> Said:
     readable = np.setdiff1d(np.arange(num_images), list(bad))
     faults = tuple((index, "truncated") for index in bad)
     batches = [
-        Scored(torch.as_tensor(part), torch.as_tensor(logits[part]), faults if not i else ())
+        ScoredBatch(torch.as_tensor(part), torch.as_tensor(logits[part]), faults if not i else ())
         for i, part in enumerate(np.array_split(readable, 7))
     ]
     answers = Answers.of(batches, labels, tuple("abcdefg"))
@@ -125,7 +125,7 @@ def test_an_unreadable_image_counts_as_wrong_and_in_no_mean() -> None:
 
 
 def test_nothing_is_said_where_no_image_can_be_read() -> None:
-    nothing = Scored(torch.empty(0).long(), torch.empty(0, 3), ((0, "empty"), (1, "empty")))
+    nothing = ScoredBatch(torch.empty(0).long(), torch.empty(0, 3), ((0, "empty"), (1, "empty")))
     answers = Answers.of([nothing], np.array([0, 2]), tuple("abc"))
     found = metrics(answers)
     assert (found["top1"], found["top5"], found["loss"], found["ece"]) == (0, None, None, None)
@@ -149,22 +149,26 @@ def test_the_calibration_error_is_guos() -> None:
 
 def test_a_network_that_is_sure_and_half_right_is_off_by_a_half() -> None:
     sure = torch.tensor([[50.0, 0.0]] * 4)
-    answers = Answers.of([Scored(torch.arange(4), sure, ())], np.array([0, 1, 0, 1]), ("a", "b"))
+    answers = Answers.of(
+        [ScoredBatch(torch.arange(4), sure, ())], np.array([0, 1, 0, 1]), ("a", "b")
+    )
     assert calibration_error(reliability(answers)) == pytest.approx(0.5)
 
 
 def test_a_probability_on_the_edge_of_a_bin_belongs_below_it() -> None:
     logits = torch.zeros(1, 5)  # of 0.2, which is 3 of 15
-    answers = Answers.of([Scored(torch.arange(1), logits, ())], np.array([0]), tuple("abcde"))
+    answers = Answers.of([ScoredBatch(torch.arange(1), logits, ())], np.array([0]), tuple("abcde"))
     assert [one.high for one in reliability(answers) if one.count] == [pytest.approx(0.2)]
 
 
 def test_equal_logits_go_to_the_first_class_everywhere() -> None:
     logits = torch.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
-    assert top(logits, 3).classes.tolist() == [[1, 2, 3], [0, 1, 2]]
-    assert top(torch.zeros(1, 1000), 3).classes.tolist() == [[0, 1, 2]]  # sorts that jumble
-    assert torch.equal(top(logits, 1).classes[:, 0], logits.argmax(dim=1))
-    answers = Answers.of([Scored(torch.arange(2), logits, ())], np.array([2, 1]), tuple("abcd"))
+    assert top_classes(logits, 3).classes.tolist() == [[1, 2, 3], [0, 1, 2]]
+    assert top_classes(torch.zeros(1, 1000), 3).classes.tolist() == [[0, 1, 2]]  # sorts that jumble
+    assert torch.equal(top_classes(logits, 1).classes[:, 0], logits.argmax(dim=1))
+    answers = Answers.of(
+        [ScoredBatch(torch.arange(2), logits, ())], np.array([2, 1]), tuple("abcd")
+    )
     assert answers.ranks.tolist() == [1, 1]
 
 
@@ -188,7 +192,7 @@ def test_every_class_has_pixels_of_its_own_in_the_picture(num_classes: int) -> N
     logits = torch.zeros(num_classes, num_classes)
     logits[torch.arange(num_classes), (torch.arange(num_classes) * 7 + 1) % num_classes] = 9
     names = tuple(f"class ${n}$ 猫" for n in range(num_classes))
-    answers = Answers.of([Scored(torch.arange(num_classes), logits, ())], labels, names)
+    answers = Answers.of([ScoredBatch(torch.arange(num_classes), logits, ())], labels, names)
     picture = np.asarray(Image.open(io.BytesIO(confusion_png(answers, "title"))).convert("L"))
     rows = np.unique(np.nonzero(picture < 100)[0])  # dark blue: a whole row's images
     assert len(rows) >= num_classes
@@ -360,7 +364,7 @@ def test_which_folders_are_splits_is_known_from_the_training_or_said(
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["training"]["data"] = str(tmp_path / "sets")
     config["training"]["settings"]["splits"] = splits
-    del config["sha256"][split_file.NAME]  # it is of other data
+    del config["sha256"][split_file.SPLITS_FILE]  # it is of other data
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert numbers(evaluated(run, tmp_path / "model", "sets", "known")) == numbers(found)
 
@@ -448,12 +452,12 @@ def test_a_model_of_before_splits_were_kept_says_that_the_hold_out_is_drawn_anew
 ) -> None:
     older = tmp_path / "older"
     shutil.copytree(model, older)
-    (older / split_file.NAME).unlink()
+    (older / split_file.SPLITS_FILE).unlink()
     said = run(f"evaluate --model {older} --data {data} --out o")
     assert said.code == 2
     assert "model folder was changed: splits.parquet is missing in" in said.err
     config = json.loads((older / "config.json").read_text())
-    del config["sha256"][split_file.NAME], config["training"]["data_digest"]
+    del config["sha256"][split_file.SPLITS_FILE], config["training"]["data_digest"]
     (older / "config.json").write_text(json.dumps(config))
     assert evaluated(run, older, data, "o")["notes"] == [DRAWN_ANEW]
     assert "notes" not in evaluated(run, older, data, "all", "--split all")

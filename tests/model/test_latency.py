@@ -18,10 +18,10 @@ from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.commands.command_line import read_recipe
 from psvit_ray.model import latency, strategies
-from psvit_ray.model.latency import Conditions, LatencyTable, Measured, measure
+from psvit_ray.model.latency import Conditions, LatencyTable, MeasuredNetwork, measure_table
 from psvit_ray.model.layers import choose_strategy
 from psvit_ray.model.psvit import PSViT
-from psvit_ray.model.strategies import Judged, check_strategies
+from psvit_ray.model.strategies import StrategyTiming, check_strategies
 from tests.helpers.command_line import Refused, job, parse
 from tests.helpers.spaces import SPACES, built, choices, space
 
@@ -125,7 +125,7 @@ def test_a_table_says_what_it_does_not_have() -> None:
 
 def test_json_gives_the_same_table() -> None:
     given = spec("1d", (8, (2, 1)), (16, (1,)))
-    unseen = (Measured(spec=given, predicted=1 / 3, measured=0.1),)
+    unseen = (MeasuredNetwork(spec=given, predicted=1 / 3, measured=0.1),)
     one = table({part: 1 / (3 + i) for i, part in enumerate(parts(given))}, unseen=unseen)
     again = LatencyTable.model_validate_json(one.model_dump_json())
     assert again == one
@@ -135,7 +135,7 @@ def test_json_gives_the_same_table() -> None:
 def test_the_error_is_that_of_the_median_network_in_percent_of_what_was_measured() -> None:
     given = spec("2d", (8, (1,)))
     pairs = ((2.0, 1.0), (0.7, 1.0), (10.5, 10.0))
-    unseen = tuple(Measured(spec=given, predicted=p, measured=m) for p, m in pairs)
+    unseen = tuple(MeasuredNetwork(spec=given, predicted=p, measured=m) for p, m in pairs)
     assert [one.error for one in unseen] == pytest.approx([100, -30, 5])
     assert table({}, unseen=unseen).median_error == pytest.approx(30)
 
@@ -211,7 +211,7 @@ def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> Non
     clock = "thread_time" if torch.get_num_threads() == 1 else "perf_counter"
     monkeypatch.setattr(latency.time, clock, lambda: float(next(ticks)))
     given = SPACES["all kinds"]
-    one = measure(given, QUICK)
+    one = measure_table(given, QUICK)
     assert set(one.ms) == {part for spec in built(given) for part in parts(spec)}
     assert set(one.ms.values()) == {1000.0}
     assert one.threads == torch.get_num_threads()
@@ -219,7 +219,7 @@ def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> Non
     tried = one.tried_on([drawn])
     # A whole network is timed by two looks at the clock.
     assert tried.unseen == (
-        Measured(spec=drawn, predicted=1000.0 * len(parts(drawn)), measured=1000.0),
+        MeasuredNetwork(spec=drawn, predicted=1000.0 * len(parts(drawn)), measured=1000.0),
     )
 
 
@@ -228,15 +228,15 @@ def test_the_fastest_pass_of_a_moment_counts_and_of_moments_the_median(
 ) -> None:
     # One piece: two warm-up passes, then two; at three moments.
     seconds = iter([1, 1, 5, 2, 1, 1, 3, 8, 1, 1, 7, 7])
-    monkeypatch.setattr(latency, "timed", lambda pieces, x: [float(next(seconds))])
+    monkeypatch.setattr(latency, "time_pieces", lambda pieces, x: [float(next(seconds))])
     conditions = Conditions(batch_size=1, rounds=2, times=3)
-    assert latency.whole_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
+    assert latency.time_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
 
 
 def test_parts_are_timed_in_the_fastest_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = iter([[0, 0, 0], [0, 0, 0], [1, 9, 9], [4, 5, 6]])
-    monkeypatch.setattr(latency, "timed", lambda pieces, x: next(passes))
-    one = measure(SPACES["one spec"], Conditions(batch_size=1, rounds=2, times=1))
+    monkeypatch.setattr(latency, "time_pieces", lambda pieces, x: next(passes))
+    one = measure_table(SPACES["one spec"], Conditions(batch_size=1, rounds=2, times=1))
     names = parts(SPACES["one spec"].sample(random.Random(0)))
     assert one.ms == dict(zip(names, [4, 5, 6], strict=True))
 
@@ -244,11 +244,11 @@ def test_parts_are_timed_in_the_fastest_whole_pass(monkeypatch: pytest.MonkeyPat
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"this host has \(cpu\), got 'cuda'"):
-        measure(SPACES["one spec"], Conditions(device="cuda"))
+        measure_table(SPACES["one spec"], Conditions(device="cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"\(cpu, cuda, cuda:0, cuda:1\), got 'cuda:2'"):
-        _ = Conditions(device="cuda:2").place
-    assert Conditions(device="cuda:1").place == torch.device("cuda:1")
+        _ = Conditions(device="cuda:2").torch_device
+    assert Conditions(device="cuda:1").torch_device == torch.device("cuda:1")
 
 
 def test_the_rule_is_judged_where_layers_of_the_specs_stand(
@@ -262,7 +262,7 @@ def test_the_rule_is_judged_where_layers_of_the_specs_stand(
         assert work(x).shape == x.shape
         return [float(next(ms))]
 
-    monkeypatch.setattr(strategies, "timed", timed)
+    monkeypatch.setattr(strategies, "time_pieces", timed)
     specs = [
         spec("2d", (8, (1, 2)), (16, (1,))),
         spec("2d", (24, (1, 3))),
@@ -292,7 +292,7 @@ def test_the_rule_is_judged_where_layers_of_the_specs_stand(
 def test_the_job_lists_where_the_rule_is_slower_by_more_than_a_tenth() -> None:
     stage = StageSpec(embed_dim=48, num_heads=3, hidden_dim=96, share_groups=(2,))
     judged = [
-        Judged(num_tokens=n, stage=stage, gradients=n > 49, chosen="fused", ratio=ratio)
+        StrategyTiming(num_tokens=n, stage=stage, gradients=n > 49, chosen="fused", ratio=ratio)
         for n, ratio in ((16, 0.5), (49, 1.09), (64, 1.11), (196, 2.5))
     ]
     said = job("latency").report_of_rule(judged).splitlines()

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from psvit_ray.arch.presets import PRESETS
-from psvit_ray.model import Loaded, PSViT, load_pretrained
+from psvit_ray.model import LoadedWeights, PSViT, load_pretrained
 from tests.helpers.networks import (
     DEPTH,
     DIM,
@@ -32,9 +32,9 @@ def assert_same_logits(ours: nn.Module, theirs: nn.Module, size: int = 32) -> No
         torch.testing.assert_close(ours(images(size)), expected, atol=1e-5, rtol=1e-5)
 
 
-def whole(model: nn.Module) -> Loaded:
+def whole(model: nn.Module) -> LoadedWeights:
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    return Loaded(numbers, numbers, other_shape=(), no_source=(), unused=())
+    return LoadedWeights(numbers, numbers, other_shape=(), no_source=(), unused=())
 
 
 # Unpooled and unshared: everything

@@ -31,7 +31,7 @@ from psvit_ray.model import PSViT, from_timm
 from psvit_ray.model.redundancy import (
     Redundancy,
     mean_to_leader,
-    measure,
+    measure_redundancy,
     propose,
     propose_followers,
 )
@@ -100,7 +100,7 @@ def by_hand(*sharpness: float, heads: int = 1) -> PSViT:
 def test_a_case_by_hand() -> None:
     """Sharpness 2: rows of the three weigh theirs 2/7 and the other 1/7, that of the other weighs
     itself 2/5 and theirs 1/5; sharpness 1: all 1/4."""
-    measured = measure(by_hand(1.0, 2.0), [torch.zeros(1, 1, 2, 2).double()])
+    measured = measure_redundancy(by_hand(1.0, 2.0), [torch.zeros(1, 1, 2, 2).double()])
     three, other = 7 / (2 * math.sqrt(13)), 5 / (2 * math.sqrt(7))
     mean = (3 * three + other) / 4
     np.testing.assert_allclose(similarity(measured), [[1, mean], [mean, 1]], atol=1e-9)
@@ -147,7 +147,7 @@ def test_timms_maps_are_taken_as_timm_makes_them(kwargs: dict[str, Any]) -> None
     maps = weights(model, batch)
     expected = [[alike(maps, i, j) for j in range(4)] for i in range(4)]
     assert np.ptp(expected) > 0.05  # layers that a wrong map would move
-    np.testing.assert_allclose(similarity(measure(model, [batch])), expected, atol=1e-9)
+    np.testing.assert_allclose(similarity(measure_redundancy(model, [batch])), expected, atol=1e-9)
 
 
 def test_sums_are_in_float64_also_of_a_network_in_float32() -> None:
@@ -156,7 +156,7 @@ def test_sums_are_in_float64_also_of_a_network_in_float32() -> None:
     for block in model.blocks:
         block.attn.strategy = "explicit"
         block.register_forward_hook(lambda *a: found.append(a[2][1].weights))
-    measured = measure(model, images().split(1))
+    measured = measure_redundancy(model, images().split(1))
     maps = torch.stack(found).unflatten(0, (5, 4)).squeeze(2).double().numpy()
     expected = [[alike(maps, i, j) for j in range(4)] for i in range(4)]
     np.testing.assert_allclose(similarity(measured), expected, rtol=0, atol=1e-11)
@@ -171,9 +171,11 @@ def test_token_similarity_is_the_mean_cosine_of_all_pairs_of_patch_tokens() -> N
         cosines = units @ units.transpose(1, 2)
         off = ~torch.eye(16, dtype=torch.bool)
         expected.append(float(cosines[:, off].mean()))
-    measured = measure(model, [images()]).token_similarity
+    measured = measure_redundancy(model, [images()]).token_similarity
     np.testing.assert_allclose(measured, expected, atol=1e-7)
-    assert all(map(math.isnan, measure(psvit(spec(patch_size=32)), [images()]).token_similarity))
+    assert all(
+        map(math.isnan, measure_redundancy(psvit(spec(patch_size=32)), [images()]).token_similarity)
+    )
 
 
 @pytest.mark.parametrize("strategy", ["explicit", "fused"])
@@ -183,7 +185,10 @@ def test_a_psvit_of_timms_weights_has_timms_redundancy(strategy: Any) -> None:
     for block in ours.blocks:
         block.attn.strategy = strategy
     batch = images(3, 64).double()  # in float32 the last digits differ from processor to processor
-    expected, found = measure(theirs.double(), [batch]), measure(ours.double(), [batch])
+    expected, found = (
+        measure_redundancy(theirs.double(), [batch]),
+        measure_redundancy(ours.double(), [batch]),
+    )
     assert np.ptp(expected.similarity) > 0.05
     np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-9)
     np.testing.assert_allclose(found.token_similarity, expected.token_similarity, atol=1e-9)
@@ -193,9 +198,9 @@ def test_a_psvit_of_timms_weights_has_timms_redundancy(strategy: Any) -> None:
 def test_how_images_are_batched_changes_nothing(of_timm: bool) -> None:
     model = vit().double() if of_timm else psvit(spec("2-1|1-2|1", 32, 48, 64)).double()
     batch = images(10).double()
-    expected = measure(model, [batch])
+    expected = measure_redundancy(model, [batch])
     for size in (1, 7):
-        found = measure(model, batch.split(size))
+        found = measure_redundancy(model, batch.split(size))
         assert found.num_images == 10
         np.testing.assert_allclose(found.similarity, expected.similarity, atol=1e-9)
         np.testing.assert_allclose(found.token_similarity, expected.token_similarity, atol=1e-9)
@@ -213,15 +218,15 @@ def test_in_which_order_a_layer_has_its_heads_means_nothing() -> None:
     nn.init.normal_(first.attn.qkv.weight, generator=torch.Generator().manual_seed(4))
     rows = first.attn.qkv.weight.data[:64].view(2, 2, 16, 32)  # q and k, heads
     second.attn.qkv.weight.data[:64] = rows.flip(1).reshape(64, 32)
-    np.testing.assert_allclose(similarity(measure(model, [images()])), 1, atol=1e-6)
+    np.testing.assert_allclose(similarity(measure_redundancy(model, [images()])), 1, atol=1e-6)
     second.attn.qkv.weight.data[:32].neg_()  # looks where the first does not
-    assert similarity(measure(model, [images()]))[0, 1] < 0.9
+    assert similarity(measure_redundancy(model, [images()]))[0, 1] < 0.9
 
 
 @pytest.mark.parametrize("pooling", ["1d", "2d"])
 def test_a_shared_map_is_exactly_as_itself_and_none_compares_across_a_pool(pooling: str) -> None:
     arch = spec("2-1|1-3", 32, 48, pooling=pooling)
-    found = similarity(measure(with_random_weights(PSViT(arch)), [images()]))
+    found = similarity(measure_redundancy(with_random_weights(PSViT(arch)), [images()]))
     stage = np.array([0, 0, 0, 1, 1, 1, 1])
     assert np.array_equal(np.isnan(found), stage[:, None] != stage)
     ones = {(i, j) for i, j in np.argwhere(found == 1).tolist() if i < j}
@@ -232,7 +237,7 @@ def test_a_shared_map_is_exactly_as_itself_and_none_compares_across_a_pool(pooli
 def test_a_network_is_left_as_it_was() -> None:
     for model in (vit(), psvit(spec())):
         expected = model(images())
-        measure(model, [images()])
+        measure_redundancy(model, [images()])
         assert torch.equal(model(images()), expected)
         assert not any(module._forward_hooks for module in model.modules())
 
@@ -249,12 +254,12 @@ def test_a_network_is_left_as_it_was() -> None:
 )
 def test_a_network_without_such_maps_is_refused(model: Any, got: str) -> None:
     with pytest.raises(ValueError, match=rf"^model must .*{got}"):
-        measure(model(), [images()])
+        measure_redundancy(model(), [images()])
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^images must be at least one, got none$"):
-        measure(vit(), [])
+        measure_redundancy(vit(), [])
 
 
 # The proposal
@@ -298,7 +303,7 @@ def test_a_threshold_is_a_similarity(threshold: float) -> None:
 def test_what_a_network_shares_is_proposed_again_at_threshold_1() -> None:
     for pattern in ("2-1|1-3", "1-2-1|2", "3|1-1-2"):
         model = with_random_weights(PSViT(spec(pattern, 32, 48)))
-        assert propose(measure(model, [images()]).similarity, 1.0) == pattern
+        assert propose(measure_redundancy(model, [images()]).similarity, 1.0) == pattern
 
 
 def patterns(depth: int) -> Iterator[tuple[int, ...]]:
@@ -361,7 +366,7 @@ def test_the_job_measures_the_hold_out_of_the_training(
     held = load("digits", holdout=0.4, split_seed=7).holdout
     network = model_folder.load(model)
     pixels = torch.stack([torch.as_tensor(held.images[i]) for i in range(len(held))])  # type: ignore[attr-defined]
-    expected = measure(network.model, [network.preprocessing.normalize(pixels)])
+    expected = measure_redundancy(network.model, [network.preprocessing.normalize(pixels)])
     found = written(tmp_path / "o")
     assert found.redundancy.num_images == len(held) == 575
     np.testing.assert_allclose(similarity(found.redundancy), similarity(expected), atol=1e-6)

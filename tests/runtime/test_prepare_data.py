@@ -26,10 +26,10 @@ from datasets.features import ClassLabel
 from PIL import Image, ImageOps
 
 from psvit_ray.data.shards import plan, shard_file
-from psvit_ray.data.shards.shard_file import ShardSettings, write
+from psvit_ray.data.shards.shard_file import ShardSettings, write_shard
 from psvit_ray.data.sources import image_source, parquet_table
 from psvit_ray.data.sources.parquet_table import row_groups
-from psvit_ray.data.sources.shard_manifest import Manifest, faults, read_manifest
+from psvit_ray.data.sources.shard_manifest import ShardManifest, faults, read_manifest
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.runtime.batch import prepare as runtime
 from psvit_ray.runtime.batch.prepare import check_out, prepare
@@ -91,7 +91,7 @@ def rows(out: Path, split: str = "train") -> list[dict[str, Any]]:
     ]
 
 
-def manifest(out: Path) -> Manifest:
+def manifest(out: Path) -> ShardManifest:
     found = read_manifest(Folder(str(out)))
     assert found
     return found
@@ -279,7 +279,7 @@ def test_row_groups_hold_32_images_or_4_mib(tmp_path: Path) -> None:
         ("large", noise, [1, 1, 1]),
     ):
         table = ArrayTable(images, np.zeros(len(images), dtype=np.int64))
-        write(Folder(str(tmp_path)), name, table, ("a", "b"), ShardSettings())
+        write_shard(Folder(str(tmp_path)), name, table, ("a", "b"), ShardSettings())
         found = pq.ParquetFile(tmp_path / name).metadata
         assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == groups
 
@@ -288,7 +288,7 @@ def test_pictures_without_a_file_are_stored_without_loss(tmp_path: Path) -> None
     for channels in (1, 3):
         images = torch.randint(0, 256, (4, channels, 9, 9), dtype=torch.uint8)
         table = ArrayTable(images, np.arange(4) % 2)
-        write(Folder(str(tmp_path)), "a.parquet", table, ("a", "b"), ShardSettings())
+        write_shard(Folder(str(tmp_path)), "a.parquet", table, ("a", "b"), ShardSettings())
         stored = pq.read_table(tmp_path / "a.parquet").column("image").to_pylist()
         for image, row in zip(images, stored, strict=True):
             pixels = np.asarray(Image.open(io.BytesIO(row["bytes"])))

@@ -11,7 +11,7 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.estimate import candidates_per_s
-from psvit_ray.model.latency import Conditions, LatencyTable, measure
+from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import (
     OneshotConfig,
@@ -85,7 +85,7 @@ def test_a_small_holdout_is_warned_of_with_its_standard_error() -> None:
 
 
 def table_file(path: Path, space: SearchSpace = SPACE, batch_size: int = 1) -> LatencyTable:
-    table = measure(space, Conditions(batch_size=batch_size, rounds=1, times=1))
+    table = measure_table(space, Conditions(batch_size=batch_size, rounds=1, times=1))
     path.write_text(table.model_dump_json())
     return table
 

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.export.config import ExportConfig, Facts
+from psvit_ray.export.config import ExportConfig, TrainingInfo
 from psvit_ray.export.model_card import model_card
 from psvit_ray.text.markdown import code, text
 from psvit_ray.text.printable import printable
@@ -71,7 +71,7 @@ def test_text_of_users_is_read_back_as_it_was(write: type[str]) -> None:
 
 def card_of(names: list[str]) -> str:
     spec = preset("psvit_2d_tiny").model_copy(update={"num_classes": len(names)})
-    facts = Facts(
+    facts = TrainingInfo(
         name=names[0],
         run_id=names[1],
         which="last",

@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import GlobalBatchSampler, mix_seed
-from psvit_ray.data.loading.transforms import seeded
+from psvit_ray.data.loading.transforms import seed_generators
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run
@@ -98,12 +98,12 @@ def plain_loop() -> tuple[list[float], dict[str, torch.Tensor]]:
         ((indices, seeds),) = (draws.T for draws in sampler)
         images = []
         for index, seed in zip(indices.tolist(), seeds.tolist(), strict=True):
-            seeded(seed)
+            seed_generators(seed)
             image = (torch.as_tensor(transform(table.read(index))).float() - mean) / std
             random.seed(seed)
             torch.manual_seed(seed)
             images.append(erase(image))
-        seeded(mix_seed(0, step, 0))
+        seed_generators(mix_seed(0, step, 0))
         batch, targets = mixup(torch.stack(images), torch.as_tensor(table.labels[indices]))
         torch.manual_seed(mix_seed(0, step, 0))
         schedule.step_update(step)

@@ -26,7 +26,7 @@ from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import ArrayTable, ImageTable
-from psvit_ray.export.inference import answers, scored
+from psvit_ray.export.inference import score_batches, to_predictions
 from psvit_ray.training.config import Configuration, Paths, SupernetConfig, TrainConfig
 from psvit_ray.training.engine import check_source, run
 from psvit_ray.training.evaluation import evaluate
@@ -292,13 +292,13 @@ def test_a_network_is_not_asked_about_no_images(unreadable: tuple[int, ...]) -> 
     model, table = Brightness(), Spoilt(5, unreadable)
     preprocessing = Preprocessing(img_size=4, in_chans=1, mean=(0.5,), std=(1,), crop_pct=1)
     score = evaluate(model, table, preprocessing, batch_size=2)
-    found = list(scored(model, table, preprocessing, batch_size=2))
+    found = list(score_batches(model, table, preprocessing, batch_size=2))
     assert [len(batch.indices) + len(batch.bad) for batch in found] == [2, 2, 1]
     assert {batch.logits.shape[1] for batch in found} == {3}
     bad = tuple((index, "spoilt") for index in unreadable)
     assert tuple(itertools.chain(*(batch.bad for batch in found))) == score.bad == bad
     likeliest = [0 if mean > 0.5 else 2 for mean in PIXELS[:5].mean(axis=(1, 2)) / 255]
-    told = list(answers(found, 1))
+    told = list(to_predictions(found, 1))
     assert [one.classes for one in told] == [
         [] if index in unreadable else [likeliest[index]] for index in range(5)
     ]

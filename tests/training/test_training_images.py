@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from psvit_ray.data.loading.loader import GlobalBatchSampler, Images, joined, train_loader
+from psvit_ray.data.loading.loader import GlobalBatchSampler, ImageDataset, join_parts, train_loader
 from psvit_ray.training.engine import Report, load_source, run
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.state import facts_of
@@ -37,12 +37,12 @@ def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights
         configuration = configured_for(tmp_path / kind, 4)
         source = load_source(configuration)
         facts = facts_of(configuration, source)
-        images = Images(source.train, facts.preprocessing, augmentation=configuration.train)
+        images = ImageDataset(source.train, facts.preprocessing, augmentation=configuration.train)
         sampler = GlobalBatchSampler(
             len(source.train), 24, seed=0, blocks=source.train.blocks, window=4_096, num_parts=2
         )
         loader = train_loader(images, sampler, processes=2, pin_memory=False)
-        batches = list(joined(loader, 2, torch.device("cpu")))
+        batches = list(join_parts(loader, 2, torch.device("cpu")))
         *_, last = run(configuration, source)
         runs[kind] = source, batches, last.checkpoint()
     _, expected, end = runs.pop("folder")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
 from psvit_ray.data.images.decode import BadImage, Decoder
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seeded
+from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seed_generators
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 PATIENCE_S = 600.0
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """Images that could not be read and are left out: index in the table, reason."""
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """Of a batch, on its way from a process of a loader: what is small goes through the pipe, as a
     file of shared memory for each would take longer."""
 
@@ -109,7 +109,7 @@ class GlobalBatchSampler(Sampler[Any]):
             batch = slice(start, start + self.batch_size)
             if place is None:
                 share = draws[batch][self.rank :: self.world_size]
-                share = share[np.argsort(share[:, 1])]  # as `joined` gives them
+                share = share[np.argsort(share[:, 1])]  # as `join_parts` gives them
             else:
                 near = np.argsort(place[batch], kind="stable")
                 share = np.array_split(draws[batch][near], self.world_size)[self.rank]
@@ -148,7 +148,7 @@ def _order_of_blocks(
     return order, turn[block][order]
 
 
-def advice(table: ImageTable, window: int) -> str:
+def shuffle_advice(table: ImageTable, window: int) -> str:
     """What would mix the images of a table better; empty where they are mixed well enough."""
     in_order = len(table) > 1 and np.mean(np.diff(table.labels) == 0) > 0.5
     if table.blocks is None or len(table) <= window or not in_order:
@@ -159,7 +159,7 @@ def advice(table: ImageTable, window: int) -> str:
     )
 
 
-class Images:
+class ImageDataset:
     """A table as torch's DataLoader wants it: whole batches by `__getitems__`."""
 
     def __init__(
@@ -190,7 +190,7 @@ class Images:
         images, good, bad = [], [], []
         for number, (index, seed) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
             try:
-                images.append(self._one(index, seed))
+                images.append(self._load(index, seed))
                 good.append(number)
             except BadImage as error:  # OSError is the storage, not the image
                 bad.append((index, str(error)))
@@ -199,10 +199,10 @@ class Images:
         stacked = default_collate(images) if images else self._none
         return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
 
-    def _one(self, index: int, seed: int) -> Tensor:
+    def _load(self, index: int, seed: int) -> Tensor:
         picture = self._preprocessing.picture(self._table.read(index), self._decoder)
         if self._augmented:
-            seeded(seed)
+            seed_generators(seed)
         return self._transform(picture)
 
 
@@ -213,9 +213,9 @@ def num_parts(table: ImageTable, processes: int) -> int:
 
 
 def train_loader(
-    images: Images, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
-) -> DataLoader[Part]:
-    """Gives the parts of each step one after the other (`joined` puts them together)."""
+    images: ImageDataset, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
+) -> DataLoader[BatchPart]:
+    """Gives the parts of each step one after the other (`join_parts` puts them together)."""
     return DataLoader(
         images,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
         batch_sampler=sampler,
@@ -227,7 +227,9 @@ def train_loader(
     )
 
 
-def joined(parts: DataLoader[Part], num_parts: int, device: torch.device) -> Iterator[Batch]:
+def join_parts(
+    parts: DataLoader[BatchPart], num_parts: int, device: torch.device
+) -> Iterator[Batch]:
     """Whole shares, on the device, in the order of their seeds: whoever read them."""
     several = iter(parts)
     for first in several:
@@ -260,16 +262,16 @@ def eval_loader(
 ) -> DataLoader[Batch]:
     """One stretch of the table a worker: every image once over all workers, none twice."""
     return DataLoader(
-        Images(table, preprocessing, decoder=decoder),  # type: ignore[arg-type]
+        ImageDataset(table, preprocessing, decoder=decoder),  # type: ignore[arg-type]
         batch_size=batch_size,
-        sampler=stretch(len(table), rank, world_size),
+        sampler=contiguous_share(len(table), rank, world_size),
         collate_fn=_as_it_is,
         num_workers=processes,
         pin_memory=pin_memory,
     )
 
 
-def stretch(length: int, rank: int, world_size: int) -> range:
+def contiguous_share(length: int, rank: int, world_size: int) -> range:
     """The part of `length` things in a row that is this worker's."""
     return range(rank * length // world_size, (rank + 1) * length // world_size)
 
@@ -278,9 +280,9 @@ def _as_it_is(batch: Any) -> Any:
     return batch  # `__getitems__` has already put the images together
 
 
-def _as_a_part(batch: Any) -> Part:
+def _as_a_part(batch: Any) -> BatchPart:
     labels, indices, seeds = batch.labels.numpy(), batch.indices.numpy(), batch.seeds.numpy()
-    return Part(batch.images, labels, indices, seeds, batch.bad)
+    return BatchPart(batch.images, labels, indices, seeds, batch.bad)
 
 
 def mix_seed(*parts: int) -> int:

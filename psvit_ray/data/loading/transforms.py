@@ -28,7 +28,7 @@ from psvit_ray.data.images.tone_range import Tones
 
 Probability = Annotated[Finite, Field(ge=0, le=1)]
 Aspect = Annotated[Finite, Field(ge=0.01, le=100)]
-Transform = Callable[[Image.Image], Tensor]
+ImageTransform = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT_RATIO = 16
 """The longest picture, in widths, that is enlarged whole."""
@@ -63,7 +63,7 @@ class Preprocessing(Value):
             return decode(content, self.mode, decoder, tones=self.tones, background=self.background)
         return convert(content, self.mode, tones=self.tones, background=self.background)
 
-    def transform(self) -> Transform:
+    def transform(self) -> ImageTransform:
         """A picture of this mode to bytes (C, S, S), as timm evaluates."""
         evaluation = transforms_imagenet_eval(
             self.img_size,
@@ -71,9 +71,7 @@ class Preprocessing(Value):
             interpolation=self.interpolation,
             use_prefetcher=True,
         )
-        return transforms.Compose(
-            [Shortened(self.img_size / self.crop_pct), *evaluation.transforms]
-        )
+        return transforms.Compose([CropEnds(self.img_size / self.crop_pct), *evaluation.transforms])
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bytes (B, C, S, S) to float32 of mean 0 and deviation 1, where they are."""
@@ -90,7 +88,7 @@ def _statistics(
     return both[0], both[1]
 
 
-class Shortened:
+class CropEnds:
     """Cuts off the ends of a picture that is many times as long as wide and would be enlarged: its
     short side to the size of the network, and its long side to any size at all. What timm's
     transforms then cut out is the same, but for a random place along the long side."""
@@ -139,8 +137,8 @@ class Augmentation(Value):
     shift: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
     """Each training image is moved by up to this many pixels along each axis."""
 
-    def transform(self, preprocessing: Preprocessing) -> Transform:
-        """A picture to bytes (C, S, S). Draws from the generators that `seeded` sets.
+    def transform(self, preprocessing: Preprocessing) -> ImageTransform:
+        """A picture to bytes (C, S, S). Draws from the generators that `seed_generators` sets.
 
         Raises ValueError for an `aa` that timm does not know.
         """
@@ -169,7 +167,7 @@ class Augmentation(Value):
             first = [*center, *first[1:]]
         elif self.train_crop_mode != "rrc":  # which cuts first
             side = preprocessing.img_size / math.sqrt(self.scale[0])
-            first = [Shortened(side, anywhere=self.train_crop_mode == "rkrr"), *first]
+            first = [CropEnds(side, anywhere=self.train_crop_mode == "rkrr"), *first]
         return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
 
     def finish(self, images: Tensor, seeds: Tensor) -> Tensor:
@@ -194,18 +192,19 @@ class Augmentation(Value):
                 erase(image)
 
 
-def seeded(seed: int) -> None:
+def seed_generators(seed: int) -> None:
     """Sets every generator that timm's and torchvision's transforms draw from, on the host."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.1 ms more, for GPUs
 
 
-def random_shift(images: Tensor, seeds: Tensor, most: int) -> Tensor:
-    """Each image moved by up to `most` pixels along both axes, its edge repeated. (B, C, S, S)."""
+def random_shift(images: Tensor, seeds: Tensor, max_shift: int) -> Tensor:
+    """Images (B, C, S, S), each moved by up to `max_shift` pixels along both axes, its edge
+    repeated."""
     batch, _, height, width = images.shape
-    places = 2 * most + 1
-    down, right = seeds % places - most, seeds // places % places - most
+    places = 2 * max_shift + 1
+    down, right = seeds % places - max_shift, seeds // places % places - max_shift
     rows = (torch.arange(height, device=images.device) + down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + right[:, None]).clamp(0, width - 1)
     picked = torch.arange(batch, device=images.device)[:, None, None]

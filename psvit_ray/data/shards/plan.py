@@ -21,8 +21,8 @@ from psvit_ray.data.splits.splits import Splits
 from psvit_ray.data.tables import ImageTable
 
 BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the row group's header
-SAMPLED_IMAGES = 256
-SAMPLED_BLOCKS = 32
+SIZE_SAMPLE = 256
+SIZE_SAMPLE_BLOCKS = 32
 WINDOW_SHARDS = 8
 
 
@@ -36,7 +36,7 @@ class Shard:
     """Of its images in the split's table, in order."""
 
 
-def tables(splits: Splits) -> dict[str, ImageTable]:
+def tables_by_split(splits: Splits) -> dict[str, ImageTable]:
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {name: table for name, table in named.items() if table is not None}
 
@@ -45,13 +45,13 @@ def identity(splits: Splits, settings: ShardSettings) -> dict[str, object]:
     """What decides every byte of the shards, but for the content of the images: that the data is
     the same is known by its names and labels."""
     digest = hashlib.sha256(json.dumps(splits.class_names).encode())
-    for name, table in tables(splits).items():
+    for name, table in tables_by_split(splits).items():
         digest.update(name.encode() + table.labels.astype("<i8").tobytes())
         for index in range(len(table)):
             digest.update(os.fsencode(table.place(index)[1]) + b"\0")
     return {
         "data": splits.name,
-        "images": {name: len(table) for name, table in tables(splits).items()},
+        "images": {name: len(table) for name, table in tables_by_split(splits).items()},
         "names_and_labels": digest.hexdigest()[:16],
         "settings": settings.model_dump(mode="json"),
         "versions": {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__},
@@ -65,7 +65,7 @@ def plan(splits: Splits, settings: ShardSettings) -> list[Shard]:
     resized to know more. Raises ValueError where no image of a sample can be used.
     """
     shards = []
-    for number, (split, table) in enumerate(tables(splits).items()):
+    for number, (split, table) in enumerate(tables_by_split(splits).items()):
         # Two streams: how a sample was drawn does not change the order.
         sampling, mixing = (
             np.random.Generator(np.random.PCG64([settings.seed, number, use])) for use in range(2)
@@ -104,9 +104,9 @@ def _mean_bytes(
     candidates = np.arange(len(table))
     if table.blocks is not None:
         blocks = np.unique(table.blocks)
-        few = rng.choice(blocks, min(SAMPLED_BLOCKS, len(blocks)), replace=False)
+        few = rng.choice(blocks, min(SIZE_SAMPLE_BLOCKS, len(blocks)), replace=False)
         candidates = candidates[np.isin(table.blocks, few)]
-    number = min(SAMPLED_IMAGES, len(candidates))
+    number = min(SIZE_SAMPLE, len(candidates))
     sample = table.take(rng.choice(candidates, number, replace=False))
     sizes, bad = [], []
     for _, content in contents(sample, settings):

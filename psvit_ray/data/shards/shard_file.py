@@ -28,7 +28,7 @@ from psvit_ray.data.images.decode import (
     open_header,
     open_picture,
 )
-from psvit_ray.data.quarantine import Row
+from psvit_ray.data.quarantine import BadImageRow
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.sources.shard_manifest import PROGRESS
 from psvit_ray.storage.files import printable_path
@@ -64,7 +64,7 @@ class ShardSettings(Value):
     """Of the order of the images."""
 
 
-class Written(Value):
+class WrittenShard(Value):
     """What a shard holds."""
 
     rows: int
@@ -72,17 +72,17 @@ class Written(Value):
     sha256: str
     classes: tuple[int, ...]
     """Images of each class."""
-    bad: tuple[Row, ...]
+    bad: tuple[BadImageRow, ...]
     """Images left out: source, path or row, reason."""
 
 
-def write(
+def write_shard(
     folder: Folder,
     name: str,
     table: ImageTable,
     class_names: tuple[str, ...],
     settings: ShardSettings,
-) -> Written:
+) -> WrittenShard:
     """Writes a whole table as one shard, and beside it, last, what it holds.
 
     Raises OSError where storage fails.
@@ -97,7 +97,7 @@ def write(
     kept = np.setdiff1d(np.arange(len(table)), list(bad))
     parquet = _parquet(stored, table, class_names)
     folder.write(name, parquet)
-    written = Written(
+    written = WrittenShard(
         rows=len(kept),
         bytes=parquet.size,
         sha256=hashlib.sha256(parquet).hexdigest(),
@@ -109,7 +109,7 @@ def write(
     return written
 
 
-def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
+def finished_shards(folder: Folder, names: Iterable[str]) -> dict[str, WrittenShard]:
     """Of these shards those that stand in `folder` whole, and what they hold."""
     sizes = folder.sizes()
     found = {}
@@ -117,7 +117,7 @@ def written_before(folder: Folder, names: Iterable[str]) -> dict[str, Written]:
         # What cannot be read is written again. (pydantic's own reads no name that is not UTF-8.)
         with contextlib.suppress(ValueError, RecursionError, IsADirectoryError):
             note = json.loads((folder / PROGRESS).read(note_name(name)) or b"")
-            if (written := Written.model_validate(note)).bytes == sizes.get(name):
+            if (written := WrittenShard.model_validate(note)).bytes == sizes.get(name):
                 found[name] = written
     return found
 
@@ -126,7 +126,9 @@ def note_name(name: str) -> str:
     return f"{name}.json"
 
 
-def contents(table: ImageTable, settings: ShardSettings) -> Iterator[tuple[int, bytes | Row]]:
+def contents(
+    table: ImageTable, settings: ShardSettings
+) -> Iterator[tuple[int, bytes | BadImageRow]]:
     """What is stored of each image, block after block, of which one is held at a time."""
     blocks = np.zeros(len(table), dtype=np.int64) if table.blocks is None else table.blocks
     order = np.argsort(blocks, kind="stable").tolist()

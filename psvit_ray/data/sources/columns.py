@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import class_name, listed
+from psvit_ray.data.splits.splits import class_name, quoted_list
 from psvit_ray.text.messages import nearest
 
 IS_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 IS_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-BYTES = ".bytes"
+BYTES_FIELD = ".bytes"
 """Ends the name of a column that is a struct with the bytes in a field."""
 
 
@@ -28,7 +28,7 @@ class Columns:
     notes: tuple[str, ...] = ()
 
 
-def columns_of(
+def find_columns(
     schema: pa.Schema, layout: DataLayout, where: str, *, labelled: bool = True
 ) -> Columns:
     """The columns that a user names; else `image` and `label`; else those that the `datasets`
@@ -76,7 +76,7 @@ def is_label(kind: pa.DataType) -> bool:
 
 def check_image(schema: pa.Schema, column: str, where: str) -> None:
     """Raises ValueError for a file without the column that another has."""
-    name = column.removesuffix(BYTES)
+    name = column.removesuffix(BYTES_FIELD)
     if name not in schema.names or _image_column(name, schema.field(name).type) != column:
         types = dict(zip(schema.names, schema.types, strict=True))
         raise ValueError(
@@ -88,7 +88,7 @@ def check_image(schema: pa.Schema, column: str, where: str) -> None:
 def _image_column(name: str, kind: pa.DataType) -> str:
     """What to read of a column for the bytes of images; empty where it holds none."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        name, kind = f"{name}{BYTES}", kind.field("bytes").type
+        name, kind = f"{name}{BYTES_FIELD}", kind.field("bytes").type
     return name if any(fits(kind) for fits in IS_BYTES) else ""
 
 
@@ -127,7 +127,7 @@ def _chosen(
     several = noted or able
     if len(several) > 1:
         raise ValueError(
-            f"data must have one column of {what}s, got {listed(several, len(several))} in "
+            f"data must have one column of {what}s, got {quoted_list(several, len(several))} in "
             f"{where}; say --{what}-column {several[0]}"
         )
     return several[0] if several else ""
@@ -138,7 +138,7 @@ def _notes(plural: str, usual: str, chosen: str, noted: list[str]) -> tuple[str,
     others = [name for name in noted if name != chosen]
     if not chosen or (chosen == usual and not others):
         return ()
-    instead = f", not {listed(others)}" if others else ""
+    instead = f", not {quoted_list(others)}" if others else ""
     return (f"{plural} are column {chosen!r}{instead}",)
 
 

@@ -86,7 +86,7 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
         notes.append(f"{number:,} files are no images by name, such as {printable_path(such)}")
     tree = Tree(root, listing, [*images, *filter(is_image, listing.links)])
     if layout.splits:
-        folders = split_folders.said(tree, layout)
+        folders = split_folders.given_folders(tree, layout)
         listing = files.list_below(
             root, [folder for several in folders.values() for folder in several]
         )
@@ -97,7 +97,7 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
             notes.append(f"{len(images) - len(used):,} of {len(images):,} images are in no split")
         images = used
     else:
-        folders = split_folders.recognised(tree, notes)
+        folders = split_folders.recognised_folders(tree, notes)
         test = folders.get("test", [""])[0]
         if len(folders) > 1 and test in tree.direct and test not in tree.inner:
             notes.append(f"{printable_path(test)}/ has no class folders: its images are not used")

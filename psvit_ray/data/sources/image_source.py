@@ -20,7 +20,7 @@ from psvit_ray.data.sources.parquet_table import is_table
 from psvit_ray.data.sources.survey import surveyed
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
 from psvit_ray.data.splits.split_file import (
-    SPLITS,
+    ROLES,
     DataChanged,
     SplitFile,
     changes,
@@ -28,7 +28,7 @@ from psvit_ray.data.splits.split_file import (
     split_numbers,
     unchanged,
 )
-from psvit_ray.data.splits.splits import Splits, cut, drawn, held_out, listed
+from psvit_ray.data.splits.splits import Splits, cut, drawn, held_out, quoted_list
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
@@ -37,7 +37,7 @@ from psvit_ray.text.secrets import without_secrets
 TEST_IMAGES = 360
 TEST_SEED = 20210808  # The test images are these, whatever a run is configured to do.
 
-TRAIN, HOLDOUT, TEST, UNUSED = range(len(SPLITS))
+TRAIN, HOLDOUT, TEST, UNUSED = range(len(ROLES))
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,14 @@ def divided(
         train[held] = HOLDOUT
         notes.append(f"hold-out: {len(held):,} of {len(train):,} training images, class by class")
         if single:
-            notes.append(f"not held out, as it is the only image: that of {listed(single)}")
+            notes.append(f"not held out, as it is the only image: that of {quoted_list(single)}")
     if fraction < 1:
         there = np.flatnonzero(train == TRAIN)
         kept = _part(splits, there, fraction, split_seed)
         train[np.setdiff1d(there, kept)] = UNUSED
         notes.append(f"training on {len(kept):,} of {len(there):,} images, class by class")
     if absent := _classes(splits, splits.train.take(np.flatnonzero(train == TRAIN)), 0):
-        notes.append(f"no training image has class {listed(absent)}")
+        notes.append(f"no training image has class {quoted_list(absent)}")
     others = {"val": splits.val, "test": splits.test}
     roles = [np.full(len(table), role[word]) for word, table in others.items() if table is not None]
     return _source(splits, np.concatenate([train, *roles]), notes)

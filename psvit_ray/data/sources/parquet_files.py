@@ -32,11 +32,11 @@ from psvit_ray.data.splits.splits import (
     WORDS,
     Split,
     Splits,
-    advice,
     class_name,
     described_places,
-    listed,
     look_alikes,
+    quoted_list,
+    splits_advice,
     splits_in,
 )
 from psvit_ray.storage import files
@@ -53,7 +53,7 @@ STATE = "state.json"
 
 
 @dataclass(frozen=True, eq=False)
-class Content:
+class FileContent:
     """What a file holds beside images."""
 
     path: str
@@ -78,7 +78,9 @@ def read(
     name: str, root: Folder, paths: Sequence[str], layout: DataLayout, notes: Sequence[str] = ()
 ) -> Splits:
     """The data that these files below `root` are. Raises ValueError, OSError."""
-    by_split = _said(root, paths, layout) if layout.splits else _by_split(root, paths)
+    by_split = (
+        _given_splits(root, paths, layout) if layout.splits else _recognised_splits(root, paths)
+    )
     if layout.splits or list(by_split) != ["train"]:
         notes = [
             *notes,
@@ -101,7 +103,7 @@ def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -
         if not layout.splits:
             return read(name, root, paths, layout, listing.notes)
         links = {link: kept for link, kept in listing.links.items() if is_table(link)}
-        by_split = _said(root, [*paths, *links], layout)
+        by_split = _given_splits(root, [*paths, *links], layout)
         used = {path for several in by_split.values() for path in several}
         once = [path for path in [*paths, *links] if links.get(path) not in used]
         return read(name, root, once, layout)
@@ -128,7 +130,7 @@ def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) ->
 def _differs(root: Folder, paths: set[str]) -> ValueError:
     return ValueError(
         f"data must match {MANIFEST} in {root}, got other files or rows: "
-        f"{listed(sorted(paths))}; jobs/prepare_data.py --verify says more"
+        f"{quoted_list(sorted(paths))}; jobs/prepare_data.py --verify says more"
     )
 
 
@@ -146,14 +148,15 @@ def _of_datasets(root: Folder, listing: Listing) -> list[str]:
         beside = [path for path in tables if PurePosixPath(path).parent == above]
         if missing := own - set(beside):
             raise ValueError(
-                f"data must have the files that {state} names, got none for {listed(missing)} in "
+                f"data must have the files that {state} names, got none for {quoted_list(missing)} "
+                "in "
                 f"{root}"
             )
         tables = [path for path in tables if path not in beside or path in own]
     return tables
 
 
-def _said(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split, list[str]]:
+def _given_splits(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split, list[str]]:
     """The files of each split that a user names, by their paths, with or without the suffix, or by
     a folder of theirs. Raises ValueError for a pattern that fits none, or a file named twice."""
     names = {
@@ -182,7 +185,7 @@ def _folders(path: str) -> list[PurePosixPath]:
     return [*PurePosixPath(path).parents][:-1]
 
 
-def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
+def _recognised_splits(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
     """Files by the words for splits in their names and those of their folders:
     train-00000-of-00008, data/test/0000. Without any, all are train.
 
@@ -193,7 +196,7 @@ def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
     for path in sorted(paths):
         if len(splits[path]) == 1:
             clear.setdefault(next(iter(splits[path])), path)
-    say = advice(clear)
+    say = splits_advice(clear)
     if len(paths) > 1 and (double := [path for path in splits if len(splits[path]) > 1]):
         raise ValueError(
             f"data must name one split for each file, got {printable_path(double[0])} in {root}; "
@@ -211,7 +214,7 @@ def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
         if alike:
             raise ValueError(
                 f"data must have files whose names say whether they are splits, got "
-                f"{listed(sorted(alike.values()))} in {root}; {advice(alike)}"
+                f"{quoted_list(sorted(alike.values()))} in {root}; {splits_advice(alike)}"
             )
         return {"train": sorted(paths)}
     words: dict[Split, dict[str, str]] = {}
@@ -220,7 +223,8 @@ def _by_split(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
     for split, by_word in words.items():
         if len(by_word) > 1 and split != "train":
             raise ValueError(
-                f"data must name each split in one way, got {listed(sorted(by_word.values()))} for "
+                "data must name each split in one way, got "
+                f"{quoted_list(sorted(by_word.values()))} for "
                 f"{split} in {root}; {say}"
             )
     return _in_order({path: split for path, (split,) in splits.items()})
@@ -243,7 +247,7 @@ def _in_order(split_of: Mapping[str, Split]) -> dict[Split, list[str]]:
 
 def _columns(root: Folder, path: str, layout: DataLayout, *, labelled: bool = True) -> Columns:
     where = f"{printable_path(path)} in {root}"
-    return columns.columns_of(_schema(root, path), layout, where, labelled=labelled)
+    return columns.find_columns(_schema(root, path), layout, where, labelled=labelled)
 
 
 def _schema(root: Folder, path: str) -> pa.Schema:
@@ -267,7 +271,7 @@ def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
     )
 
 
-def _content(root: Folder, path: str, chosen: Columns) -> Content:
+def _content(root: Folder, path: str, chosen: Columns) -> FileContent:
     where = f"{printable_path(path)} in {root}"
     try:
         schema, values, rows, numbers, known, largest = (_arrow if is_arrow(path) else _parquet)(
@@ -279,7 +283,7 @@ def _content(root: Folder, path: str, chosen: Columns) -> Content:
     except (pa.ArrowException, OSError, UnicodeError, BadImage) as error:
         raise _unreadable(root, path, error) from None
     in_words = words is not None
-    return Content(
+    return FileContent(
         path, labels, rows, numbers, known, largest, chosen.image, words or names, in_words
     )
 
@@ -380,13 +384,13 @@ def _splits(
     return Splits.of(name, names, tables, notes)
 
 
-def _unlabelled(contents: list[Content]) -> bool:
+def _unlabelled(contents: list[FileContent]) -> bool:
     """As the hub's test splits are: every label -1, or none."""
     return all((content.labels < 0).all() for content in contents)
 
 
 def _with_names(
-    contents: dict[Split, list[Content]], class_names: tuple[str, ...] | None, root: Folder
+    contents: dict[Split, list[FileContent]], class_names: tuple[str, ...] | None, root: Folder
 ) -> dict[Split, tuple[str, ...]]:
     """The classes of each split, by whose numbers its `contents` are then labelled: those that are
     given or that the files name; else the distinct labels, sorted. Raises ValueError."""
@@ -427,18 +431,18 @@ def _with_names(
     return names
 
 
-def _words(content: Content) -> tuple[str, ...]:
+def _words(content: FileContent) -> tuple[str, ...]:
     return content.class_names or ()
 
 
-def _numbered(content: Content, names: tuple[str, ...]) -> Content:
+def _numbered(content: FileContent, names: tuple[str, ...]) -> FileContent:
     """With labels that are numbers of these classes."""
     number = {name: number for number, name in enumerate(names)}
     of = np.array([number[class_name(word)] for word in _words(content)], dtype=np.int64)
     return replace(content, labels=of[content.labels])
 
 
-def _check_present(content: Content, root: Folder) -> None:
+def _check_present(content: FileContent, root: Folder) -> None:
     if (content.labels == MISSING).all() and len(content.labels):
         raise ValueError(
             f"data must have labels, got none in {printable_path(content.path)} in {root}; "
@@ -452,7 +456,7 @@ def _check_present(content: Content, root: Folder) -> None:
         )
 
 
-def _check_range(content: Content, num_classes: int | None, root: Folder) -> None:
+def _check_range(content: FileContent, num_classes: int | None, root: Folder) -> None:
     outside = content.labels < 0
     if num_classes is not None:
         outside |= content.labels >= num_classes
@@ -466,7 +470,9 @@ def _check_range(content: Content, num_classes: int | None, root: Folder) -> Non
         )
 
 
-def _table(root: Folder, contents: list[Content], said: Mapping[str, ShardFile]) -> ParquetTable:
+def _table(
+    root: Folder, contents: list[FileContent], said: Mapping[str, ShardFile]
+) -> ParquetTable:
     groups: list[tuple[int, int, int]] = []
     rows, blocks, known = [], [], []
     for number, content in enumerate(contents):

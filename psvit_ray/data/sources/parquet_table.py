@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from psvit_ray.data.images import file_bytes
 from psvit_ray.data.images.decode import BadImage
 from psvit_ray.data.sources import arrow_file
-from psvit_ray.data.sources.columns import BYTES
+from psvit_ray.data.sources.columns import BYTES_FIELD
 from psvit_ray.data.tables import listing
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
@@ -54,8 +54,8 @@ class ParquetTable:
 
     def read(self, index: int) -> bytes:
         content = self._value(index, self.column)
-        if content is None and self.column.endswith(BYTES):
-            name = self._value(index, f"{self.column.removesuffix(BYTES)}.path")
+        if content is None and self.column.endswith(BYTES_FIELD):
+            name = self._value(index, f"{self.column.removesuffix(BYTES_FIELD)}.path")
             return _read_named(self.root, name) if name else b""
         return content or b""
 
@@ -104,8 +104,8 @@ class RowGroups:
     """The columns of row groups that this process read last. As an epoch goes through groups in
     turn, each is read about once."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, str, int, str], pa.ChunkedArray] = OrderedDict()
 
     def get(self, root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
@@ -114,7 +114,7 @@ class RowGroups:
         values = self._kept.pop(key, None)
         if values is None:
             values = _read(root, file, group, column)
-            while len(self._kept) > 1 and self.bytes + values.nbytes > self._most_bytes:
+            while len(self._kept) > 1 and self.bytes + values.nbytes > self._max_bytes:
                 self._kept.popitem(last=False)
         self._kept[key] = values
         return values

@@ -43,7 +43,7 @@ class SplitManifest(Value):
     files: dict[str, ShardFile]
 
 
-class Manifest(Value):
+class ShardManifest(Value):
     version: Literal[1] = 1
     identity: dict[str, Any]
     """Of what, how and with which libraries the shards were made; decides every byte of them."""
@@ -51,10 +51,10 @@ class Manifest(Value):
     splits: dict[str, SplitManifest]
 
 
-_MANIFEST = TypeAdapter(Manifest)
+_MANIFEST = TypeAdapter(ShardManifest)
 
 
-def read_manifest(folder: Folder) -> Manifest | None:
+def read_manifest(folder: Folder) -> ShardManifest | None:
     """None where there is none. Raises ValueError where it is not one, or shards are missing
     because they are not all written yet."""
     remedy = "restore it from a copy, or make the shards again in another folder"
@@ -66,11 +66,11 @@ def read_manifest(folder: Folder) -> Manifest | None:
     return manifest
 
 
-def faults(folder: Folder, manifest: Manifest) -> list[str]:
+def faults(folder: Folder, manifest: ShardManifest) -> list[str]:
     """Everything in which the files differ from the manifest, a line each; empty if nothing."""
     files = {name: file for split in manifest.splits.values() for name, file in split.files.items()}
     with ThreadPoolExecutor(READERS) as pool:
-        checked = pool.map(lambda name: _check(folder, name, files[name], manifest), files)
+        checked = pool.map(lambda name: _check_file(folder, name, files[name], manifest), files)
         found = dict(zip(files, checked, strict=True))
     lines = [f"{name}: {fault}" for name, (fault, _) in found.items() if fault]
     lines += [
@@ -86,8 +86,8 @@ def faults(folder: Folder, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _check(
-    folder: Folder, name: str, said: ShardFile, manifest: Manifest
+def _check_file(
+    folder: Folder, name: str, said: ShardFile, manifest: ShardManifest
 ) -> tuple[str, Counter[int]]:
     """What is wrong with a file, or nothing, and how many images of each class it has."""
     nothing: Counter[int] = Counter()
@@ -100,7 +100,7 @@ def _check(
             return f"has {size:,} bytes, the manifest says {said.bytes:,}", nothing
         if sha256.hexdigest() != said.sha256:
             return f"sha256 is {sha256.hexdigest()}, the manifest says {said.sha256}", nothing
-        labels = _labels(folder, name)
+        labels = _read_labels(folder, name)
     except FileNotFoundError:
         return "missing", nothing
     except (OSError, pa.ArrowException) as error:
@@ -119,7 +119,7 @@ def _chunks(folder: Folder, name: str) -> Iterator[bytes]:
             yield chunk
 
 
-def _labels(folder: Folder, name: str) -> np.ndarray:
+def _read_labels(folder: Folder, name: str) -> np.ndarray:
     filesystem, path = folder.open()
     with filesystem.open_input_file(f"{path}/{name}") as file:
         return pq.ParquetFile(file).read(columns=["label"]).column("label").to_numpy()

@@ -32,7 +32,7 @@ SAMPLED_IMAGES = 64
 SAMPLED_BLOCKS = 4
 """Row groups of Parquet that are read for them."""
 THREADS = 16
-MAX_PIXELS = 50_000_000
+MAX_DECODED_PIXELS = 50_000_000
 """Pixels that are decoded at most; the header of a picture of 8 bits without alpha tells enough."""
 
 
@@ -120,7 +120,7 @@ def survey(table: ImageTable) -> Survey:
             if not decode.is_wide(image) and not image.has_transparency_data:
                 continue
             pixels += image.width * image.height
-            if number > 1 and pixels > MAX_PIXELS:
+            if number > 1 and pixels > MAX_DECODED_PIXELS:
                 continue
             image = decode.open_picture(content) if isinstance(content, bytes) else content
             transparent += decode.is_transparent(image)

@@ -53,7 +53,7 @@ class VisionTable:
     def read(self, index: int) -> bytes | Image.Image:
         try:
             with as_bad_image():
-                return _opened(self.kind, self.root, self.split)[int(self.rows[index])][0]
+                return _open_cached(self.kind, self.root, self.split)[int(self.rows[index])][0]
         except BadImage as error:
             cause = error.__context__
             if isinstance(cause, OSError) and cause.errno and not is_file_error(cause):
@@ -87,7 +87,7 @@ def read(data: str) -> Splits:
     sets = _sets(kind, root, download=prefix == DOWNLOAD)
     tables: dict[Split, StoredTable] = {}
     for split, (word, dataset) in sets.items():
-        labels = _labels(dataset, kind)
+        labels = _labels_of(dataset, kind)
         rows = np.arange(len(labels))
         tables[split] = VisionTable(kind, root, word, rows, labels, _content_of(dataset))
     num_classes = 1 + max(int(table.labels.max(initial=-1)) for table in tables.values())
@@ -125,7 +125,7 @@ def _open(kind: str, root: str, split: str | None, download: bool = False) -> An
         "train": split == "train",
         "split": split,
         "download": download,
-        "loader": _content,
+        "loader": _read_file,
     }
     arguments = {name: value for name, value in chosen.items() if name in takes}
     return getattr(torchvision.datasets, kind)(root, **arguments)
@@ -137,10 +137,10 @@ def _content_of(dataset: Any) -> str:
     return digest_of(np.asarray(pixels)) if known else ""
 
 
-_opened = functools.lru_cache(maxsize=8)(_open)
+_open_cached = functools.lru_cache(maxsize=8)(_open)
 
 
-def _content(path: str | Path) -> bytes:
+def _read_file(path: str | Path) -> bytes:
     """In place of torchvision's way to decode files, so that they are decoded as all others."""
     return read_local(str(path))
 
@@ -149,7 +149,7 @@ def _parameters(kind: str) -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(torchvision.datasets, kind)).parameters)
 
 
-def _labels(dataset: Any, kind: str) -> np.ndarray:
+def _labels_of(dataset: Any, kind: str) -> np.ndarray:
     """(N,) int64. Raises ValueError where an image has anything but an integer."""
     image, label = dataset[0]
     for name in LABELS:

@@ -22,7 +22,7 @@ STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageGroup:
     """Images of one kind. `prefix` before the path or row of an image says where it is, as the user
     would."""
 
@@ -35,14 +35,14 @@ class Part:
 
 def read(
     data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
-) -> list[Part]:
+) -> list[ImageGroup]:
     """`data` are paths or URIs of images, of folders (with all below them), of Parquet, and
     patterns; `-` stands for `lines`, which are paths. The order is kept, and sorted in a folder.
 
     Raises ValueError for what does not exist or holds no image. A path among `lines` is not looked
     at: it counts as an image that cannot be read where there is none.
     """
-    parts: list[Part] = []
+    parts: list[ImageGroup] = []
     for given in data:
         if given == STDIN:
             found = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
@@ -61,15 +61,15 @@ def read(
     return parts
 
 
-def chunks(parts: Iterable[Part], size: int) -> Iterator[Part]:
+def chunks(parts: Iterable[ImageGroup], size: int) -> Iterator[ImageGroup]:
     """Pieces of at most `size` images, in order."""
     for part in parts:
         for start in range(0, len(part.table), size):
             indices = np.arange(start, min(start + size, len(part.table)))
-            yield Part(part.table.take(indices), part.prefix)
+            yield ImageGroup(part.table.take(indices), part.prefix)
 
 
-def _parts(given: str, layout: DataLayout) -> list[Part]:
+def _parts(given: str, layout: DataLayout) -> list[ImageGroup]:
     there = Folder.at(given)
     kind = files.file_type(there)
     if kind == fs.FileType.Directory:
@@ -82,7 +82,7 @@ def _parts(given: str, layout: DataLayout) -> list[Part]:
         above, name = files.parent(there)
         prefix = _shown(given)[: -len(name)]
         if is_table(name):
-            return [Part(parquet_files.images(above, [name], layout), prefix)]
+            return [ImageGroup(parquet_files.images(above, [name], layout), prefix)]
         return [_files(prefix, [name], above)]
     if files.has_wildcards(there):
         root, paths = files.list_matching(there)
@@ -90,19 +90,19 @@ def _parts(given: str, layout: DataLayout) -> list[Part]:
     raise ValueError(f"data must exist, got {without_secrets(given)!r}")
 
 
-def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[Part]:
+def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[ImageGroup]:
     """The images and the files of tables among `paths`."""
     parts = []
     if images := [path for path in paths if is_image(path)]:
         parts.append(_files(prefix, images, root))
     if tables := [path for path in paths if is_table(path)]:
-        parts.append(Part(parquet_files.images(root, tables, layout), prefix))
+        parts.append(ImageGroup(parquet_files.images(root, tables, layout), prefix))
     return parts
 
 
-def _files(prefix: str, paths: list[str], root: Folder | None = None) -> Part:
+def _files(prefix: str, paths: list[str], root: Folder | None = None) -> ImageGroup:
     labels = np.full(len(paths), -1, dtype=np.int64)
-    return Part(FileTable.of(root or Folder.at("."), paths, labels), prefix)
+    return ImageGroup(FileTable.of(root or Folder.at("."), paths, labels), prefix)
 
 
 def _shown(given: str) -> str:

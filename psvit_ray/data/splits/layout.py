@@ -7,7 +7,7 @@ from typing import cast, get_args
 from pydantic import field_validator
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.splits.splits import Split, listed
+from psvit_ray.data.splits.splits import Split, quoted_list
 
 
 class DataLayout(Value):
@@ -30,7 +30,8 @@ class DataLayout(Value):
             split, _, pattern = part.partition("=")
             if split not in known or not pattern:
                 raise ValueError(
-                    f"splits must be SPLIT=FOLDER,SPLIT=FOLDER with {listed(known)} as splits, got "
+                    f"splits must be SPLIT=FOLDER,SPLIT=FOLDER with {quoted_list(known)} as "
+                    "splits, got "
                     f"{part!r}"
                 )
         return splits

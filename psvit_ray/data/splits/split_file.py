@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 from psvit_ray.data.tables import StoredTable
 from psvit_ray.storage.folder import Folder
 
-NAME = "splits.parquet"
-Split = Literal["train", "holdout", "test", "unused"]
-SPLITS: tuple[Split, ...] = ("train", "holdout", "test", "unused")
+SPLITS_FILE = "splits.parquet"
+Role = Literal["train", "holdout", "test", "unused"]
+ROLES: tuple[Role, ...] = ("train", "holdout", "test", "unused")
 CLASS_NAMES, DIGEST = b"psvit.class_names", b"psvit.digest"
 HASHED_AT_ONCE = 1 << 16
 
@@ -49,14 +49,14 @@ class SplitFile:
     class_names: tuple[str, ...]
     images: pa.Table
     """Columns place (binary), size, content, label (number of the class) and split (number in
-    `SPLITS`)."""
+    `ROLES`)."""
 
     @classmethod
     def of(
         cls, class_names: tuple[str, ...], tables: Sequence[StoredTable], split: np.ndarray
     ) -> SplitFile:
         """Of the tables that are stored; `split` (N,) has for each of their images the number in
-        `SPLITS`."""
+        `ROLES`."""
         labels = np.concatenate([table.labels for table in tables])
         images = pa.concat_tables(table.listing() for table in tables)
         images = images.append_column("label", pa.array(labels))
@@ -78,9 +78,9 @@ class SplitFile:
             sha256.update(b"".join(images.to_pylist()))
         return sha256.hexdigest()[:32]
 
-    def indices(self, split: Split) -> np.ndarray:
+    def indices(self, split: Role) -> np.ndarray:
         """Of its images, in this file."""
-        return np.flatnonzero(self.images["split"].to_numpy() == SPLITS.index(split))
+        return np.flatnonzero(self.images["split"].to_numpy() == ROLES.index(split))
 
     def to_bytes(self) -> bytes:
         """The file. `place` is text where all of them are."""
@@ -94,7 +94,7 @@ class SplitFile:
                 "content": self.images["content"].combine_chunks(),
                 "label": self.images["label"],
                 "class_name": names.take(self.images["label"].combine_chunks()),
-                "split": pa.array(SPLITS).take(self.images["split"].combine_chunks()),
+                "split": pa.array(ROLES).take(self.images["split"].combine_chunks()),
             }
         )
         about = {CLASS_NAMES: json.dumps(self.class_names), DIGEST: self.digest}
@@ -117,7 +117,7 @@ class SplitFile:
                         "size": table["size"].cast(pa.int64()),
                         "content": table["content"].cast(pa.string()),
                         "label": table["label"].cast(pa.int64()),
-                        "split": pc.index_in(table["split"], pa.array(SPLITS)).cast(pa.int8()),
+                        "split": pc.index_in(table["split"], pa.array(ROLES)).cast(pa.int8()),
                     }
                 ),
             )
@@ -132,8 +132,8 @@ class SplitFile:
 
 def read(folder: Folder) -> SplitFile | None:
     """That of a run's folder, or None where it has none. Raises ValueError, OSError."""
-    content = folder.read(NAME)
-    return None if content is None else SplitFile.from_bytes(content, str(folder / NAME))
+    content = folder.read(SPLITS_FILE)
+    return None if content is None else SplitFile.from_bytes(content, str(folder / SPLITS_FILE))
 
 
 def check_same(known: SplitFile | None, digest: str, now: SplitFile) -> None:
@@ -147,7 +147,8 @@ def check_same(known: SplitFile | None, digest: str, now: SplitFile) -> None:
         )
     if known and (moved := int(np.sum(split_numbers(known) != split_numbers(now)))):
         raise DataChanged(
-            f"the same images are split otherwise than when the run began: {counted(moved)} in "
+            f"the same images are split otherwise than when the run began: {count_images(moved)} "
+            "in "
             "another split, by another version of a library or of this package. Begin anew under "
             "another --name"
         )
@@ -201,24 +202,25 @@ def changes(known: SplitFile, now: SplitFile) -> list[str]:
     changed = np.flatnonzero((where >= 0) & ~same)
     lines = []
     if added:
-        lines.append(f"{counted(len(added))} added, such as {_place(now, added[0])}")
+        lines.append(f"{count_images(len(added))} added, such as {_place(now, added[0])}")
     if removed:
-        lines.append(f"{counted(len(removed))} removed, such as {_place(known, removed[0])}")
+        lines.append(f"{count_images(len(removed))} removed, such as {_place(known, removed[0])}")
     if renamed:
         old, index = renamed[0]
         lines.append(
-            f"{counted(len(renamed))} renamed, such as {_place(known, old)} to {_place(now, index)}"
+            f"{count_images(len(renamed))} renamed, such as {_place(known, old)} to "
+            f"{_place(now, index)}"
         )
     if len(changed):
         first = changed[0]
         what = _difference(known, int(first), now, int(where[first]))
-        lines.append(f"{counted(len(changed))} changed, such as {_place(known, first)}{what}")
+        lines.append(f"{count_images(len(changed))} changed, such as {_place(known, first)}{what}")
     if known.class_names != now.class_names and not lines:
         lines.append(f"its classes are {_names(now)}, they were {_names(known)}")
     return lines or ["its images come in another order"]
 
 
-def counted(images: int) -> str:
+def count_images(images: int) -> str:
     return "1 image" if images == 1 else f"{images:,} images"
 
 

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import WORDS, Split, advice, listed, look_alikes, splits_in
+from psvit_ray.data.splits.splits import (
+    WORDS,
+    Split,
+    look_alikes,
+    quoted_list,
+    splits_advice,
+    splits_in,
+)
 from psvit_ray.storage import files
 from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
@@ -59,7 +66,7 @@ class Tree:
         return [inner for inner in self.inner.get(folder, ()) if inner in self.filled]
 
 
-def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
+def given_folders(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
     """The folders of each split that a user names, relative to the root, which is "". Raises
     ValueError for one that is not there, or that is named twice."""
     folders: dict[Split, list[str]] = {}
@@ -85,7 +92,7 @@ def said(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
     return {split: folders[split] for split in WORDS if split in folders}
 
 
-def recognised(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
+def recognised_folders(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
     """The folders that are splits by their names, as `said` gives them; also where all that is
     there lies in one folder more (images/train). Without any, the root is the training images.
 
@@ -132,7 +139,8 @@ def _splits_in(tree: Tree, top: str, notes: list[str]) -> dict[Split, str]:
         (split,) = named[folder]
         if split in splits_of and folder in tree.filled:
             raise ValueError(
-                f"data must name each split once, got {listed(sorted(map(printable_path, named)))} "
+                "data must name each split once, got "
+                f"{quoted_list(sorted(map(printable_path, named)))} "
                 "in "
                 f"{tree.root}; {_advice(named)}"
             )
@@ -181,7 +189,7 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
         raise ValueError(
             f"data must hold splits or classes, got {printable_path(first)}/ beside "
             f"{printable_path(second)}/ in "
-            f"{tree.root}; {advice(alike)}"
+            f"{tree.root}; {splits_advice(alike)}"
         )
     inner_names = []
     for folder in classes:
@@ -197,15 +205,15 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
     common = set.intersection(*inner_names) if len(classes) > 1 else set()
     if len(common) > 1:
         notes.append(
-            f"the classes are {listed([*map(printable_path, classes)])}, each of which holds "
+            f"the classes are {quoted_list([*map(printable_path, classes)])}, each of which holds "
             "folders "
-            f"{listed(sorted(map(printable_path, common)))}; if these are the classes, say "
+            f"{quoted_list(sorted(map(printable_path, common)))}; if these are the classes, say "
             f"--splits train={printable_path(classes[0])},test={printable_path(classes[1])}"
         )
 
 
 def _advice(named: Mapping[str, set[Split]]) -> str:
     """With the first folder of each split."""
-    return advice(
+    return splits_advice(
         {next(iter(splits)): folder for folder, splits in [*named.items()][::-1] if len(splits) < 2}
     )

@@ -55,7 +55,7 @@ def look_alikes(names: Iterable[str]) -> dict[Split, str]:
     return next((by_split for by_split in alike.values() if len(by_split) > 1), {})
 
 
-def advice(by_split: Mapping[Split, str]) -> str:
+def splits_advice(by_split: Mapping[Split, str]) -> str:
     """How a user says what was not clear, with the names that look like a split."""
     parts = [f"{split}={by_split.get(split, 'NAME')}" for split in WORDS if split in by_split]
     if "train" not in by_split:
@@ -120,7 +120,7 @@ class Splits:
             lacking = np.bincount(labels, minlength=len(classes)) == 0
             if lacking.any() and len(classes) > 1:
                 names = [name for name, no in zip(classes, lacking, strict=True) if no]
-                notes.append(f"{split} has no image of class {listed(names)}")
+                notes.append(f"{split} has no image of class {quoted_list(names)}")
         notes += _near_names(classes)
         val, test = same.get("val"), same.get("test")
         return cls(name, classes, same["train"], val, test, notes=tuple(notes))
@@ -142,7 +142,9 @@ def numbers_in(
     if unknown:
         near = nearest(unknown[0], known)
         hint = f"; nearest is {near!r}" if near else ""
-        raise ValueError(f"data must have {rule}, got only in {where}: {listed(unknown)}{hint}")
+        raise ValueError(
+            f"data must have {rule}, got only in {where}: {quoted_list(unknown)}{hint}"
+        )
     return np.array([number[class_name(name)] for name in names], dtype=np.int64)
 
 
@@ -164,10 +166,10 @@ def _near_names(names: tuple[str, ...]) -> list[str]:
     for name in names:
         alike.setdefault("".join(name.casefold().split()), []).append(name)
     several = [name for group in alike.values() if len(group) > 1 for name in group]
-    return [f"classes differ in case or spaces only: {listed(several)}"] if several else []
+    return [f"classes differ in case or spaces only: {quoted_list(several)}"] if several else []
 
 
-def listed(names: Collection[str], most: int = 5) -> str:
+def quoted_list(names: Collection[str], most: int = 5) -> str:
     shown = ", ".join(map(repr, islice(names, most)))
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 

@@ -49,7 +49,7 @@ def write(
     )
     if answers.bad:
         bad = [(*place(index), reason) for index, reason in answers.bad]
-        (folder / quarantine.NAME).write_bytes(quarantine.content(bad))
+        (folder / quarantine.QUARANTINE).write_bytes(quarantine.content(bad))
 
 
 def summary(answers: Answers) -> str:
@@ -63,7 +63,8 @@ def summary(answers: Answers) -> str:
     lines = [f"{found['correct']:,} of {found['images']:,} right: {', '.join(numbers)}"]
     if found["unreadable"]:
         lines.append(
-            f"{found['unreadable']:,} cannot be read and count as wrong: {quarantine.NAME} names "
+            f"{found['unreadable']:,} cannot be read and count as wrong: {quarantine.QUARANTINE} "
+            "names "
             "them"
         )
     recalls = [(row["recall"], row["class"]) for row in per_class(answers) if row["support"]]

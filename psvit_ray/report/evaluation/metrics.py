@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from psvit_ray.export.inference import Scored, top
+from psvit_ray.export.inference import ScoredBatch, top_classes
 
 NUM_BINS = 15
 UNREADABLE = -1
@@ -43,7 +43,7 @@ class Answers:
 
     @classmethod
     def of(
-        cls, scored: Iterable[Scored], labels: np.ndarray, class_names: tuple[str, ...]
+        cls, scored: Iterable[ScoredBatch], labels: np.ndarray, class_names: tuple[str, ...]
     ) -> Answers:
         """`labels` (N,) are numbers of `class_names`."""
         numbers = {
@@ -56,7 +56,7 @@ class Answers:
             bad += unreadable
             logits = logits.double()
             label = torch.as_tensor(labels)[indices]
-            best = top(logits, logits.shape[1])
+            best = top_classes(logits, logits.shape[1])
             rows = indices.numpy()
             predictions[rows] = best.classes[:, 0]
             numbers["confidences"][rows] = best.probabilities[:, 0]

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
-from psvit_ray.export.inference import Answer
+from psvit_ray.export.inference import Prediction
 from psvit_ray.text import csv_file
 
 SUFFIXES = (".csv", ".jsonl")
 
-Write = Callable[[str, Answer], None]
+Write = Callable[[str, Prediction], None]
 """Of the name of an image and the answer to it."""
 
 
@@ -28,7 +28,7 @@ def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> Write:
     numbered = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("label", "probability")]
     file.write(csv_file.line(["path", "label", "probability", *numbered, "error"]))
 
-    def write(path: str, answer: Answer) -> None:
+    def write(path: str, answer: Prediction) -> None:
         cells = [cell for one in _likeliest(answer, class_names) for cell in one]
         file.write(csv_file.line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
 
@@ -36,7 +36,7 @@ def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> Write:
 
 
 def _json_lines(file: TextIO, class_names: Sequence[str]) -> Write:
-    def write(path: str, answer: Answer) -> None:
+    def write(path: str, answer: Prediction) -> None:
         top = [
             {"label": label, "probability": probability}
             for label, probability in _likeliest(answer, class_names)
@@ -48,7 +48,7 @@ def _json_lines(file: TextIO, class_names: Sequence[str]) -> Write:
     return write
 
 
-def _likeliest(answer: Answer, class_names: Sequence[str]) -> list[tuple[str, float]]:
+def _likeliest(answer: Prediction, class_names: Sequence[str]) -> list[tuple[str, float]]:
     return [
         (class_names[number], float(f"{probability:.6g}"))
         for number, probability in zip(answer.classes, answer.probabilities, strict=True)

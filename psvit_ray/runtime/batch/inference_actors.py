@@ -11,8 +11,8 @@ from ray.util import ActorPool
 
 from psvit_ray.data.images.decode import Decoder
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.export.inference import Answer, answers, scored
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.inference import Prediction, score_batches, to_predictions
+from psvit_ray.export.model_folder import ExportedModel
 
 WAITING = 2
 """Tables that are given to an actor at once, so that it never waits for the next."""
@@ -28,14 +28,14 @@ class Scorer:
     ) -> None:
         """`held` is the one Exported. In a list it is no argument of its own, of which Ray warns
         that a restart may miss it: whoever started this actor keeps it."""
-        exported: Exported = ray.get(held[0])
+        exported: ExportedModel = ray.get(held[0])
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = exported.model.to(self._device)
         self._preprocessing = exported.preprocessing
         self._batch_size, self._top_k, self._decoder = batch_size, top_k, decoder
 
-    def answers(self, table: ImageTable) -> list[Answer]:
-        found = scored(
+    def answers(self, table: ImageTable) -> list[Prediction]:
+        found = score_batches(
             self._model,
             table,
             self._preprocessing,
@@ -43,11 +43,11 @@ class Scorer:
             batch_size=self._batch_size,
             decoder=self._decoder,
         )
-        return list(answers(found, self._top_k))
+        return list(to_predictions(found, self._top_k))
 
 
 def over_actors(
-    exported: Exported,
+    exported: ExportedModel,
     tables: Iterable[ImageTable],
     *,
     workers: int,
@@ -55,7 +55,7 @@ def over_actors(
     batch_size: int,
     top_k: int,
     decoder: Decoder,
-) -> Iterator[list[Answer]]:
+) -> Iterator[list[Prediction]]:
     """The answers to each table, in order. An actor that dies is started again, and its tables are
     answered anew; raises RayActorError where that happens over and over."""
     held = ray.put(exported)

@@ -14,13 +14,13 @@ from pydantic import TypeAdapter
 from psvit_ray.data import quarantine
 from psvit_ray.data.shards import plan, shard_file
 from psvit_ray.data.shards.plan import Shard
-from psvit_ray.data.shards.shard_file import ShardSettings, Written
+from psvit_ray.data.shards.shard_file import ShardSettings, WrittenShard
 from psvit_ray.data.sources.shard_manifest import (
     MANIFEST,
     PLAN,
     PROGRESS,
-    Manifest,
     ShardFile,
+    ShardManifest,
     SplitManifest,
     read_manifest,
 )
@@ -44,7 +44,7 @@ class Stopped(Exception):
         self.signal = signal
 
 
-def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> Manifest | None:
+def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> ShardManifest | None:
     """The manifest where all is written already. Raises ValueError where `out` holds something
     else than a part of these shards, or anything at all without `resume`."""
     there = out.names()
@@ -77,7 +77,7 @@ def prepare(
     workers: int = 0,
     max_bad_fraction: float,
     say: Callable[[str], None] = print,
-) -> Manifest:
+) -> ShardManifest:
     """Writes the shards that are not there yet, `workers` at a time, and the manifest last.
 
     With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
@@ -87,7 +87,7 @@ def prepare(
     try:
         planned = _answer(_plan.remote(splits, settings))
         (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
-        written = shard_file.written_before(out, (shard.name for shard in planned))
+        written = shard_file.finished_shards(out, (shard.name for shard in planned))
         todo = [shard for shard in planned if shard.name not in written]
         progress = _Progress(planned, todo, say)
         _check_bad(planned, written, max_bad_fraction, out)
@@ -114,13 +114,13 @@ def _write_all(
     todo: Sequence[Shard],
     workers: int,
     heard: Heard,
-) -> Iterator[tuple[Shard, Written]]:
+) -> Iterator[tuple[Shard, WrittenShard]]:
     """Shards as they are done, until a signal is heard.
 
     A task is given the part of a table that it writes. No more wait than keep the workers busy:
     what is given lies in Ray's memory.
     """
-    table_of = plan.tables(splits)
+    table_of = plan.tables_by_split(splits)
     waiting = deque(todo)
     running: dict[Any, Shard] = {}
     while (waiting or running) and not heard.number:
@@ -154,7 +154,7 @@ def _task(function: Callable[..., Any]) -> Any:
     return ray.remote(num_cpus=1)(answer)
 
 
-_plan, _write = _task(plan.plan), _task(shard_file.write)
+_plan, _write = _task(plan.plan), _task(shard_file.write_shard)
 
 
 def _answer(ref: Any) -> Any:
@@ -165,7 +165,7 @@ def _answer(ref: Any) -> Any:
 
 
 def _check_bad(
-    planned: Sequence[Shard], written: dict[str, Written], most: float, out: Folder
+    planned: Sequence[Shard], written: dict[str, WrittenShard], most: float, out: Folder
 ) -> None:
     images = sum(len(shard.indices) for shard in planned)
     bad = _bad(written)
@@ -174,11 +174,11 @@ def _check_bad(
         raise ValueError(
             f"data has {len(bad):,} images that cannot be used among the first "
             f"{sum(len(one.bad) + one.rows for one in written.values()):,} of {images:,}, more "
-            f"than max_bad_fraction={most:g}; {out / quarantine.NAME} names them"
+            f"than max_bad_fraction={most:g}; {out / quarantine.QUARANTINE} names them"
         )
 
 
-def _bad(written: dict[str, Written]) -> list[quarantine.Row]:
+def _bad(written: dict[str, WrittenShard]) -> list[quarantine.BadImageRow]:
     return [row for one in written.values() for row in one.bad]
 
 
@@ -187,26 +187,26 @@ def _finish(
     out: Folder,
     identity: dict[str, Any],
     planned: Sequence[Shard],
-    written: dict[str, Written],
-) -> Manifest:
-    manifest = Manifest(
+    written: dict[str, WrittenShard],
+) -> ShardManifest:
+    manifest = ShardManifest(
         identity=identity,
         class_names=splits.class_names,
         splits={
             split: _described(
                 {s.name: written[s.name] for s in planned if s.split == split}, splits.class_names
             )
-            for split in plan.tables(splits)
+            for split in plan.tables_by_split(splits)
         },
     )
     quarantine.add(out, _bad(written))
-    out.delete_leftovers([*written, MANIFEST, quarantine.NAME])
+    out.delete_leftovers([*written, MANIFEST, quarantine.QUARANTINE])
     out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
     (out / PROGRESS).delete_files([*map(shard_file.note_name, written), PLAN])
     return manifest
 
 
-def _described(written: dict[str, Written], class_names: Sequence[str]) -> SplitManifest:
+def _described(written: dict[str, WrittenShard], class_names: Sequence[str]) -> SplitManifest:
     counts = zip(*(one.classes for one in written.values()), strict=True)
     return SplitManifest(
         rows=sum(one.rows for one in written.values()),

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.model.latency import Conditions, LatencyTable, measure
+from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.finalists import export_inherited, export_winner
 from psvit_ray.runtime.session.budget import Budget
@@ -161,7 +161,7 @@ def latency_table(
 
 def _measured(space: SearchSpace, conditions: Conditions, threads: int) -> LatencyTable:
     torch.set_num_threads(threads)
-    return measure(space, conditions)
+    return measure_table(space, conditions)
 
 
 def train_supernet(

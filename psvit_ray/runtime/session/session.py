@@ -125,7 +125,7 @@ def opened(
         begun = read_description(folder)
         check_resume(launch.resume, folder, name, begun, identity, source)
         if begun is None and source.images:
-            folder.write(split_file.NAME, source.images.to_bytes())
+            folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
         description = begun or describe(folder, identity, source.digest)
         experiment = mlflow_tracker.Experiment(
             tracking_uri=uri,
@@ -141,7 +141,7 @@ def opened(
         except ValueError:
             if begun is None:  # the name is as new as it was
                 folder.delete(DESCRIPTION)
-                folder.delete(split_file.NAME)
+                folder.delete(split_file.SPLITS_FILE)
             raise
         store = RecordStore(folder)
         yield Session(

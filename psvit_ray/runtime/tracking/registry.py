@@ -22,7 +22,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from psvit_ray.export.formats import check_agreement
-from psvit_ray.export.model_folder import Exported
+from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.runtime.tracking import store_uri as stores
 from psvit_ray.storage.file_names import check_file_name
 from psvit_ray.text.secrets import without_secrets
@@ -56,7 +56,9 @@ def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
     _run(tracking_uri, run_id)
 
 
-def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, alias: str) -> str:
+def register(
+    exported: ExportedModel, folder: Path, *, tracking_uri: str, name: str, alias: str
+) -> str:
     """Uploads the model and makes it a version of `name`, which it returns; with `alias` that name
     then means this version.
 
@@ -105,7 +107,7 @@ def register(exported: Exported, folder: Path, *, tracking_uri: str, name: str, 
         return str(version)
 
 
-def _save(exported: Exported, folder: Path, path: Path, model: Model) -> None:
+def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> None:
     """In MLflow's form: a graph of `torch.export` that needs no code of ours."""
     spec = exported.config.spec
     shape = (spec.in_chans, spec.img_size, spec.img_size)

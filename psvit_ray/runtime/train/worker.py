@@ -161,7 +161,7 @@ def name_bad_images(report: Report, folder: Folder) -> None:
     if number := len(report.bad_images):
         quarantine.add(folder, report.bad_images)
         images = "1 image" if number == 1 else f"{number} images"
-        logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.NAME)
+        logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.QUARANTINE)
 
 
 class HearsSigterm(WorkerCallback):

@@ -96,7 +96,7 @@ def suggested_sharings(
     found: dict[ArchSpec, None] = {}
     for spec in specs:
         images = preprocessing.normalize(torch.tensor(held_out.images))
-        alike = redundancy.measure(supernet.extract(spec), images.split(BATCH))
+        alike = redundancy.measure_redundancy(supernet.extract(spec), images.split(BATCH))
         for threshold in THRESHOLDS:
             other = spec.with_pattern(redundancy.propose(alike.similarity, threshold))
             if configuration.supernet and configuration.supernet.space.contains(other):
