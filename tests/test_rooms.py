@@ -167,6 +167,7 @@ def loaded_by(imports: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.processes
 def test_the_package_and_its_models_load_neither_ray_nor_mlflow() -> None:
     heavy = {"ray", "mlflow", "torch", "timm"}
     assert loaded_by("psvit_ray") & heavy == set()  # `psvit_ray.load` imports what it needs

@@ -10,7 +10,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -116,14 +116,14 @@ def _timms(
     batch_size: int,
 ) -> Any:
     return create_loader(
-        _Decoded(table, preprocessing),
+        cast(Any, _Decoded(table, preprocessing)),
         input_size=(preprocessing.in_chans, preprocessing.img_size, preprocessing.img_size),
         batch_size=batch_size,
         is_training=True,
         scale=augmentation.scale,
         ratio=augmentation.ratio,
         hflip=augmentation.hflip,
-        color_jitter=augmentation.color_jitter or None,
+        color_jitter=cast(Any, augmentation.color_jitter or None),
         auto_augment=augmentation.aa or None,
         interpolation=augmentation.train_interpolation,
         mean=preprocessing.mean,

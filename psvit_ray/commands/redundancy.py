@@ -15,7 +15,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import numpy as np
 import timm
@@ -205,7 +205,7 @@ def described(model: nn.Module) -> tuple[ArchSpec | None, str]:
     if isinstance(model, PSViT):
         return model.spec, ""
     try:
-        return from_timm(model).spec, ""
+        return from_timm(cast(Any, model)).spec, ""
     except ValueError as error:
         return None, str(error)
 

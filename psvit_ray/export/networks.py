@@ -73,7 +73,7 @@ def _timm_network(name: str, checkpoint: str, field: str) -> Network:
     kwargs = _file_arguments(architecture, checkpoint, field) if checkpoint else {}
     try:
         with _silent_hub():
-            model = timm.create_model(architecture, pretrained=True, **kwargs)
+            model: Any = timm.create_model(architecture, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())
         if checkpoint:

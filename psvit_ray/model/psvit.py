@@ -67,7 +67,7 @@ class PSViT(nn.Module):
         length = spec.num_tokens[0] + self.num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, length, first))
 
-        rates = iter(calculate_drop_path_rates(drop_path_rate, spec.depth))
+        rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, spec.depth))
         self.stages = nn.ModuleList()
         for i, stage in enumerate(spec.stages):
             blocks = [
@@ -95,7 +95,7 @@ class PSViT(nn.Module):
             }
             for i, stage in enumerate(spec.stages)
         ]
-        self.norm = LayerNorm(last)
+        self.norm: nn.Module = LayerNorm(last)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Linear(last, spec.num_classes)
         self.init_weights()
@@ -151,7 +151,7 @@ class PSViT(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt}")
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = feature_take_indices(len(self.stages), cast(Any, indices))
         if output_fmt == "NCHW" and self.num_prefix_tokens and last > 0:
             raise ValueError(
                 f"output_fmt must be NLC after a 1d pool, which leaves no grid; got NCHW for "
@@ -180,7 +180,7 @@ class PSViT(nn.Module):
     ) -> list[int]:
         """Drop the stages after the last of `indices`, and with them the norm and the head, which
         have the last stage's width. Returns the indices from the front."""
-        taken, last = feature_take_indices(len(self.stages), indices)
+        taken, last = feature_take_indices(len(self.stages), cast(Any, indices))
         cut = last + 1 < len(self.stages)
         if cut:
             self.stages = self.stages[: last + 1]

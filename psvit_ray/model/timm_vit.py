@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import Attention, Mlp
 from timm.models import VisionTransformer
@@ -19,7 +21,8 @@ def from_timm(model: VisionTransformer) -> PSViT:
     depth) are not taken over. Raises ValueError for a network that no ArchSpec describes.
     """
     _check_plain(model)
-    block, patch = model.blocks[0], model.patch_embed
+    block: Any = model.blocks[0]
+    patch = model.patch_embed
     spec = ArchSpec(
         img_size=patch.img_size[0],
         patch_size=patch.patch_size[0],
@@ -53,7 +56,8 @@ def _check_plain(model: VisionTransformer) -> None:
     """Raise ValueError if `model` differs from a PSViT in something that is not a parameter."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"from_timm takes a timm VisionTransformer, got {type(model).__name__}")
-    block, patch = model.blocks[0], model.patch_embed
+    block: Any = model.blocks[0]
+    patch = model.patch_embed
     kinds = (type(block), type(block.attn), type(block.mlp))
     reasons = {
         "no class token": model.cls_token is None,

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import optuna
 
@@ -72,7 +72,7 @@ class Candidates:
         """What Optuna decides. It may be over the limits."""
 
         def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
-            return trial.suggest_categorical(name, choices)
+            return cast(Parameter, trial.suggest_categorical(name, choices))
 
         settings: dict[str, Setting] = {}
         for name, one in self._overrides.items():
@@ -80,7 +80,7 @@ class Candidates:
                 number = trial.suggest_float(name, one.low, one.high, log=one.log)
                 settings[name] = one.rounded(number)
             else:
-                settings[name] = trial.suggest_categorical(name, one)
+                settings[name] = cast(Setting, trial.suggest_categorical(name, one))
         return self._configuration(self._space.walk(decide), settings)
 
     def draw(self, rng: random.Random) -> Configuration:

@@ -123,6 +123,7 @@ class State:
                 load_init(model, config)
         model.set_grad_checkpointing(config.grad_checkpointing)
         model.to(device)
+        fused: dict[str, Any] = {"fused": True} if config.opt == "adamw" else {}
         optimizer = create_optimizer_v2(
             model,
             opt=config.opt,
@@ -130,7 +131,7 @@ class State:
             weight_decay=config.weight_decay,
             eps=config.opt_eps,
             layer_decay=config.layer_decay if config.layer_decay < 1 else None,
-            **({"fused": True} if config.opt == "adamw" else {}),
+            **fused,
         )
         ema = None
         if config.model_ema_decay:

@@ -41,6 +41,7 @@ def lines(folder: Path, number: int) -> list[str]:
     raise AssertionError(f"no {number} lines in {folder / 'started'}")
 
 
+@pytest.mark.processes
 def test_a_command_that_ends_with_an_error_is_started_again_until_it_ends_well(
     tmp_path: Path,
 ) -> None:
@@ -49,6 +50,7 @@ def test_a_command_that_ends_with_an_error_is_started_again_until_it_ends_well(
     assert lines(tmp_path, 3) == ["a", "a", "a"]
 
 
+@pytest.mark.processes
 def test_a_command_that_is_killed_is_started_again(tmp_path: Path) -> None:
     kept = keep(tmp_path, LIVES)
     (first,) = lines(tmp_path, 1)
@@ -59,6 +61,7 @@ def test_a_command_that_is_killed_is_started_again(tmp_path: Path) -> None:
     kept.wait(60)
 
 
+@pytest.mark.processes
 def test_who_ends_the_keeper_ends_the_command_and_it_may_end_in_order(tmp_path: Path) -> None:
     kept = keep(tmp_path, LIVES)
     (pid,) = lines(tmp_path, 1)
@@ -67,6 +70,7 @@ def test_who_ends_the_keeper_ends_the_command_and_it_may_end_in_order(tmp_path: 
     assert lines(tmp_path, 2) == [pid, "ended"]
 
 
+@pytest.mark.processes
 def test_a_start_command_that_is_repeated_leaves_one_running(tmp_path: Path) -> None:
     first = keep(tmp_path, LIVES, KEEP_PID=str(tmp_path / "pid"))
     lines(tmp_path, 1)
@@ -78,6 +82,7 @@ def test_a_start_command_that_is_repeated_leaves_one_running(tmp_path: Path) -> 
     second.wait(60)
 
 
+@pytest.mark.processes
 def test_a_pid_of_before_a_reboot_ends_nobody(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as bystander:
         (tmp_path / "pid").write_text(f"{bystander.pid}\n")
@@ -124,6 +129,7 @@ def metadata() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_a_spot_notice_runs_the_command_once_and_not_before(
     cloud: str, metadata: str, tmp_path: Path
@@ -136,6 +142,7 @@ def test_a_spot_notice_runs_the_command_once_and_not_before(
     assert len(Metadata.asked) == 3
 
 
+@pytest.mark.processes
 def test_the_entrypoint_of_the_rayjob_reads_the_settings_on_the_head() -> None:
     """KubeRay puts it into a line of bash in a pod of its own, `ray job submit` quotes what arrives
     there, and the head gives that to bash again."""

@@ -814,6 +814,7 @@ def test_report_names_the_nearest_search(refused: Refused, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.processes
 def test_a_real_process_says_one_line_and_ends_with_code_2(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / "train_psvit.py"), "--arch", "2|2-x|1"],
@@ -943,7 +944,7 @@ def test_where_no_traceback_can_be_written_the_line_says_where_it_was(
 
 JOB = r"""
 import sys
-from psvit_ray import cli
+from psvit_ray.commands import command_line
 from psvit_ray.arch.spec import Value
 
 class Job(Value):
@@ -964,6 +965,7 @@ def process(*argv: str, **popen: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **popen)
 
 
+@pytest.mark.processes
 def test_output_that_the_terminal_cannot_show_or_that_nobody_takes_is_no_traceback() -> None:
     shown = process(stdout=subprocess.PIPE)
     head = process("--lines", "100000", stdout=subprocess.PIPE)

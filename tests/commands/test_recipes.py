@@ -202,7 +202,7 @@ def test_3_augment_has_its_colour_jitter_and_random_augment_always_acts() -> Non
 
 
 def optimizer_of(model: PSViT, name: str, layer_decay: float | None = None) -> Any:
-    extra = {"fused": True} if name == "adamw" else {}
+    extra: dict[str, Any] = {"fused": True} if name == "adamw" else {}
     return create_optimizer_v2(
         model, opt=name, lr=1e-2, weight_decay=0.05, layer_decay=layer_decay, **extra
     )

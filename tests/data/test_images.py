@@ -127,6 +127,7 @@ def test_a_damaged_file_gives_a_picture_or_a_reason_and_nothing_else(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.processes
 def test_what_pillow_logs_of_a_broken_file_is_not_printed(tmp_path: Path) -> None:
     content = encoded(COLOUR, "TIFF")
     samples_per_pixel = struct.pack("<HHI", 277, 3, 1)

@@ -290,6 +290,7 @@ for path in pathlib.Path(sys.argv[1]).iterdir():
 """
 
 
+@pytest.mark.processes
 def test_the_largest_pictures_take_less_than_a_gigabyte(tmp_path: Path) -> None:
     for code in (WRITES, READS):
         command = [sys.executable, "-c", code, str(tmp_path)]

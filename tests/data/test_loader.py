@@ -265,6 +265,7 @@ def evaluate_in_group(rank: int, world_size: int, folder: str, batch_size: int) 
     dist.destroy_process_group()  # else its threads may outlive what they use, and abort
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 10), (3, 97), (4, 1)])
 def test_a_score_is_the_same_whatever_the_workers_and_the_batch(
     tmp_path: Path, world_size: int, batch_size: int

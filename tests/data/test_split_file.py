@@ -566,6 +566,7 @@ def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: P
     assert sorted(each.data.tags["psvit.role"] for each in runs) == ["configuration", "search"]
     for each in runs:
         assert each.data.tags["psvit.data_digest"] == source.digest
+        assert each.inputs
         (given,) = each.inputs.dataset_inputs
         assert given.dataset.digest == source.digest
         assert {tag.key: tag.value for tag in given.tags} == {"mlflow.data.context": "training"}

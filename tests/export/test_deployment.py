@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -130,6 +130,7 @@ def mlflow(deployed: Deployed, command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "logits_of",
     [logits_of_the_network, logits_of_onnx, logits_of_torch_export, logits_of_the_registered],
@@ -156,6 +157,7 @@ def test_every_form_gives_the_logits_and_the_top1_of_the_evaluation(
     assert len(set(logits.argmax(dim=1).tolist())) > 3  # it has learned to tell something apart
 
 
+@pytest.mark.processes
 def test_a_registered_model_is_served_without_this_package(deployed: Deployed) -> None:
     code = (
         "import sys; sys.modules['psvit_ray'] = sys.modules['timm'] = sys.modules['ray'] = None\n"
@@ -256,7 +258,7 @@ def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> No
     ):
         found += several
         if number == 2:
-            alive = list_actors(
+            alive: Any = list_actors(
                 ray.get_runtime_context().gcs_address,
                 filters=[("class_name", "=", "Scorer"), ("state", "=", "ALIVE")],
             )

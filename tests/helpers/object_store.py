@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def object_store() -> Iterator[Store]:
         server.start()
         try:
             host, port = server.get_host_and_port()
+            # All servers of a process share what was ever stored.
+            urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"")
             client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
             client.create_bucket(Bucket=BUCKET)
             yield Store(f"{host}:{port}", client)

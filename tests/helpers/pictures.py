@@ -20,7 +20,7 @@ FRAMES = [drawn("plain-disc", number) for number in range(3)]
 TRANSPARENT = COLOUR.copy()
 TRANSPARENT.putalpha(GREY)
 PALETTE = COLOUR.quantize(64)
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:

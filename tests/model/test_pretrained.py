@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -142,6 +143,7 @@ def test_a_pooled_network_takes_the_stage_that_has_the_width() -> None:
     taken = [name for name, weight in ours.state_dict().items() if not weight.equal(first[name])]
     begin = ("pos_embed", "patch_embed.", "stages.0.")
     assert taken == [name for name in first if name.startswith(begin)]
+    assert theirs.pos_embed is not None
     assert torch.equal(ours.pos_embed, theirs.pos_embed[:, 1:])
     for block, timms in zip(ours.blocks[:2], theirs.blocks[:2], strict=True):
         assert all(w.equal(timms.state_dict()[name]) for name, w in block.state_dict().items())
@@ -182,7 +184,8 @@ def test_a_bias_is_not_taken_without_its_matrix() -> None:
     theirs, ours = vit(mlp_ratio=2), psvit(spec())
     loaded = load_pretrained(ours, theirs.state_dict())
     assert loaded.other_shape == tuple(f"stages.0.blocks.{i}.mlp" for i in range(4))
-    assert not ours.blocks[0].mlp.fc2.bias.any()  # as at first, though theirs has as many
+    blocks: Any = ours.blocks
+    assert not blocks[0].mlp.fc2.bias.any()  # as at first, though theirs has as many
 
 
 def test_what_fits_nowhere_is_refused_and_changes_nothing() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -113,12 +113,13 @@ def weights(model: VisionTransformer, batch: Tensor) -> NDArray[np.float64]:
     """timm's maps by timm's code, (B, L, H, N, N): its explicit attention shows them to dropout."""
     found: list[Tensor] = []
     handles = []
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         block.attn.fused_attn = False
         handles.append(block.attn.attn_drop.register_forward_hook(lambda *a: found.append(a[2])))
     with torch.no_grad():
         model(batch)
-    for block, handle in zip(model.blocks, handles, strict=True):
+    for block, handle in zip(blocks, handles, strict=True):
         block.attn.fused_attn = True
         handle.remove()
     return torch.stack(found, dim=1).numpy()
@@ -164,7 +165,7 @@ def test_sums_are_in_float64_also_of_a_network_in_float32() -> None:
 
 def test_token_similarity_is_the_mean_cosine_of_all_pairs_of_patch_tokens() -> None:
     model = vit(reg_tokens=2)
-    _, tokens = model.forward_intermediates(images(), output_fmt="NLC")
+    _, tokens = cast(Any, model.forward_intermediates(images(), output_fmt="NLC"))
     expected = []
     for layer in tokens:
         units = nn.functional.normalize(layer.detach().double(), dim=-1)
@@ -210,8 +211,9 @@ def test_in_which_order_a_layer_has_its_heads_means_nothing() -> None:
     """Its queries and keys are those of the first layer, the heads turned round; the tokens between
     do not change."""
     model = psvit(spec("1-1"))
-    first, second = model.blocks
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    first, second = blocks
+    for block in blocks:
         for linear in (block.attn.proj, block.mlp.fc2):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)

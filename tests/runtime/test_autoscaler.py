@@ -41,6 +41,7 @@ def test_the_best_hosts_are_counted_first_and_what_spans_two_is_not(
     assert most_of_workers({**CONFIG, "max_workers": hosts}, count) == expected
 
 
+@pytest.mark.processes
 def test_the_file_is_the_one_that_rays_monitor_was_given(tmp_path: Path) -> None:
     assert most_to_come(gpus) == 0
     file = tmp_path / "bootstrap.yaml"

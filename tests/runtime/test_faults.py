@@ -126,6 +126,7 @@ def freeze_in_group(rank: int, world_size: int, folder: str, frozen: int) -> Non
         os.kill(int(Path(folder, "frozen").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_worker_that_freezes_within_a_step_is_named(tmp_path: Path, frozen: int) -> None:
     (tmp_path / "port").write_text(str(free_port()))
@@ -294,6 +295,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
         server.stop()
 
 
+@pytest.mark.processes
 def test_sigterm_ends_a_training_with_a_checkpoint_of_that_moment(stopped: Stopped) -> None:
     assert stopped.code == 128 + signal.SIGTERM
     assert stopped.first.status == "interrupted"
@@ -305,6 +307,7 @@ def test_sigterm_ends_a_training_with_a_checkpoint_of_that_moment(stopped: Stopp
     assert stopped.written > stopped.moment
 
 
+@pytest.mark.processes
 def test_resumed_without_its_newest_checkpoint_a_training_is_the_undisturbed_one(
     stopped: Stopped,
 ) -> None:
@@ -316,6 +319,7 @@ def test_resumed_without_its_newest_checkpoint_a_training_is_the_undisturbed_one
     assert_told_once(stopped.tracking_uri, stopped.last)
 
 
+@pytest.mark.processes
 def test_no_secret_of_the_address_or_the_environment_is_written_anywhere(
     stopped: Stopped,
 ) -> None:

@@ -34,8 +34,8 @@ PATIENCE_S = 60.0  # for a busy machine; no test waits so long where the code is
 NEVER_S = 1e6
 HOLD = """
 import sys
-from psvit_ray.data.storage import Folder
-from psvit_ray.runtime import lease
+from psvit_ray.storage.folder import Folder
+from psvit_ray.runtime.session import lease
 lease.HEARTBEAT_S = 0.05
 with lease.Lease(Folder(sys.argv[1])):
     print("held", flush=True)
@@ -137,6 +137,7 @@ def test_the_number_of_a_token_grows_also_where_the_lease_is_gone(
         fourth.check()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_driver_killed_on_this_host_is_followed_at_once(
     folder: Folder, reaped: bool, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +156,7 @@ def test_a_driver_killed_on_this_host_is_followed_at_once(
             assert content(folder)["pid"] == os.getpid()
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("quick")
 def test_a_suspended_driver_of_this_host_keeps_its_lease(folder: Folder) -> None:
     with driver(folder) as other:
@@ -240,6 +242,7 @@ def test_a_pid_that_was_used_again_is_not_the_driver(
     Lease(folder).check()
 
 
+@pytest.mark.processes
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("machine", ["", "another boot", "another namespace"])
 def test_a_pid_is_looked_up_nowhere_but_where_it_was_given(folder: Folder, machine: str) -> None:
@@ -263,6 +266,7 @@ def test_a_pid_is_looked_up_nowhere_but_where_it_was_given(folder: Folder, machi
         assert content(folder)["owner"] == token.owner
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root")
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("proc", ["--mount-proc", "--kill-child"], ids=["own proc", "host's proc"])
@@ -576,6 +580,7 @@ def is_stopped(child: Any) -> bool:
     return False
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
 def test_wherever_a_driver_is_suspended_only_the_last_to_take_the_lease_writes_on(
     tmp_path: Path, locks: bool
@@ -643,6 +648,7 @@ def _contend(uri: str, start: Any, tried: Any, won: Any) -> None:
         tried.wait()
 
 
+@pytest.mark.processes
 def test_of_many_processes_at_the_same_moment_one_wins(folder: Folder) -> None:
     context, number = multiprocessing.get_context("fork"), 8
     start, tried = context.Barrier(number), context.Barrier(number)

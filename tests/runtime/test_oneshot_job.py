@@ -69,6 +69,7 @@ def kill_when(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> N
     driver.communicate()
 
 
+@pytest.mark.processes
 def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) -> None:
     (tmp_path / "undisturbed").mkdir()
     (tmp_path / "killed").mkdir()
@@ -111,6 +112,7 @@ def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) 
 
     store = MlflowClient(f"sqlite:///{tmp_path}/killed/out/mlflow.db")
     experiment = store.get_experiment_by_name("psvit/digits")
+    assert experiment
     runs = store.search_runs([experiment.experiment_id])
     assert {one.info.status for one in runs} == {"FINISHED"}
     # The search, its supernet and what was trained; candidates have no run of their own.

@@ -13,7 +13,7 @@ import pytest
 
 from psvit_ray.runtime.session import process
 
-ASKED = "from psvit_ray.runtime import process; print(process.machine())"
+ASKED = "from psvit_ray.runtime.session import process; print(process.machine())"
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
             started.kill()
 
 
+@pytest.mark.processes
 def test_a_process_runs_is_suspended_runs_and_ends(child: subprocess.Popen[bytes]) -> None:
     started = process.started(child.pid)
     assert process.state(child.pid, started) == "running"
@@ -60,10 +61,12 @@ def machine_of_another_process(*before: str) -> str:
     ).stdout.rstrip("\n")
 
 
+@pytest.mark.processes
 def test_a_machine_is_the_same_to_all_its_processes() -> None:
     assert machine_of_another_process() == process.machine() != ""
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root")
 def test_another_pid_namespace_is_another_machine() -> None:
     namespace = ["unshare", "--pid", "--fork"]

@@ -28,6 +28,7 @@ def ended(folder: Path) -> dict[str, Record]:
     return {record.key: record for record in records(folder) if record.status in done}
 
 
+@pytest.mark.processes
 def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     killed = tune(tmp_path)
     wait_until(lambda: len(ended(tmp_path)) >= 2, killed)
@@ -64,6 +65,7 @@ def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: P
     check_mlflow(f"sqlite:///{tmp_path}/out/mlflow.db", final)
 
 
+@pytest.mark.processes
 def test_best_yaml_and_the_report_come_from_the_record_alone(tmp_path: Path) -> None:
     search = tune(tmp_path, "--num-trials", "3", "--epochs", "2", "--max-concurrent", "1")
     said = search.communicate(timeout=PATIENCE_S)[0]
@@ -80,6 +82,7 @@ def test_best_yaml_and_the_report_come_from_the_record_alone(tmp_path: Path) -> 
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.processes
 def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: Path) -> None:
     token = "0123456789abcdef" * 2
     variables: dict[str, Any] = {

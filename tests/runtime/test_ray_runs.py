@@ -168,6 +168,7 @@ def test_a_store_that_takes_no_run_is_refused_and_the_name_stays_new(tmp_path: P
     with session(tmp_path) as given:  # with the same name, and no --resume
         client = MlflowClient(given.experiment.tracking_uri)
         found = client.get_experiment_by_name(given.experiment.name)
+        assert found
         (run,) = client.search_runs([found.experiment_id])
         assert run.data.tags["psvit.search_id"] == given.experiment.search_id
         assert (run.info.run_name, run.info.status) == ("a", "RUNNING")

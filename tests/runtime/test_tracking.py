@@ -406,6 +406,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.processes
 def test_a_server_that_comes_up_late_gets_every_point(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -751,6 +752,7 @@ def test_the_data_of_a_search_is_a_dataset_of_each_run_once(experiment: Experime
     assert len(children) == 2
     for each in (parent, *children):
         assert each.data.tags["psvit.data_digest"] == digest
+        assert each.inputs
         (given,) = each.inputs.dataset_inputs
         dataset = given.dataset
         assert (dataset.name, dataset.digest) == ("s3://bucket/flowers", digest)

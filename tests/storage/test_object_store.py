@@ -49,6 +49,7 @@ def test_a_store_gives_what_the_disk_gives(kind: str, here: Path, store: Store) 
     assert there.train.place(5)[1] == load(here / kind).train.place(5)[1]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["images", "parquet"])
 def test_the_processes_of_a_loader_read_from_a_store(kind: str, here: Path, store: Store) -> None:
     there, plain = load(store.uri(f"some/where/{kind}")), load(here / kind)

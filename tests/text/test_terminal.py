@@ -45,6 +45,7 @@ def test_a_picture_is_drawn_with_any_name(name: str) -> None:
         assert draw(answers, f"{name}: test").startswith(b"\x89PNG")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_terminal_that_cannot_show_a_name_ends_no_job(encoding: str, tmp_path: Path) -> None:
     program = (

@@ -181,6 +181,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(path)], check=True)
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays(
     small_disk: Path, saved: list[Checkpoint]
 ) -> None:

@@ -61,11 +61,11 @@ CONFIG = TrainConfig(
 
 def plain_loop() -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of the steps and the averaged weights at the end."""
-    model = timm.create_model(
-        "deit_tiny_patch16_224",
+    small: dict[str, Any] = {
         **{"img_size": 32, "patch_size": 8, "num_classes": 10, "embed_dim": 64, "depth": 4},
         **{"num_heads": 4, "drop_path_rate": 0.1},
-    ).train()
+    }
+    model = timm.create_model("deit_tiny_patch16_224", **small).train()
     first = build_model(Configuration(spec=DEIT, train=CONFIG)).state_dict()
     model.load_state_dict({n.replace("stages.0.blocks", "blocks"): w for n, w in first.items()})
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)

@@ -235,6 +235,7 @@ WAYS_TO_TRAIN: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
 ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_a_worker_without_an_image_in_a_batch_takes_the_step_of_the_others(
     tmp_path: Path, world_size: int
@@ -254,6 +255,7 @@ def test_a_worker_without_an_image_in_a_batch_takes_the_step_of_the_others(
     compare(tmp_path, world_size, cases)
 
 
+@pytest.mark.processes
 @pytest.mark.chaos
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("parquet", [False, True])
@@ -263,6 +265,7 @@ def test_up_to_forty_images_in_batches_of_up_to_nine(
     compare(tmp_path, world_size, [case._replace(parquet=parquet) for case in EVERY_CASE])
 
 
+@pytest.mark.processes
 def test_what_is_drawn_for_a_share_does_no_harm_where_it_is_empty(tmp_path: Path) -> None:
     """Pairs to mix, and what is dropped, are drawn by each worker for itself."""
     drawn = {"drop": 0.1, "attn_drop": 0.1, "drop_path": 0.5, "mixup": 0.5, "cutmix": 0.5}

@@ -154,6 +154,7 @@ def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, A
     dist.destroy_process_group()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("compression", ["none", "bf16"])
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, compression: str) -> None:
     """Without DDP, which would wait for the weights that a step does not use."""

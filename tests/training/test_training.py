@@ -128,6 +128,7 @@ def few_steps(**changes: Any) -> TrainConfig:
     return TrainConfig(epochs=1, batch_size=97, clip_grad=0.38, **changes)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(2, 0), (3, 14)])
 def test_any_number_of_workers_and_parts_takes_the_same_steps(
     tmp_path: Path, world_size: int, micro_batch_size: int
@@ -147,6 +148,7 @@ def test_any_number_of_workers_and_parts_takes_the_same_steps(
     assert metrics["train/loss"] == pytest.approx(alone.metrics["train/loss"], abs=1e-5)
 
 
+@pytest.mark.processes
 def test_gradients_sent_as_bf16_are_rounded_and_no_more(tmp_path: Path) -> None:
     found = {}
     for compression in ("none", "bf16"):
@@ -204,10 +206,12 @@ def said_in_group(folder: Path, fault: str) -> list[str]:
     return [(folder / f"said-{rank}").read_text() for rank in range(2)]
 
 
+@pytest.mark.processes
 def test_a_loss_that_is_no_number_on_one_worker_stops_all_at_that_step(tmp_path: Path) -> None:
     assert said_in_group(tmp_path, "nan") == ["Diverged: train/loss is nan at step 7"] * 2
 
 
+@pytest.mark.processes
 def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
     said, _ = said_in_group(tmp_path, "sleeps")
     assert said == "Hung: rank 1 did not reach step 7 within 2 s"

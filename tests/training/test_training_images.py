@@ -22,6 +22,7 @@ from tests.helpers.stored import as_rows, write_by_datasets, write_parquet
 from tests.helpers.training import assert_same_state, configured_for
 
 
+@pytest.mark.processes
 def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights(
     tmp_path: Path,
 ) -> None:

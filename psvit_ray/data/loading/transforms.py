@@ -150,7 +150,7 @@ class Augmentation(Value):
                 train_crop_mode="rrc" if self.train_crop_mode == "center" else self.train_crop_mode,
                 hflip=self.hflip,
                 vflip=self.vflip,
-                color_jitter=self.color_jitter or None,
+                color_jitter=self.color_jitter or None,  # type: ignore[arg-type]  # takes None, too
                 auto_augment=self.aa or None,
                 interpolation=self.train_interpolation,
                 mean=preprocessing.mean,

@@ -236,7 +236,8 @@ def network(subject: Subject) -> Iterator[Finding]:
 
 def token(subject: Subject) -> Iterator[Finding]:
     """The head's dashboard is asked from the head, as it may listen there alone."""
-    url = ray_worker._global_node.webui_url
+    node: Any = ray_worker._global_node
+    url = node.webui_url
     name = urlsplit(f"//{url}").hostname
     if name in ("127.0.0.1", "localhost", "::1") and len(subject.hosts) == 1:
         return iter([Finding(subject.driver.name, "token", True, "this host only")])

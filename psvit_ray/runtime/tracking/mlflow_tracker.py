@@ -128,6 +128,7 @@ class _ParentRun:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             experiment = self.client.get_experiment_by_name(name)
+            assert experiment
         if experiment.lifecycle_stage == "deleted":
             with _by_hand(f"mlflow experiments restore --experiment-id {experiment.experiment_id}"):
                 self.client.restore_experiment(experiment.experiment_id)

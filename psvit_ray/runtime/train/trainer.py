@@ -72,12 +72,21 @@ def make_trainer(
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
     if workers.elastic:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
+    # Ray's types of scaling and of callbacks are those of before Train V2.
+    scaling: Any = ScalingConfig
+    v2_callbacks: list[Any] = [
+        *callbacks,
+        HearsSigterm(),
+        TalksWhereRayDoes(),
+        SavesBeforeResize(task.mailbox),
+        GivesUpWaiting(wait_minutes),
+    ]
     return TorchTrainer(
         # Not as `train_loop_config`, which Ray's dashboard shows: a storage may hold a password.
         functools.partial(train_worker, task.model_dump(mode="json")),
         # By torch's own half hour, a lost worker's peers would wait as long.
         torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
-        scaling_config=ScalingConfig(
+        scaling_config=scaling(
             num_workers=tuple(workers) if workers.elastic else workers.most,
             use_gpu=resources_per_worker.get("GPU", 0) > 0,
             resources_per_worker=resources_per_worker,
@@ -87,13 +96,7 @@ def make_trainer(
             name=name,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[
-                *callbacks,
-                HearsSigterm(),
-                TalksWhereRayDoes(),
-                SavesBeforeResize(task.mailbox),
-                GivesUpWaiting(wait_minutes),
-            ],
+            callbacks=v2_callbacks,
         ),
     )
 

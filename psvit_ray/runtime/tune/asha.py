@@ -47,7 +47,7 @@ class Asha(AsyncHyperBandScheduler):
             if record.kind == "baseline":
                 continue
             for point in record.curve:
-                stand_in = _Finished(record.key)
+                stand_in: Any = _Finished(record.key)
                 self._brackets[0].on_result(stand_in, point.epoch, point.metrics[TOP1])
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

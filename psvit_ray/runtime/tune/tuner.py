@@ -56,7 +56,7 @@ class _ProposalSearcher(Searcher):
         super().__init__(metric=TOP1, mode="max")
         self._proposals, self._recorder, self._task_of = proposals, recorder, task_of
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         proposal = self._proposals.ask()
         if proposal is None:
             return Searcher.FINISHED

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
@@ -85,7 +85,7 @@ class Evolution:
         self._population, self._seed, self._sampler = population, seed, sampler
         self._first = [spec for spec in dict.fromkeys(first) if not budget.excess(spec)]
         self._choices = space.parameters()
-        self._distributions = {
+        self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(choices) for name, choices in self._choices.items()
         }
         self._known: set[ArchSpec] = set()
