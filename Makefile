@@ -3,7 +3,12 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: help install tune compare ui docs check test chaos cluster-test
+# Processes that run tests side by side, file by file.
+WORKERS ?= 2
+PYTEST := $(PYTHON) -m pytest
+BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help install tune compare ui docs check test test-fast coverage chaos cluster-test
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -33,11 +38,17 @@ check: install docs ## formatting, lint, types, plain words, the pages
 	$(VENV)/bin/mypy
 	$(PYTHON) -m tests.helpers.plain_words
 
-test: install    ## all tests, with a real Ray and a real MLflow
-	$(PYTHON) -m pytest $(ARGS)
+test: install    ## all tests but the two kinds below, with a real Ray and a real MLflow
+	$(PYTEST) $(BESIDE) $(ARGS)
+
+test-fast: install ## the tests that start neither Ray nor another process
+	$(PYTEST) $(BESIDE) -m 'not processes and not chaos and not cluster' $(ARGS)
+
+coverage: install ## lines and branches that the fast tests do not reach
+	$(PYTEST) $(BESIDE) -m 'not processes and not chaos and not cluster' --cov --cov-report term:skip-covered $(ARGS)
 
 chaos: install   ## the long tests of faults: killed ten times, hosts that come and go
-	$(PYTHON) -m pytest -m chaos $(ARGS)
+	$(PYTEST) -m chaos $(ARGS)
 
 cluster-test: install ## tests on hosts that are namespaces of this one, as root: submitted, cut off, lost
-	$(PYTHON) -m pytest -m 'cluster and not chaos' $(ARGS)
+	$(PYTEST) -m 'cluster and not chaos' $(ARGS)
