@@ -27,7 +27,7 @@ compare: install ## the winner of a search against DeiT over several seeds: ARGS
 	$(PYTHON) jobs/compare_psvit.py $(ARGS)
 
 ui: install      ## MLflow on the default store
-	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking.store_uri import sqlite; print(sqlite(Path("outputs/mlflow.db")))')"
+	$(VENV)/bin/mlflow ui --backend-store-uri "$$($(PYTHON) -c 'from pathlib import Path; from psvit_ray.runtime.tracking.store_uri import sqlite_uri; print(sqlite_uri(Path("outputs/mlflow.db")))')"
 
 docs: install    ## the pages, into build/docs; fails on a broken link or an unknown name
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

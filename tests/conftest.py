@@ -30,7 +30,7 @@ def ray_cluster() -> Iterator[None]:
     dead.parent.mkdir(exist_ok=True)
     dead.write_text("127.0.0.1:1")
     os.environ.update(cluster.LOCAL_SETTINGS)
-    cluster.start(num_cpus=2, log_to_driver=False)
+    cluster.start_ray(num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
     dead.unlink(missing_ok=True)

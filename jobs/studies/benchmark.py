@@ -46,7 +46,7 @@ from psvit_ray.model.latency import interleaved
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
-from psvit_ray.runtime.session.session import Launch, opened
+from psvit_ray.runtime.session.session import SessionConfig, open_session
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
 from psvit_ray.runtime.tune.tuner import Trials, run_trials
 from psvit_ray.search.config import SearchConfig
@@ -104,7 +104,7 @@ def work(job: BenchmarkJob) -> int:
         "engine": engine,
         "checkpoints": checkpoints,
         "trials": trials,
-        "tracking": tracked,
+        "tracking": tracking,
         "scoring": scoring,
     }
     found: dict[str, Any] = {"torch": torch.__version__, "threads": job.threads}
@@ -317,7 +317,7 @@ def _seconds_alone(configuration: Configuration) -> float:
     return time.perf_counter() - began
 
 
-def tracked(job: BenchmarkJob) -> dict[str, Any]:
+def tracking(job: BenchmarkJob) -> dict[str, Any]:
     """Seconds of the same run with a tracker that gets every epoch, over those without."""
     config = job.train.model_copy(update={"epochs": 3, "warmup_epochs": 0})
     configuration = Configuration(spec=job.base, train=config)
@@ -325,7 +325,7 @@ def tracked(job: BenchmarkJob) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tracker = mlflow_tracker.Tracker(
             mlflow_tracker.Experiment(
-                tracking_uri=store_uri.sqlite(Path(folder, "mlflow.db")),
+                tracking_uri=store_uri.sqlite_uri(Path(folder, "mlflow.db")),
                 name="benchmark",
                 search_id="benchmark",
                 run_name="benchmark",
@@ -386,8 +386,8 @@ def scoring(job: BenchmarkJob) -> dict[str, Any]:
 
 
 def _session(folder: str, source: Source, num_workers: int) -> Any:
-    return opened(
-        Launch(storage=folder, name="benchmark"),
+    return open_session(
+        SessionConfig(storage=folder, name="benchmark"),
         default_name="benchmark",
         identity={},
         source=source,

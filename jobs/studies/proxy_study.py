@@ -24,9 +24,9 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
-from psvit_ray.runtime.session.session import Launch
-from psvit_ray.runtime.tune.tuner import Trials, each_trained
-from psvit_ray.search.candidates import spread
+from psvit_ray.runtime.session.session import SessionConfig
+from psvit_ray.runtime.tune.tuner import Trials, train_each
+from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
@@ -50,7 +50,7 @@ class ProxyStudy(Value):
     proxy_epochs: tuple[Epochs, ...] = ()
     """Shorter runs, each a proxy."""
     trials: Trials = Trials()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
 
     def fidelities(self) -> dict[str, TrainConfig]:
         """Every way in which each spec is trained, by name; the first is the truth."""
@@ -78,14 +78,14 @@ def work(job: ProxyStudy) -> int:
     fidelities = job.fidelities()
     for train in fidelities.values():
         job.search.check(train)
-    specs = spread(job.search.space, job.search.limits, job.specs, job.search.search_seed)
+    specs = spread_over_macs(job.search.space, job.search.limits, job.specs, job.search.search_seed)
     configurations = {
         name: [Configuration(spec=spec, train=train) for spec in specs]
         for name, train in fidelities.items()
     }
     source, *_ = [load_source(several[0]) for several in configurations.values()]
     everything = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with each_trained(
+    with train_each(
         job.launch,
         everything,
         source,

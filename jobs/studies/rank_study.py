@@ -23,9 +23,9 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.phases import supernet_checkpoint, train_supernet
-from psvit_ray.runtime.session.session import Launch, Session, exit_code, opened
+from psvit_ray.runtime.session.session import Session, SessionConfig, exit_code, open_session
 from psvit_ray.runtime.tune.tuner import Trials, run_trials
-from psvit_ray.search.candidates import spread
+from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.search.oneshot.evolution import FixedSpecs
@@ -50,13 +50,13 @@ class RankStudy(Value):
     """Supernets."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
 
 
 def work(job: RankStudy) -> int:
     search, train = job.search, job.train
     search.check(train)
-    specs = spread(search.space, search.limits, job.specs, search.search_seed)
+    specs = spread_over_macs(search.space, search.limits, job.specs, search.search_seed)
     scratch = [
         Configuration(spec=spec, train=train.model_copy(update={"seed": seed}))
         for seed in range(train.seed, train.seed + job.seeds)
@@ -67,7 +67,7 @@ def work(job: RankStudy) -> int:
         for seed in range(train.seed, train.seed + job.supernet_seeds)
     ]
     source = load_source(scratch[0])
-    with opened(
+    with open_session(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-ranks",
         identity={
@@ -84,7 +84,7 @@ def work(job: RankStudy) -> int:
         scores: list[list[Score]] = []
         seconds = 0.0
         for supernet in supernets:
-            here = within(session, f"supernet-{supernet.train.seed}")
+            here = study_subfolder(session, f"supernet-{supernet.train.seed}")
             trained = train_supernet(
                 here, supernet, job.trials, workers=job.oneshot.supernet_workers
             )
@@ -113,7 +113,7 @@ def work(job: RankStudy) -> int:
     return outcome.exit_code
 
 
-def within(session: Session, name: str) -> Session:
+def study_subfolder(session: Session, name: str) -> Session:
     return dataclasses.replace(session, folder=session.folder / name)
 
 

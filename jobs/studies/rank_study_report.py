@@ -16,18 +16,18 @@ from matplotlib.figure import Figure
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.report.rank_correlation import Agreement, agreement, tau
+from psvit_ray.report.rank_correlation import RankAgreement, agreement, tau
 from psvit_ray.report.summary import aligned
 from psvit_ray.search.oneshot.scores import Score
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
 
-FEWEST = 6  # of which the better half can be ranked
-MOST_SPLITS = 35  # of the seeds in two halves: all there are of up to eight
+MIN_SPECS = 6  # of which the better half can be ranked
+MAX_SPLITS = 35  # of the seeds in two halves: all there are of up to eight
 
 
 @dataclass(frozen=True)
-class Study:
+class RankStudyData:
     """What scores and trainings say of the same architectures. Top-1 is in percent."""
 
     specs: list[ArchSpec]
@@ -44,7 +44,7 @@ class Study:
         specs: Sequence[ArchSpec],
         supernets: Sequence[Sequence[Score]],
         records: Sequence[Record],
-    ) -> Study:
+    ) -> RankStudyData:
         """Of the architectures that were trained in full with every seed."""
         found: dict[ArchSpec, list[float]] = {}
         for record in sorted(records, key=lambda one: one.configuration.train.seed):
@@ -65,11 +65,11 @@ class Study:
         return self.scratch.mean(axis=1)
 
     @property
-    def better_half(self) -> Study:
+    def better_half(self) -> RankStudyData:
         """By their truth: among them a search decides in the end."""
         rows = np.argsort(-self.truth, kind="stable")[: (len(self.specs) + 1) // 2]
         specs = [self.specs[row] for row in rows]
-        return Study(specs, self.scratch[rows], self.top1[rows], self.loss[rows])
+        return RankStudyData(specs, self.scratch[rows], self.top1[rows], self.loss[rows])
 
     @property
     def between(self) -> float:
@@ -81,7 +81,7 @@ class Study:
         """Deviation between the seeds of one, in points."""
         return float(np.sqrt(self.scratch.var(axis=1, ddof=1).mean()))
 
-    def agreements(self) -> dict[str, Agreement | None]:
+    def agreements(self) -> dict[str, RankAgreement | None]:
         """Of each way to rank with the truth; None where it finds all alike."""
         ways = {
             **{f"supernet {i}, top-1": one for i, one in enumerate(self.top1.T)},
@@ -92,7 +92,7 @@ class Study:
             "MACs": np.array([count_macs(spec) for spec in self.specs]),
             "parameters": np.array([count_params(spec) for spec in self.specs]),
         }
-        found: dict[str, Agreement | None] = {}
+        found: dict[str, RankAgreement | None] = {}
         for name, scores in ways.items():
             # A seed that is part of the truth would be compared with itself.
             rest = self.scratch[:, 1:] if name == "one scratch seed" else self.scratch
@@ -110,9 +110,11 @@ def write(
     folder: Folder,
 ) -> str:
     """`ranks.json` and `ranks.png` in the folder; returns the table for the terminal."""
-    study = Study.of(specs, supernets, records)
-    if len(study.specs) < FEWEST or study.scratch.shape[1] < 2:
-        return f"fewer than {FEWEST} architectures are trained with every seed: go on with --resume"
+    study = RankStudyData.of(specs, supernets, records)
+    if len(study.specs) < MIN_SPECS or study.scratch.shape[1] < 2:
+        return (
+            f"fewer than {MIN_SPECS} architectures are trained with every seed: go on with --resume"
+        )
     folder.write("ranks.json", json.dumps(_content(study), indent=1).encode())
     folder.write("ranks.png", _picture(study))
     return (
@@ -121,7 +123,7 @@ def write(
     )
 
 
-def _table(study: Study, which: str) -> str:
+def _table(study: RankStudyData, which: str) -> str:
     lines = [["ranked by", "tau", "rho", "best quarter"]]
     for name, found in study.agreements().items():
         values = [found.tau, found.rho, found.top] if found else ["-"] * 3
@@ -137,8 +139,8 @@ def _table(study: Study, which: str) -> str:
     )
 
 
-def _content(study: Study) -> dict[str, Any]:
-    def figures(study: Study) -> dict[str, Any]:
+def _content(study: RankStudyData) -> dict[str, Any]:
+    def figures(study: RankStudyData) -> dict[str, Any]:
         return {
             "n": len(study.specs),
             "ceiling": between_halves(study.scratch),
@@ -172,14 +174,14 @@ def between_halves(scratch: np.ndarray) -> float | None:
     them. None where a half finds all alike."""
     seeds = range(scratch.shape[1])
     taus = []
-    for half in itertools.islice(itertools.combinations(seeds, len(seeds) // 2), MOST_SPLITS):
+    for half in itertools.islice(itertools.combinations(seeds, len(seeds) // 2), MAX_SPLITS):
         rest = [seed for seed in seeds if seed not in half]
         with contextlib.suppress(ValueError):
             taus.append(tau(scratch[:, half].mean(axis=1), scratch[:, rest].mean(axis=1)))
     return float(np.mean(taus)) if taus else None
 
 
-def _picture(study: Study) -> bytes:
+def _picture(study: RankStudyData) -> bytes:
     specs, scratch, top1, truth = study.specs, study.scratch, study.top1, study.truth
     figure = Figure(figsize=(7, 5.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -24,7 +24,7 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.oneshot.phases import SUPERNET
-from psvit_ray.runtime.session.session import records_of
+from psvit_ray.runtime.session.session import read_records
 from psvit_ray.search.oneshot.finalists import winner
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import Record, RecordStore, best
@@ -102,7 +102,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Searched:
+class SearchOutcome:
     name: str
     choice: ArchSpec
     strategy: str
@@ -110,9 +110,9 @@ class Searched:
     """Of all workers of supernet, scoring and trainings."""
 
     @classmethod
-    def of(cls, storage: Folder, name: str, study: Sequence[Record]) -> Searched:
+    def of(cls, storage: Folder, name: str, study: Sequence[Record]) -> SearchOutcome:
         """Raises ValueError where nothing is chosen yet, or with what the study has trained."""
-        records = records_of(storage, name)
+        records = read_records(storage, name)
         if {record.key for record in records} & {record.key for record in study}:
             raise ValueError(
                 f"search must be of other seeds than the study, got trainings of it in {name!r}; "
@@ -139,9 +139,9 @@ def worker_seconds(record: Record) -> float:
 
 def work(job: RegretJob) -> int:
     storage = Folder.at(job.storage)
-    study = records_of(storage, job.study)
+    study = read_records(storage, job.study)
     truth = Truth.of(study)
-    searches = [Searched.of(storage, name, study) for name in job.search]
+    searches = [SearchOutcome.of(storage, name, study) for name in job.search]
     for search in searches:
         if search.choice not in truth.specs:
             raise ValueError(
@@ -152,7 +152,7 @@ def work(job: RegretJob) -> int:
     return 0
 
 
-def report(truth: Truth, searches: Sequence[Searched]) -> str:
+def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
     whole = truth.seconds.sum()
     means = truth.top1.mean(axis=1)
     num_specs, num_seeds = truth.top1.shape

@@ -19,7 +19,7 @@ from psvit_ray.commands import command_line
 from psvit_ray.commands.estimate import candidates_per_s
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.doctor import step_time
-from psvit_ray.runtime.doctor.step_time import Link, Step
+from psvit_ray.runtime.doctor.step_time import Link, StepTime
 from psvit_ray.training.config import Number, Positive, PositiveFraction
 
 Section = Literal["steps", "agreement", "loader", "search", "candidates"]
@@ -128,10 +128,12 @@ def rates_of(job: ScalingJob) -> dict[str, float]:
     return {size: published[size] * deit / ours for size, (deit, ours) in macs.items()}
 
 
-def step_of(job: ScalingJob, size: str, gpus: int, gbit: float, compression: str = "none") -> Step:
+def step_of(
+    job: ScalingJob, size: str, gpus: int, gbit: float, compression: str = "none"
+) -> StepTime:
     one_host = gpus <= job.gpus_per_host
     within = Link(8e9 * GPUS[job.gpu].within_gbyte_per_s)
-    return step_time.step(
+    return step_time.estimate_step(
         cost(preset(f"psvit_2d_{size}")).params,
         workers=gpus,
         compute_s=job.images_per_gpu / rates_of(job)[size],

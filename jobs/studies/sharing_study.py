@@ -27,8 +27,8 @@ from psvit_ray.model.redundancy import mean_to_leader
 from psvit_ray.report import redundancy
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.report.summary import aligned
-from psvit_ray.runtime.session.session import Launch
-from psvit_ray.runtime.tune.tuner import Trials, each_trained
+from psvit_ray.runtime.session.session import SessionConfig
+from psvit_ray.runtime.tune.tuner import Trials, train_each
 from psvit_ray.search.record import Record
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
@@ -53,7 +53,7 @@ class SharingStudy(Value):
     seeds: Annotated[Repeats, Field(ge=2)] = 3
     """Trainings of each, with seeds from `--seed` on."""
     trials: Trials = Trials()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
 
 
 def work(job: SharingStudy) -> int:
@@ -67,14 +67,14 @@ def work(job: SharingStudy) -> int:
     }
     configurations = {
         name: [
-            Configuration(spec=found.spec.with_pattern(pattern), train=seeded(job.train, seed))
+            Configuration(spec=found.spec.with_pattern(pattern), train=with_seed(job.train, seed))
             for seed in range(job.train.seed, job.train.seed + job.seeds)
         ]
         for name, pattern in patterns.items()
     }
     source = load_source(configurations[PROPOSED][0])
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with each_trained(
+    with train_each(
         job.launch,
         interleaved,
         source,
@@ -133,7 +133,7 @@ def random_sharings(pattern: str, number: int, seed: int) -> dict[str, str]:
     return {f"random {place}": other for place, other in enumerate(drawn, start=1)}
 
 
-def seeded(train: TrainConfig, seed: int) -> TrainConfig:
+def with_seed(train: TrainConfig, seed: int) -> TrainConfig:
     return train.model_copy(update={"seed": seed})
 
 

@@ -48,13 +48,13 @@ from psvit_ray.report import leaderboard
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import Launch, opened
+from psvit_ray.runtime.session.session import SessionConfig, open_session
 from psvit_ray.runtime.tracking import store_uri
-from psvit_ray.runtime.tune.asha import Halving
+from psvit_ray.runtime.tune.asha import AshaConfig
 from psvit_ray.runtime.tune.tuner import Trials, run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.proposals import Proposal, Proposals
-from psvit_ray.search.record import ENDED, Record, RecordStore
+from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, Positive, TrainConfig
 from psvit_ray.training.engine import load_source
@@ -98,7 +98,7 @@ class Sample(NamedTuple):
     """Bytes."""
 
 
-class End(NamedTuple):
+class DriverEnd(NamedTuple):
     """What a driver says last."""
 
     searched_at: float
@@ -107,7 +107,7 @@ class End(NamedTuple):
     untracked: int
 
 
-class Watched:
+class TimedProposals:
     """Proposals, and what each took."""
 
     def __init__(
@@ -116,7 +116,7 @@ class Watched:
         self._proposals, self._tell = proposals, tell
         self._process = psutil.Process()
         self._known = {record.key for record in records}
-        self._ended = sum(record.status in ENDED for record in records)
+        self._ended = sum(record.status in FINAL_STATUSES for record in records)
         self._new = 0
         self._proposing_s = 0.0
 
@@ -165,8 +165,8 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> 
     trials = Trials(max_concurrent=job.slots, resources=WorkerResources(gpus_per_worker=0))
     with (
         contextlib.redirect_stdout(sys.stderr),
-        opened(
-            launch_in(folder, resumes),
+        open_session(
+            session_config(folder, resumes),
             default_name=NAME,
             identity={"train": job.train.model_dump(mode="json")},
             source=source_of(job),
@@ -176,10 +176,12 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> 
     ):
         outcome = run_trials(
             session,
-            Watched(Proposals(job.search, job.train, session.records), session.records, said.send),
+            TimedProposals(
+                Proposals(job.search, job.train, session.records), session.records, said.send
+            ),
             trials,
             num_trials=job.search.num_trials,
-            halving=halving_of(job),
+            halving=asha_config(job),
             trainable=functools.partial(
                 replay,
                 recorded=recorded["epochs"],
@@ -189,22 +191,22 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> 
         )
         searched_at = time.monotonic()
         leaderboard.write(outcome.records, session.folder, title=session.name)
-        said.send(End(searched_at, time.monotonic(), outcome.untracked))
+        said.send(DriverEnd(searched_at, time.monotonic(), outcome.untracked))
 
 
-def launch_in(folder: str, resumes: bool) -> Launch:
-    return Launch(
+def session_config(folder: str, resumes: bool) -> SessionConfig:
+    return SessionConfig(
         storage=folder,
         name=NAME,
         resume="must" if resumes else "never",
-        tracking_uri=store_uri.sqlite(Path(folder, "mlflow.db")),
+        tracking_uri=store_uri.sqlite_uri(Path(folder, "mlflow.db")),
     )
 
 
-def halving_of(job: SimulateSearch) -> Halving | None:
+def asha_config(job: SimulateSearch) -> AshaConfig | None:
     if not job.search.reduction_factor:
         return None
-    return Halving(
+    return AshaConfig(
         epochs=job.train.epochs,
         grace_epochs=job.search.grace_epochs,
         reduction_factor=job.search.reduction_factor,
@@ -215,16 +217,18 @@ def source_of(job: SimulateSearch) -> Source:
     return load_source(Configuration(spec=job.search.space.smallest()[0], train=job.train))
 
 
-class Driven(NamedTuple):
+class DriverRun(NamedTuple):
     """What was seen of a driver from outside."""
 
     began: float
     samples: list[Sample]
-    end: End | None
+    end: DriverEnd | None
     """None of one that was killed."""
 
 
-def driven(job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = math.inf) -> Driven:
+def run_driver(
+    job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = math.inf
+) -> DriverRun:
     """A driver from its start to its end, or to the SIGKILL when so many configurations have ended.
 
     Raises RuntimeError where it ends otherwise.
@@ -238,7 +242,7 @@ def driven(job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = 
     with contextlib.suppress(EOFError):
         while True:
             said = hears.recv()
-            if isinstance(said, End):
+            if isinstance(said, DriverEnd):
                 end = said
                 continue
             samples.append(said)
@@ -249,7 +253,7 @@ def driven(job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = 
     expected = -signal.SIGKILL if kill_at < math.inf else 0
     if driver.exitcode != expected:
         raise RuntimeError(f"a driver ended with exit code {driver.exitcode}")
-    return Driven(began, samples, end)
+    return DriverRun(began, samples, end)
 
 
 def work(job: SimulateSearch) -> int:
@@ -261,20 +265,20 @@ def work(job: SimulateSearch) -> int:
     job.search.check(job.train)
     source_of(job)
     if "RAY_ADDRESS" not in os.environ:
-        cluster.start(num_cpus=job.slots, log_to_driver=False, logging_level=logging.ERROR)
+        cluster.start_ray(num_cpus=job.slots, log_to_driver=False, logging_level=logging.ERROR)
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     with tempfile.TemporaryDirectory() as folder:
-        first = driven(job, folder, resumes=False, kill_at=job.search.num_trials / 2)
-        second = driven(job, folder, resumes=True)
+        first = run_driver(job, folder, resumes=False, kill_at=job.search.num_trials / 2)
+        second = run_driver(job, folder, resumes=True)
         print(aligned(growth(first, second, job.search.num_trials)), end="\n\n")
         print(aligned([*driver_facts(first, second), *store_facts(folder)]))
-        faults = found_wrong(folder, job.search.num_trials)
+        faults = find_faults(folder, job.search.num_trials)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 
-def growth(first: Driven, second: Driven, num_trials: int) -> Rows:
+def growth(first: DriverRun, second: DriverRun, num_trials: int) -> Rows:
     """The cost of a configuration, and memory, as there are more and more."""
     rows = [
         ["driver", "configurations", "s", "driver's CPU s each", "of it proposals", "MLflow"]
@@ -298,7 +302,7 @@ def growth(first: Driven, second: Driven, num_trials: int) -> Rows:
     return rows
 
 
-def driver_facts(first: Driven, second: Driven) -> Rows:
+def driver_facts(first: DriverRun, second: DriverRun) -> Rows:
     begun, resumed = first.samples[0], second.samples[0]
     new = next(sample for sample in second.samples if sample.new)
     assert second.end
@@ -324,7 +328,7 @@ def store_facts(folder: str) -> Rows:
     began = time.perf_counter()
     RecordStore(Folder(folder) / NAME).all()
     read_s = time.perf_counter() - began
-    client = MlflowClient(store_uri.sqlite(Path(folder, "mlflow.db")))
+    client = MlflowClient(store_uri.sqlite_uri(Path(folder, "mlflow.db")))
     experiments = [one.experiment_id for one in client.search_experiments()]
     (parent,) = client.search_runs(experiments, "tags.`psvit.role` = 'search'")
 
@@ -347,7 +351,7 @@ def store_facts(folder: str) -> Rows:
     ]
 
 
-def found_wrong(folder: str, num_trials: int) -> list[str]:
+def find_faults(folder: str, num_trials: int) -> list[str]:
     """Whether each configuration is there once, in the record and in MLflow, and each point."""
     records = RecordStore(Folder(folder) / NAME).all()
     with contextlib.closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
@@ -357,7 +361,10 @@ def found_wrong(folder: str, num_trials: int) -> list[str]:
 
         twice = "(SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1)"
         checks = {
-            "ended configurations": (sum(one.status in ENDED for one in records), num_trials),
+            "ended configurations": (
+                sum(one.status in FINAL_STATUSES for one in records),
+                num_trials,
+            ),
             "configurations of distinct numbers": (
                 len({one.number for one in records}),
                 num_trials,

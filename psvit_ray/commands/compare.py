@@ -20,8 +20,8 @@ from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.report import comparison
-from psvit_ray.runtime.session.session import Launch, records_of
-from psvit_ray.runtime.tune.tuner import Trials, each_trained
+from psvit_ray.runtime.session.session import SessionConfig, read_records
+from psvit_ray.runtime.tune.tuner import Trials, train_each
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, Positive, Repeats
 from psvit_ray.training.engine import load_source
@@ -40,14 +40,14 @@ class CompareJob(Value):
     seeds: Repeats = 5
     """Trainings of each, with seeds from 0 on."""
     trials: Trials = Trials()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
 
 
 def work(job: CompareJob) -> int:
     storage = Folder.at(job.launch.storage)
     pair = comparison.pair(
-        records_of(storage, job.search),
-        records_of(storage, job.baseline_search or job.search),
+        read_records(storage, job.search),
+        read_records(storage, job.baseline_search or job.search),
         max_macs=None if job.budget_gmacs is None else 1e9 * job.budget_gmacs,
     )
     configurations = {
@@ -60,7 +60,7 @@ def work(job: CompareJob) -> int:
     if notes:
         print("\n".join(notes))
     interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
-    with each_trained(
+    with train_each(
         job.launch,
         interleaved,
         source,

@@ -23,8 +23,8 @@ from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster, host_calls
 from psvit_ray.runtime.cluster.cluster import WorkerResources
 from psvit_ray.runtime.doctor import doctor
-from psvit_ray.runtime.doctor.bandwidth import Step
-from psvit_ray.runtime.doctor.doctor import Finding, Subject
+from psvit_ray.runtime.doctor.bandwidth import MeasuredStep
+from psvit_ray.runtime.doctor.doctor import CheckContext, Finding
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, Number, TrainConfig
@@ -54,11 +54,11 @@ class DoctorJob(Value):
 
 def work(job: DoctorJob) -> int:
     storage = Folder.at(job.storage)
-    uri = store_uri.of(job.tracking_uri, storage)
+    uri = store_uri.resolve_uri(job.tracking_uri, storage)
     cluster.join(verbose=job.verbose)
-    hosts = host_calls.alive()
-    source = doctor.load(job.train, hosts[0])
-    subject = Subject(
+    hosts = host_calls.alive_hosts()
+    source = doctor.load_source_on(job.train, hosts[0])
+    subject = CheckContext(
         hosts=hosts,
         driver=hosts[0],
         storage=storage,
@@ -76,13 +76,13 @@ def work(job: DoctorJob) -> int:
     return 1 if faults else 0
 
 
-def step_of(job: DoctorJob, source: Source, places: int) -> Step:
+def step_of(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     """Raises ValueError for a network or a batch that the data does not go with."""
     configuration = Configuration(
         spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
     )
     check_source(configuration, source)
-    return Step(configuration, job.workers or max(places, 1), len(source.train))
+    return MeasuredStep(configuration, job.workers or max(places, 1), len(source.train))
 
 
 def table(found: Sequence[Finding]) -> str:

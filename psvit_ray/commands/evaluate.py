@@ -30,8 +30,8 @@ from psvit_ray.export.inference import score_batches
 from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.trained_split import TrainedData
 from psvit_ray.report.evaluation import evaluation_files
-from psvit_ray.report.evaluation.metrics import Answers
-from psvit_ray.report.progress import told
+from psvit_ray.report.evaluation.metrics import Evaluation
+from psvit_ray.report.progress import with_progress
 from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.printable import printable
@@ -115,7 +115,7 @@ def work(job: EvaluateJob) -> int:
 
 def answers_of(
     job: EvaluateJob, exported: ExportedModel, table: ImageTable, labels: np.ndarray
-) -> Answers:
+) -> Evaluation:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = score_batches(
         exported.model.to(device),
@@ -126,8 +126,8 @@ def answers_of(
         processes=job.num_loaders,
         decoder=job.decoder,
     )
-    found = told(found, len(table), size=lambda batch: len(batch.indices) + len(batch.bad))
-    return Answers.of(found, labels, exported.class_names)
+    found = with_progress(found, len(table), size=lambda batch: len(batch.indices) + len(batch.bad))
+    return Evaluation.of(found, labels, exported.class_names)
 
 
 def images_of(

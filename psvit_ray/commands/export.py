@@ -80,7 +80,7 @@ def work(job: ExportJob) -> int:
     )
     store = ""
     if job.register_as:
-        store = store_uri.of(job.tracking_uri, storage)
+        store = store_uri.resolve_uri(job.tracking_uri, storage)
         registry.check(store, record.run_id, job.register_as, job.alias)
     version = ""
     try:

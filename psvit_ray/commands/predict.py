@@ -31,7 +31,7 @@ from psvit_ray.export import model_folder
 from psvit_ray.export.inference import Prediction, score_batches, to_predictions
 from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.report.evaluation import predictions
-from psvit_ray.report.progress import told
+from psvit_ray.report.progress import with_progress
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.cluster.cluster import WorkerResources
@@ -98,7 +98,7 @@ def work(job: PredictJob) -> int:
         with new_file(out) as file:
             write = predictions.writer(file, suffix, exported.class_names, top_k)
             total = sum(len(part.table) for part in parts)
-            for name, answer in told(answered(job, exported, parts, top_k), total):
+            for name, answer in with_progress(answered(job, exported, parts, top_k), total):
                 write(name, answer)
                 images += 1
                 bad += bool(answer.reason)
@@ -126,7 +126,7 @@ def answered(
     for part in parts:
         cluster.check_readable(part.table, part.name(0))
     pieces = list(unlabelled.chunks(parts, IMAGES_OF_A_CALL))
-    found = inference_actors.over_actors(
+    found = inference_actors.predict_tables(
         exported,
         (piece.table for piece in pieces),
         workers=min(workers, len(pieces)),

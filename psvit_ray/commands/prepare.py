@@ -23,7 +23,7 @@ from psvit_ray.data.sources.image_source import read
 from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardManifest, faults, read_manifest
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.runtime.batch.prepare import Stopped, check_out, prepare
+from psvit_ray.runtime.batch.prepare import PrepareInterrupted, check_out, prepare
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.session import Resume, exit_code
 from psvit_ray.storage.folder import Folder
@@ -79,7 +79,7 @@ def work(job: PrepareJob) -> int:
                 max_bad_fraction=job.max_bad_fraction,
                 say=partial(print, flush=True),
             )
-        except Stopped as stopped:
+        except PrepareInterrupted as stopped:
             print(f"{stopped}; --resume goes on", file=sys.stderr)
             return exit_code(stopped.signal)
     print(summary(out, manifest))

@@ -48,7 +48,7 @@ from psvit_ray.model.redundancy import (
 )
 from psvit_ray.model.timm_vit import from_timm
 from psvit_ray.report import redundancy
-from psvit_ray.report.progress import told
+from psvit_ray.report.progress import with_progress
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
@@ -229,7 +229,9 @@ def measured_on(
 
     def images() -> Iterator[Tensor]:
         nonlocal num_bad
-        for batch in told(loader, len(table), size=lambda one: len(one.indices) + len(one.bad)):
+        for batch in with_progress(
+            loader, len(table), size=lambda one: len(one.indices) + len(one.bad)
+        ):
             num_bad += len(batch.bad)
             if len(batch.images):
                 yield preprocessing.normalize(batch.images.to(device, non_blocking=True))

@@ -15,7 +15,7 @@ from pydantic import Field
 from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.report import leaderboard
-from psvit_ray.runtime.session.session import records_of
+from psvit_ray.runtime.session.session import read_records
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 
@@ -33,12 +33,12 @@ class ReportJob(Value):
 
 def work(job: ReportJob) -> int:
     storage = Folder.at(job.storage)
-    searches = {name: records_of(storage, name) for name in job.name}
+    searches = {name: read_records(storage, name) for name in job.name}
     for name, records in searches.items():
         leaderboard.write(records, storage / name, title=name)
     if len(searches) == 1:
         ((name, records),) = searches.items()
-        uri = store_uri.of(job.tracking_uri, storage)
+        uri = store_uri.resolve_uri(job.tracking_uri, storage)
         print(leaderboard.summary(records, storage / name, uri))
     else:
         written = leaderboard.write_side_by_side(searches, storage)

@@ -19,9 +19,9 @@ from pydantic import field_validator
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.data.loading.loader import shuffle_advice
-from psvit_ray.runtime.cluster.cluster import WorkerResources, off_without_gpus
-from psvit_ray.runtime.session.session import Launch, exit_code, opened
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.cluster.cluster import WorkerResources, gpu_settings_note
+from psvit_ray.runtime.session.session import SessionConfig, exit_code, open_session
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import train
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration, Positive, TrainConfig
@@ -44,12 +44,12 @@ class TrainJob(Value):
     patience_s: Positive = 300.0
     """Seconds after which a worker that does not come to a step is named, and all are restarted."""
     resources: WorkerResources = WorkerResources()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
 
     @field_validator("workers")
     @classmethod
     def _check_workers(cls, text: str) -> str:
-        Workers.of(text)
+        WorkerRange.of(text)
         return text
 
 
@@ -60,19 +60,19 @@ def work(job: TrainJob) -> int:
     )
     check_source(configuration, source)
     loaded = check_networks(configuration, source)
-    workers = Workers.of(job.workers)
-    with opened(
+    workers = WorkerRange.of(job.workers)
+    with open_session(
         job.launch,
         default_name=f"{Path(job.recipe).stem}-train",
         identity=configuration.model_dump(mode="json"),
         source=source,
-        num_workers=workers.fewest,
+        num_workers=workers.min_workers,
         resources=job.resources,
     ) as session:
         resources = job.resources.resolved()
         said = [*source.notes, shuffle_advice(source.train, job.train.shuffle_window)]
         said += [f"init: {loaded}"] if loaded else []
-        said += [off_without_gpus(job.train, resources)]
+        said += [gpu_settings_note(job.train, resources)]
         print("\n".join(printable(note) for note in said if note))
         trained = train(
             session,

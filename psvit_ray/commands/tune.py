@@ -22,15 +22,15 @@ from psvit_ray.commands.estimate import describe
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report.oneshot import oneshot_files as oneshot_report
-from psvit_ray.runtime.cluster.cluster import off_without_gpus
-from psvit_ray.runtime.oneshot.phases import Found
+from psvit_ray.runtime.cluster.cluster import gpu_settings_note
+from psvit_ray.runtime.oneshot.phases import OneshotResult
 from psvit_ray.runtime.oneshot.phases import search as search_oneshot
-from psvit_ray.runtime.session.budget import Budget
-from psvit_ray.runtime.session.session import Launch, Session, opened
-from psvit_ray.runtime.tune.asha import Halving
-from psvit_ray.runtime.tune.tuner import Outcome, Trials, run_trials
+from psvit_ray.runtime.session.budget import TimeBudget
+from psvit_ray.runtime.session.session import Session, SessionConfig, open_session
+from psvit_ray.runtime.tune.asha import AshaConfig
+from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.config import OneshotConfig, warning
+from psvit_ray.search.oneshot.config import OneshotConfig, holdout_size_warning
 from psvit_ray.search.oneshot.finalists import winner
 from psvit_ray.search.proposals import Proposals
 from psvit_ray.text.secrets import without_secrets_in
@@ -52,7 +52,7 @@ class TuneJob(Value):
     """Train each configuration, or one supernet whose weights all are scored with."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
-    launch: Launch = Launch()
+    launch: SessionConfig = SessionConfig()
     dry_run: bool = False
     """Say what would be done and how long it would take; start nothing."""
 
@@ -81,7 +81,7 @@ def work(job: TuneJob) -> int:
         print(describe(search, train, shown, concurrency=job.trials.max_concurrent))
         return 0
 
-    with opened(
+    with open_session(
         job.launch,
         default_name=Path(job.recipe).stem,
         identity=job.identity,
@@ -89,10 +89,10 @@ def work(job: TuneJob) -> int:
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:
-        for note in [*source.notes, off_without_gpus(train, job.trials.resources.resolved())]:
+        for note in [*source.notes, gpu_settings_note(train, job.trials.resources.resolved())]:
             if note:
                 print(note)
-        strategies: dict[str, Callable[..., Outcome | Found]]
+        strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]
         strategies = {"scratch": scratch, "oneshot": oneshot}
         outcome = strategies[job.strategy](job, session, source)
     if outcome.untracked:
@@ -104,12 +104,12 @@ def work(job: TuneJob) -> int:
     return outcome.exit_code
 
 
-def scratch(job: TuneJob, session: Session, source: Source) -> Outcome:
+def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
     """Every configuration is trained, the weak not to their end."""
     search, train = job.search, job.train
     halving = None
     if search.reduction_factor:
-        halving = Halving(
+        halving = AshaConfig(
             epochs=train.epochs,
             grace_epochs=search.grace_epochs,
             reduction_factor=search.reduction_factor,
@@ -119,7 +119,7 @@ def scratch(job: TuneJob, session: Session, source: Source) -> Outcome:
         Proposals(search, train, session.records),
         job.trials,
         num_trials=search.num_trials,
-        budget=Budget.of(search),
+        budget=TimeBudget.of(search),
         halving=halving,
     )
     leaderboard.write(outcome.records, session.folder, title=session.name)
@@ -127,9 +127,9 @@ def scratch(job: TuneJob, session: Session, source: Source) -> Outcome:
     return outcome
 
 
-def oneshot(job: TuneJob, session: Session, source: Source) -> Found:
+def oneshot(job: TuneJob, session: Session, source: Source) -> OneshotResult:
     """One supernet is trained, candidates are scored with its weights, the best trained."""
-    if said := warning(len(source.holdout)):
+    if said := holdout_size_warning(len(source.holdout)):
         print(said, file=sys.stderr)
     found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
     if said := found.fault or found.reason:

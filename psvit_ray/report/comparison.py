@@ -77,7 +77,7 @@ def write(
     table = _table(found)
     found["error_ratio"] = error_ratio(correct["PSViT"], correct["DeiT"])
     folder.write("comparison.json", json.dumps(found, indent=2, allow_nan=False).encode())
-    return f"{table}\n\n{_verdict(found['error_ratio'], *correct['DeiT'].shape)}"
+    return f"{table}\n\n{_ratio_line(found['error_ratio'], *correct['DeiT'].shape)}"
 
 
 def error_ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | None] | None:
@@ -91,7 +91,7 @@ def error_ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | None]
     return {"mean": mean, "low": low, "high": high if math.isfinite(high) else None}
 
 
-def _verdict(ratio: Mapping[str, float | None] | None, num_seeds: int, num_images: int) -> str:
+def _ratio_line(ratio: Mapping[str, float | None] | None, num_seeds: int, num_images: int) -> str:
     images = f"{num_images:,} test images and {num_seeds} seeds"
     if ratio is None:
         return f"DeiT makes no error on {images}: too few to compare errors"

@@ -10,11 +10,11 @@ import yaml
 from psvit_ray.report.pareto_picture import pareto_png
 from psvit_ray.report.summary import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
-from psvit_ray.search.rows import Row, as_csv, put, spec_columns
+from psvit_ray.search.rows import Row, csv_bytes, spec_columns, write_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 
-__all__ = ["rows", "side_by_side", "summary", "write", "write_side_by_side"]
+__all__ = ["leaderboard_rows", "side_by_side", "summary", "write", "write_side_by_side"]
 
 
 def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]:
@@ -24,22 +24,26 @@ def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    files = _tables(rows(records)) | {"pareto.png": pareto_png({title: records})}
+    files = _tables(leaderboard_rows(records)) | {"pareto.png": pareto_png({title: records})}
     if winner := best(records):
         files["best.yaml"] = best_yaml(winner, title).encode()
     else:
         folder.delete("best.yaml")
-    return put(folder, files)
+    return write_files(folder, files)
 
 
 def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
     """One table and one picture of several searches. A rank is one within its search."""
     found = {name: list(records) for name, records in searches.items()}
-    table = [{"search": name, **row} for name, records in found.items() for row in rows(records)]
-    return put(folder, _tables(table) | {"pareto.png": pareto_png(found)})
+    table = [
+        {"search": name, **row}
+        for name, records in found.items()
+        for row in leaderboard_rows(records)
+    ]
+    return write_files(folder, _tables(table) | {"pareto.png": pareto_png(found)})
 
 
-def rows(records: Iterable[Record]) -> list[Row]:
+def leaderboard_rows(records: Iterable[Record]) -> list[Row]:
     """Every configuration, the best first. `rank` is None for what was not trained in full: it says
     in `status` and `reason` why. Top-1 is in percent, on the hold-out after the last epoch."""
     return [
@@ -89,6 +93,6 @@ def best_yaml(winner: Record, title: str) -> str:
 
 def _tables(table: list[Row]) -> dict[str, bytes]:
     return {
-        "leaderboard.csv": as_csv(table),
+        "leaderboard.csv": csv_bytes(table),
         "leaderboard.json": json.dumps(table, indent=1, allow_nan=False).encode(),
     }

@@ -20,7 +20,7 @@ from psvit_ray.search.record import Record, best, best_deit, pareto
 
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # told apart by the colour-blind
 DEIT_COLOUR = "#D55E00"
-WIDE = 4  # from this ratio of costs on, the axis is logarithmic
+LOG_SCALE_FROM = 4  # from this ratio of costs on, the axis is logarithmic
 
 
 def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
@@ -32,12 +32,12 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
     shown = [record for records in ranked.values() for record in records]
     unit = MacsUnit.of(shown)
     must = [record.top1 or 0.0 for record in [best(shown), best_deit(shown)] if record]
-    floor = floor_of([record.top1 or 0.0 for record in shown], must)
+    floor = accuracy_floor([record.top1 or 0.0 for record in shown], must)
     for number, (name, records) in enumerate(ranked.items()):
         search = name if len(ranked) > 1 else ""
         _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
     if shown:
-        scale(axes, shown, unit)
+        style_cost_axis(axes, shown, unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     else:
         axes.text(
@@ -45,7 +45,7 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
         )
     axes.set_title(_title(searches, len(shown)), loc="left", fontsize=11)
     axes.set_xlabel(f"{unit.name} of one image")
-    finish(axes)
+    style_axes(axes)
     return png(figure)
 
 
@@ -56,7 +56,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def finish(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     axes.set_ylabel("hold-out top-1, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -73,7 +73,7 @@ def png(figure: Figure) -> bytes:
     return image.getvalue()
 
 
-def floor_of(top1: Sequence[float], must: Iterable[float] = ()) -> float:
+def accuracy_floor(top1: Sequence[float], must: Iterable[float] = ()) -> float:
     """The least accuracy that gets a place of its own: a few that learned nothing would press
     all others against the top. It is at most what `must` have."""
     if not top1:
@@ -89,7 +89,7 @@ def _draw(
     front = [record for record in pareto(ranked) if (record.top1 or 0.0) >= floor]
     if len(front) > 1:
         x, y = _points(front, unit)
-        label = _once(axes, "Pareto front")
+        label = _new_label(axes, "Pareto front")
         axes.plot(x, y, drawstyle="steps-post", color=colour, alpha=0.5, linewidth=1.2, label=label)
     for is_deit, marker, fill, size in ((False, "o", colour, 45), (True, "s", DEIT_COLOUR, 50)):
         edge = colour if is_deit and search else "white"
@@ -98,11 +98,11 @@ def _draw(
         inside = [record for record in mine if (record.top1 or 0.0) >= floor]
         below = [record for record in mine if (record.top1 or 0.0) < floor]
         if inside:
-            label = _once(axes, "DeiT" if is_deit else search or "PSViT")
+            label = _new_label(axes, "DeiT" if is_deit else search or "PSViT")
             axes.scatter(*_points(inside, unit), marker=marker, s=size, label=label, **style)
         if below:
             x, _ = _points(below, unit)
-            label = _once(axes, f"below {floor:.3g} %")
+            label = _new_label(axes, f"below {floor:.3g} %")
             style["alpha"] = 0.4
             axes.scatter(x, [floor] * len(x), marker="v", s=30, label=label, **style)
     winner, deit = best(ranked), best_deit(ranked)
@@ -112,7 +112,7 @@ def _draw(
         _mark(axes, deit, unit, "" if search else "best DeiT", DEIT_COLOUR, above=False)
 
 
-def _once(axes: Axes, label: str) -> str | None:
+def _new_label(axes: Axes, label: str) -> str | None:
     """None if the legend has it already."""
     return None if label in axes.get_legend_handles_labels()[1] else label
 
@@ -154,9 +154,9 @@ def _mark(
     )
 
 
-def scale(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
+def style_cost_axis(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
     costs = [unit.value(one) for one in shown]
-    if max(costs) > WIDE * min(costs):
+    if max(costs) > LOG_SCALE_FROM * min(costs):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))

@@ -11,17 +11,17 @@ SAY_EVERY_S = 10.0
 Piece = TypeVar("Piece")
 
 
-def say_at_once(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def told(
+def with_progress(
     pieces: Iterable[Piece],
     total: int,
     *,
     size: Callable[[Piece], int] = lambda _: 1,
     every_s: float = SAY_EVERY_S,
-    say: Callable[[str], None] = say_at_once,
+    say: Callable[[str], None] = print_line,
 ) -> Iterator[Piece]:
     """`pieces` as they are; `size` is how many of the `total` images one has."""
     began = said = time.monotonic()

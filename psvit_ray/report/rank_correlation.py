@@ -25,7 +25,7 @@ class Estimate(Value):
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
-class Agreement(Value):
+class RankAgreement(Value):
     """How far one score ranks as another does."""
 
     tau: Estimate
@@ -37,11 +37,11 @@ class Agreement(Value):
     n: int
 
 
-def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreement:
+def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankAgreement:
     """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
     ranked."""
-    ours, theirs = _checked(scores, truth)
-    return Agreement(
+    ours, theirs = _check_scores(scores, truth)
+    return RankAgreement(
         tau=_estimate(_tau, ours, theirs, seed),
         rho=_estimate(lambda a, b: float(spearmanr(a, b).statistic), ours, theirs, seed),
         top=_estimate(_overlap, ours, theirs, seed),
@@ -51,7 +51,7 @@ def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> Agreemen
 
 def tau(scores: ArrayLike, truth: ArrayLike) -> float:
     """Kendall's tau-b without its interval. Raises ValueError as `agreement`."""
-    return _tau(*_checked(scores, truth))
+    return _tau(*_check_scores(scores, truth))
 
 
 def _tau(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -76,7 +76,7 @@ def _overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
     return len(first & second) / best
 
 
-def _checked(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _check_scores(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     ours, theirs = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
     if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         raise ValueError(f"scores must be three or more that differ, got {len(ours)}")

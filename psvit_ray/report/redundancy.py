@@ -79,10 +79,10 @@ def summary(found: SharingProposal) -> str:
                 ]
             )
         layer += size
-    return f"{aligned(lines)}\n\n{_verdict(found)}"
+    return f"{aligned(lines)}\n\n{_proposal_line(found)}"
 
 
-def _verdict(found: SharingProposal) -> str:
+def _proposal_line(found: SharingProposal) -> str:
     borrowing = followers(found.pattern)
     alike = mean_to_leader(found.redundancy.similarity, found.pattern)
     rule = "" if found.threshold is None else f" under threshold {found.threshold:g}"

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from psvit_ray.arch.spec import parse_pattern
 from psvit_ray.model.redundancy import Redundancy
 
-MOST_NUMBERED = 16
+MAX_LAYERS_NUMBERED = 16
 """Layers whose numbers fit into the cells."""
 COLOUR = "#0072B2"
 GROUP_COLOUR = "#D55E00"
@@ -35,7 +35,7 @@ def redundancy_png(measured: Redundancy, pattern: str, title: str) -> bytes:
     least = min(math.floor(10 * np.nanmin(similarity)) / 10, 0.9)  # most are far from 0
     image = axes.pcolormesh(edges, edges, similarity, cmap="Blues", vmin=least, vmax=1)
     axes.set_aspect("equal")
-    if depth <= MOST_NUMBERED:
+    if depth <= MAX_LAYERS_NUMBERED:
         _number_cells(axes, similarity, white_from=(least + 1.2) / 2)
     first = 0.5
     for size in (size for groups in parse_pattern(pattern) for size in groups):
@@ -47,7 +47,7 @@ def redundancy_png(measured: Redundancy, pattern: str, title: str) -> bytes:
         first += size
     figure.colorbar(image, ax=axes, label="similarity of attention maps", fraction=0.05, pad=0.01)
     axes.set_ylim(depth + 0.5, 0.5)
-    step = math.ceil(depth / MOST_NUMBERED)
+    step = math.ceil(depth / MAX_LAYERS_NUMBERED)
     axes.set_xticks(range(1, depth + 1, step))
     axes.set_yticks(range(1, depth + 1, step))
     axes.set_xlabel("layer")

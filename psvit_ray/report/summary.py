@@ -14,7 +14,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
 
-MOST_ROWS = 10
+MAX_ROWS = 10
 NOT_RANKED: dict[Status, str] = {
     "stopped": "stopped early",
     "failed": "failed",
@@ -27,17 +27,17 @@ NOT_RANKED: dict[Status, str] = {
 def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str:
     """The best, DeiT beside them, and the commands for what comes next."""
     records = list(records)
-    parts = [f"{len(records)} configurations: {counted(records)}"]
+    parts = [f"{len(records)} configurations: {count_statuses(records)}"]
     ranked = [record for record in ranking(records) if record.ranks]
     if ranked:
-        shown = list(enumerate(ranked, start=1))[:MOST_ROWS]
+        shown = list(enumerate(ranked, start=1))[:MAX_ROWS]
         baseline = best_deit(records)
         if baseline and all(record is not baseline for _, record in shown):
             shown.append((ranked.index(baseline) + 1, baseline))
         unit = MacsUnit.of(records)
         lines = [_cells(rank, record, unit) for rank, record in shown]
         parts.append(aligned([_heading(unit), *lines]))
-    parts += [_verdict(records), _next_steps(records, folder, tracking_uri)]
+    parts += [_comparison_line(records), _next_steps(records, folder, tracking_uri)]
     return "\n\n".join(parts)
 
 
@@ -55,7 +55,7 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
     return aligned(lines)
 
 
-def counted(records: Sequence[Record]) -> str:
+def count_statuses(records: Sequence[Record]) -> str:
     """How many were trained in full, and what became of the others."""
     counts = Counter(record.status for record in records)
     said = [f"{sum(record.ranks for record in records)} trained in full"]
@@ -96,18 +96,20 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Numbers to the right, text to the left; what a terminal would act on is written out."""
     lines = [[printable(cell) for cell in line] for line in lines]
     columns = list(zip(*lines, strict=True))
-    width = [max(map(columns_of, column)) for column in columns]
+    width = [max(map(display_width, column)) for column in columns]
     right = [all(_is_number(cell) for cell in column[1:]) for column in columns]
     return "\n".join(
         "  ".join(
-            " " * (n - columns_of(cell)) + cell if to_right else cell + " " * (n - columns_of(cell))
+            " " * (n - display_width(cell)) + cell
+            if to_right
+            else cell + " " * (n - display_width(cell))
             for cell, n, to_right in zip(line, width, right, strict=True)
         ).rstrip()
         for line in lines
     )
 
 
-def columns_of(text: str) -> int:
+def display_width(text: str) -> int:
     """How many columns of a terminal a text takes: two for a letter of East Asia."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
@@ -117,7 +119,7 @@ def _is_number(cell: str) -> bool:
     return cell.replace(".", "", 1).isdigit() or cell in ("", "-")
 
 
-def _verdict(records: Sequence[Record]) -> str:
+def _comparison_line(records: Sequence[Record]) -> str:
     winner, baseline = best(records), best_deit(records)
     if winner is None:
         return "No winner yet: no PSViT was trained in full."
@@ -143,11 +145,11 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
             ("Train the winner", f"python jobs/train_psvit.py --arch {arch} {where}"),
             ("Against DeiT", f"python jobs/compare_psvit.py --search {shlex.quote(name)} {where}"),
         ]
-    steps.append(("MLflow", mlflow(tracking_uri)))
+    steps.append(("MLflow", mlflow_command(tracking_uri)))
     return aligned([(f"{step}:", command) for step, command in steps])
 
 
-def mlflow(tracking_uri: str) -> str:
+def mlflow_command(tracking_uri: str) -> str:
     """Where the runs are seen: a server's address, or the command that starts one."""
     shown = without_secrets(tracking_uri)
     is_server = shown.startswith(("http://", "https://"))

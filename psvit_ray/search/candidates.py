@@ -29,7 +29,7 @@ DRAWS_OF_EACH = 20
 DEIT_HEAD_DIM = 64
 
 
-class Candidates:
+class ConfigurationSpace:
     """Raises ValueError if no spec meets the limits or overrides do not go with `train`."""
 
     def __init__(self, config: SearchConfig, train: TrainConfig) -> None:
@@ -123,7 +123,7 @@ def _parameter(value: Setting) -> Parameter:
     return int(value) if isinstance(value, bool) else value
 
 
-def largest(space: SearchSpace) -> ArchSpec:
+def largest_spec(space: SearchSpace) -> ArchSpec:
     """The spec of most MACs. With grid, stages and pool operator given, that is the one of the most
     layers and the largest widths that shares nothing."""
 
@@ -146,7 +146,7 @@ def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]
     on MACs, no more than the largest spec of the space has. Each next one has another patch size
     while there is one left. Empty if every DeiT is over the limits."""
     if limits.max_macs is None:
-        limits = Limits(max_macs=count_macs(largest(space)), max_params=limits.max_params)
+        limits = Limits(max_macs=count_macs(largest_spec(space)), max_params=limits.max_params)
     found = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
     chosen: list[_Deit] = []
     while found and len(chosen) < number:
@@ -154,7 +154,7 @@ def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]
         other = [deit for deit in found if deit.patch_size not in taken]
         chosen.append((other or found)[0])
         found.remove(chosen[-1])
-    return [_built(space.unpooled(), deit) for deit in chosen]
+    return [_build_deit(space.unpooled(), deit) for deit in chosen]
 
 
 class _Deit(NamedTuple):
@@ -178,7 +178,7 @@ def _deits(space: SearchSpace, limits: Limits) -> Iterator[_Deit]:
             yield _Deit(cost.macs, base.patch_size, depth, dim, ratio)
 
 
-def _built(unpooled: SearchSpace, deit: _Deit) -> ArchSpec:
+def _build_deit(unpooled: SearchSpace, deit: _Deit) -> ArchSpec:
     (stage,) = unpooled.stages
     _, patch_size, depth, embed_dim, mlp_ratio = deit
     # Heads cost no MACs, so one size will do: DeiT's has 64 channels.
@@ -195,7 +195,7 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
     drawn = [space.sample(rng, limits) for _ in range(DRAWS)]
     found: dict[tuple[str, int], ArchSpec] = {}
     for spec, group in product(drawn, (1, 2)):
-        other = _shared(space, spec, group)
+        other = _with_groups_of(space, spec, group)
         family = (other.pooling, group)
         if limits.allows(other) and (
             family not in found or count_macs(other) > count_macs(found[family])
@@ -204,7 +204,7 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
     return list(dict.fromkeys(found[family] for family in sorted(found)))
 
 
-def spread(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[ArchSpec]:
+def spread_over_macs(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[ArchSpec]:
     """Distinct specs within the limits, evenly over the ranks of their MACs. Raises ValueError if
     the space has fewer."""
     rng = random.Random(seed)
@@ -215,7 +215,7 @@ def spread(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[A
     return [ordered[round(i * (len(ordered) - 1) / (number - 1))] for i in range(number)]
 
 
-def _shared(space: SearchSpace, spec: ArchSpec, group: int) -> ArchSpec:
+def _with_groups_of(space: SearchSpace, spec: ArchSpec, group: int) -> ArchSpec:
     """The spec with one attention map for each `group` layers, as far as the space allows."""
     stages = []
     for choices, stage in zip(space.stages, spec.stages, strict=False):

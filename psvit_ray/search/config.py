@@ -45,7 +45,7 @@ NOT_SEARCHED = (
 """They say on what, how long and how fast is trained: results that differ there do not compare."""
 
 
-MOST_CORNERS = 10_000
+MAX_CORNERS = 10_000
 """Combinations of extreme settings that are checked before a search: about a second's work."""
 
 
@@ -128,10 +128,10 @@ class SearchConfig(Value):
     def _check_size(self) -> Self:
         """What `check` enumerates is bounded before it does."""
         corners = math.prod(len(ends) for ends in self._ends())
-        if corners > MOST_CORNERS:
+        if corners > MAX_CORNERS:
             raise ValueError(
                 "overrides: the choices, and the ends of ranges, must make at most "
-                f"{MOST_CORNERS:,} combinations, got {corners:,}; give fewer fields or choices"
+                f"{MAX_CORNERS:,} combinations, got {corners:,}; give fewer fields or choices"
             )
         return self
 

@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from psvit_ray.arch.cost import cost
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import Value
-from psvit_ray.search.candidates import Candidates
+from psvit_ray.search.candidates import ConfigurationSpace
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.record import ENDED, Kind, Record
+from psvit_ray.search.record import FINAL_STATUSES, Kind, Record
 from psvit_ray.search.tpe import OneSplitTPE
 from psvit_ray.training.config import Configuration, TrainConfig
 
@@ -56,7 +56,7 @@ class Proposals:
     ) -> None:
         records = list(records)
         self._num_trials = config.num_trials
-        self._candidates = Candidates(config, train)
+        self._candidates = ConfigurationSpace(config, train)
         # A new start must not draw again what the one before it drew.
         self._rng = random.Random(f"{config.search_seed} {len(records)}")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -73,10 +73,12 @@ class Proposals:
         self._trials: dict[str, optuna.Trial] = {}
         self._outcomes: dict[str, float] = {}
 
-        unfinished = [Proposal.of(record) for record in records if record.status not in ENDED]
+        unfinished = [
+            Proposal.of(record) for record in records if record.status not in FINAL_STATUSES
+        ]
         for record in records:
             self._enter(record.configuration)
-            if record.status in ENDED:
+            if record.status in FINAL_STATUSES:
                 self.tell(record.key, None if record.status == "failed" else record.top1)
         baselines = self._candidates.baselines(min(config.baselines, config.num_trials - 1))
         first = self._candidates.first_points(random.Random(config.search_seed))
@@ -180,7 +182,7 @@ class FixedProposals:
         kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         self._kinds = kinds or {}
-        ended = {record.key for record in records if record.status in ENDED}
+        ended = {record.key for record in records if record.status in FINAL_STATUSES}
         distinct = {one.key: one for one in configurations if one.key not in ended}
         self._waiting = deque(distinct.values())
 

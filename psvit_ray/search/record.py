@@ -21,7 +21,7 @@ Status = Literal["pending", "running", "interrupted", "completed", "stopped", "f
 METRICS = ("train/", "holdout/", "perf/")
 RECORDS = "record"
 REMEDY = "restore it from a copy, or delete it to train its configuration again"
-ENDED: tuple[Status, ...] = ("completed", "stopped", "failed")
+FINAL_STATUSES: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
 class Point(Value):
@@ -206,7 +206,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*old, *(name for name in new if name not in old)]
         pairs = [(str(name), old.get(name), new.get(name)) for name in names]
-    elif _listed(old) and _listed(new) and len(old) == len(new):
+    elif _is_list_of_objects(old) and _is_list_of_objects(new) and len(old) == len(new):
         pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
         return [f"{path or 'value'}: {_text(old)} -> {_text(new)}"]
@@ -217,7 +217,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     ]
 
 
-def _listed(value: Any) -> bool:
+def _is_list_of_objects(value: Any) -> bool:
     """A list of objects, to be compared one by one; a list of plain values is one choice."""
     return isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
 

@@ -18,23 +18,23 @@ def spec_columns(spec: ArchSpec) -> Row:
         "pooling": spec.pooling,
         "pool_op": spec.pool_op if len(spec.stages) > 1 else "",
         "patch_size": spec.patch_size,
-        "embed_dims": _parted(stage.embed_dim for stage in spec.stages),
-        "num_heads": _parted(stage.num_heads for stage in spec.stages),
-        "hidden_dims": _parted(stage.hidden_dim for stage in spec.stages),
+        "embed_dims": _join(stage.embed_dim for stage in spec.stages),
+        "num_heads": _join(stage.num_heads for stage in spec.stages),
+        "hidden_dims": _join(stage.hidden_dim for stage in spec.stages),
     }
 
 
-def _parted(numbers: Iterable[int]) -> str:
+def _join(numbers: Iterable[int]) -> str:
     """One number for each stage, parted as in a pattern."""
     return "|".join(str(number) for number in numbers)
 
 
-def as_csv(table: Sequence[Row], *, first: str = "rank") -> bytes:
+def csv_bytes(table: Sequence[Row], *, first: str = "rank") -> bytes:
     """`first` is the one column of a table without rows."""
     return csv_file.content(list(table[0]) if table else [first], (row.values() for row in table))
 
 
-def put(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
+def write_files(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
     """Each replaces an older one whole. Returns where they are.
 
     Raises OSError where they cannot be written.

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.arch.cost import count_params
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.runtime.doctor.step_time import BYTES, GLOO_ATTAINED, Link, step
+from psvit_ray.runtime.doctor.step_time import BYTES, GLOO_ATTAINED, Link, estimate_step
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source, run
@@ -113,7 +113,7 @@ def test_a_step_over_a_slow_link_is_as_the_model_says(
     finally:
         hosts.unthrottle(2)
     for kind, one in found.items():
-        reckoned = step(
+        reckoned = estimate_step(
             params,
             workers=2,
             compute_s=statistics.median(quick.seconds),

@@ -706,7 +706,7 @@ def test_a_job_whose_name_was_taken_over_says_by_whom_and_ends_with_code_1(
     def lost(*_: object, **__: object) -> None:
         raise LeaseLost("lease on a is lost: taken over by process 1 on elsewhere")
 
-    monkeypatch.setattr(job("train_psvit"), "opened", lost)
+    monkeypatch.setattr(job("train_psvit"), "open_session", lost)
     assert run("train_psvit --gpus-per-worker 0") == (
         *(1, ""),
         "error: lease on a is lost: taken over by process 1 on elsewhere\n",

@@ -24,7 +24,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.command_line import RECIPES
 from psvit_ray.data.loading.transforms import Preprocessing, seed_generators
 from psvit_ray.model import PSViT
-from psvit_ray.search.candidates import spread
+from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.state import build_model
 from tests.helpers.command_line import parse
@@ -63,7 +63,7 @@ def test_these_are_all_recipes_for_images() -> None:
 
 def test_the_space_that_is_trained_whole_has_as_many_as_its_header_says() -> None:
     search = parse("rank_study --recipe digits_whole").search
-    specs = spread(search.space, search.limits, 100, search.search_seed)
+    specs = spread_over_macs(search.space, search.limits, 100, search.search_seed)
     assert len(set(specs)) == 100 == search.space.size().count
     assert number(r"A space of (\d+) PSViTs", header("digits_whole")) == 100
 

@@ -29,8 +29,8 @@ from psvit_ray.data.splits.splits import drawn, held_out
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import Launch, opened, read_description
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.session.session import SessionConfig, open_session, read_description
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.runtime.train.worker import WorkerTask
 from psvit_ray.search.record import RecordStore
@@ -464,7 +464,7 @@ def test_a_worker_takes_no_other_images_than_the_run_began_with(tmp_path: Path) 
     assert begun.images
     folder.write(split_file.SPLITS_FILE, begun.images.to_bytes())
     fence = Fence(folder=folder.uri, owner="", number=0)
-    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "mailbox": "", "fence": fence}
+    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "channel": "", "fence": fence}
     task = WorkerTask(
         configuration=configuration, data_digest=begun.digest, splits=folder.uri, **some
     )
@@ -503,7 +503,7 @@ def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> N
     folder = Folder(str(tmp_path / "comparison"))
     folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
     fence = Fence(folder=folder.uri, owner="", number=0)
-    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "mailbox": "", "fence": fence}
+    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "channel": "", "fence": fence}
     task = WorkerTask(
         configuration=configuration,
         data_digest=source.digest,
@@ -614,8 +614,8 @@ def test_a_run_whose_images_change_under_it_fails_with_what_changed(
     config = TrainConfig(data=str(tmp_path / "data"), epochs=1, warmup_epochs=0, batch_size=8)
     spec = ArchSpec.model_validate_json((trained / "spec.json").read_text())
     configuration = Configuration(spec=spec, train=config)
-    with opened(
-        Launch(storage=str(tmp_path / "out"), name="a"),
+    with open_session(
+        SessionConfig(storage=str(tmp_path / "out"), name="a"),
         default_name="unused",
         identity={},
         source=load_source(configuration),
@@ -624,7 +624,9 @@ def test_a_run_whose_images_change_under_it_fails_with_what_changed(
     ) as session:
         first = sorted((tmp_path / "data").glob("*/*.png"))[0]
         first.unlink()
-        done = train(session, configuration, workers=Workers(1, 1), resources_per_worker={"CPU": 1})
+        done = train(
+            session, configuration, workers=WorkerRange(1, 1), resources_per_worker={"CPU": 1}
+        )
     place = f"{first.parent.name}/{first.name}"
     assert done.record.status == "failed"
     assert done.record.reason == (f"DataChanged: {BEGIN}1 image removed, such as '{place}'{END}")

@@ -246,7 +246,7 @@ def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> No
     exported = model_folder.load(deployed.model)
     found = []
     for number, several in enumerate(
-        inference_actors.over_actors(
+        inference_actors.predict_tables(
             exported,
             [table.take(np.arange(start, start + 20)) for start in range(0, 300, 20)],
             workers=2,

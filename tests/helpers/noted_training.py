@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from psvit_ray.commands import command_line
 from psvit_ray.commands.train import TrainJob, work
-from psvit_ray.runtime.cluster.network import TalksWhereRayDoes
+from psvit_ray.runtime.cluster.network import UseRayInterface
 from psvit_ray.runtime.train import control_channel, trainer
 from psvit_ray.training.steps import Steps
 
@@ -30,7 +30,7 @@ class Taken(NamedTuple):
     moment: float
 
 
-class NotesSteps(TalksWhereRayDoes):
+class NotesSteps(UseRayInterface):
     def __init__(self, file: str, pause_s: float) -> None:
         self._file, self._pause_s = file, pause_s
 
@@ -59,7 +59,7 @@ def noted(file: Path) -> list[Taken]:
 def main() -> None:
     file = sys.argv.pop(1)
     noting: Any = functools.partial(NotesSteps, file, float(os.environ.get("STEP_S", "0")))
-    trainer.TalksWhereRayDoes = noting  # type: ignore[misc]
+    trainer.UseRayInterface = noting  # type: ignore[misc]
     trainer.RESIZE_EVERY_S = 3.0  # so is one for each host that comes
     command_line.run(TrainJob, work)
 

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import Launch, Session, opened
-from psvit_ray.runtime.train.elastic import Workers
-from psvit_ray.runtime.train.trainer import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.session.session import Session, SessionConfig, open_session
+from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.train.trainer import CHECKPOINTS, TrainResult, train
 from psvit_ray.search.record import Point, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training import checkpoint
@@ -45,8 +45,8 @@ def configured(**changes: object) -> Configuration:
 def session(
     folder: Path, name: str = "a", num_workers: int = 1, **launch: object
 ) -> Iterator[Session]:
-    with opened(
-        Launch.model_validate({"storage": str(folder), "name": name, **launch}),
+    with open_session(
+        SessionConfig.model_validate({"storage": str(folder), "name": name, **launch}),
         default_name="unused",
         identity={},
         source=source_of(TrainConfig()),
@@ -113,9 +113,9 @@ def striking(*blows: Callable[[], bool]) -> Iterator[list[int]]:
 
 
 def in_ray_train(
-    folder: Path, configuration: Configuration, workers: Workers, *, patience_s: float = 300
-) -> Trained:
-    with session(folder, num_workers=workers.fewest) as given:
+    folder: Path, configuration: Configuration, workers: WorkerRange, *, patience_s: float = 300
+) -> TrainResult:
+    with session(folder, num_workers=workers.min_workers) as given:
         return train(
             given,
             configuration,

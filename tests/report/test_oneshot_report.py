@@ -89,7 +89,7 @@ def test_every_candidate_stands_in_the_table_the_best_first() -> None:
     lines = table("candidates.csv", SCORES, [])
     best_first = [SCORES[2], SCORES[3], SCORES[1], SCORES[0]]  # among equals by loss
     for rank, (line, one) in enumerate(zip(lines, best_first, strict=True), start=1):
-        as_trained = leaderboard.rows([record(0, (1.0,), spec=one.spec)])[0]
+        as_trained = leaderboard.leaderboard_rows([record(0, (1.0,), spec=one.spec)])[0]
         expected = {
             "rank": rank,
             "number": one.number,
@@ -211,21 +211,21 @@ def test_a_spec_has_the_traits_of_its_layers() -> None:
 
 def test_a_trait_that_none_of_the_best_has_is_not_compared() -> None:
     specs = [spec_of((1,))] * 2 + [spec_of((1,), (1,)), spec_of((1,), (2,))] * 9
-    found = traits.choices([score(n, 90.0 - n, spec=spec) for n, spec in enumerate(specs)])
+    found = traits.trait_choices([score(n, 90.0 - n, spec=spec) for n, spec in enumerate(specs)])
     depth = [one for one in found if one.trait == "stage2.depth"]
     assert [(one.choice, one.top_of, one.all, one.all_of) for one in depth] == [
         (1, 0, 9, 18),
         (2, 0, 9, 18),
     ]
     assert all(one.lift is one.top_share is one.interval is None for one in depth)
-    assert traits.rows(depth)[0]["lift"] is None
+    assert traits.trait_rows(depth)[0]["lift"] is None
     assert {"depth", "1", "2"} <= texts(traits_picture.picture(found, title="a"))
 
 
 def test_traits_are_not_told_from_few_candidates() -> None:
     few = forty()[10:29]
     assert table("traits.csv", few, []) == []
-    assert len(traits.choices(forty()[10:30])) > 0
+    assert len(traits.trait_choices(forty()[10:30])) > 0
     assert any("fewer than 20" in text for text in texts(traits_picture.picture([], title="a")))
     assert "not told from fewer than 20 candidates" in summary(few, [])
 

@@ -115,8 +115,8 @@ def test_several_searches_stand_in_one_table(tmp_path: Path) -> None:
     leaderboard.write_side_by_side(searches, Folder.at(str(tmp_path)))
     table = json.loads((tmp_path / "leaderboard.json").read_text())
     assert [(row.pop("search"), row) for row in table] == [
-        *(("a", row) for row in leaderboard.rows(found())),
-        *(("b", row) for row in leaderboard.rows(found()[:2])),
+        *(("a", row) for row in leaderboard.leaderboard_rows(found())),
+        *(("b", row) for row in leaderboard.leaderboard_rows(found()[:2])),
     ]
     lines = leaderboard.side_by_side(searches).splitlines()
     assert [line.split()[:3] for line in lines[1:]] == [

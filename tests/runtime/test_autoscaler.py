@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from psvit_ray.runtime.cluster.autoscaler import FLAG, Resources, most_of_workers, most_to_come
+from psvit_ray.runtime.cluster.autoscaler import FLAG, Resources, max_by_config, max_of_new_workers
 
 CONFIG: dict[str, Any] = {
     "max_workers": 10,
@@ -38,16 +38,16 @@ def sixteen_cpus(host: Resources) -> float:
 def test_the_best_hosts_are_counted_first_and_what_spans_two_is_not(
     hosts: int, count: Any, expected: int
 ) -> None:
-    assert most_of_workers({**CONFIG, "max_workers": hosts}, count) == expected
+    assert max_by_config({**CONFIG, "max_workers": hosts}, count) == expected
 
 
 @pytest.mark.processes
 def test_the_file_is_the_one_that_rays_monitor_was_given(tmp_path: Path) -> None:
-    assert most_to_come(gpus) == 0
+    assert max_of_new_workers(gpus) == 0
     file = tmp_path / "bootstrap.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     waits = "import sys; sys.stdin.read()"
     monitor = [sys.executable, "-c", waits, f"{FLAG}{file}"]
     with subprocess.Popen(monitor, stdin=subprocess.PIPE) as process:
-        assert most_to_come(gpus) == 19
+        assert max_of_new_workers(gpus) == 19
         process.communicate()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import ray
 
-from psvit_ray.runtime.session.budget import Budget
-from psvit_ray.runtime.session.signals import Heard
+from psvit_ray.runtime.session.budget import TimeBudget
+from psvit_ray.runtime.session.signals import StopSignal
 from psvit_ray.runtime.tracking.gauges import DESCRIPTIONS, Gauges
 from psvit_ray.runtime.tune.tuner import Trials, _Stop, run_trials
 from psvit_ray.search.proposals import FixedProposals
@@ -24,14 +24,14 @@ from tests.helpers.ray_runs import configured, session
 def test_a_search_ends_when_its_hours_are_over_and_goes_on_with_more(tmp_path: Path) -> None:
     configuration = configured(epochs=6)
 
-    def search(budget: Budget, **launch: Any) -> Any:
+    def search(budget: TimeBudget, **launch: Any) -> Any:
         with session(tmp_path, **launch) as given:
             proposals = FixedProposals([configuration], given.records)
             return run_trials(given, proposals, Trials(), num_trials=1, budget=budget)
 
-    (record,) = search(Budget(deadline=time.monotonic())).records
+    (record,) = search(TimeBudget(deadline=time.monotonic())).records
     assert (record.status, record.reason) == ("interrupted", "its budget of hours was over")
-    (record,) = search(Budget(deadline=time.monotonic() + 3600), resume="must").records
+    (record,) = search(TimeBudget(deadline=time.monotonic() + 3600), resume="must").records
     assert record.status == "completed"
     assert [point.epoch for point in record.curve] == [1, 2, 3, 4, 5, 6]
 
@@ -49,7 +49,7 @@ class Spent:
 )
 def test_gpu_hours_are_hours_in_training_times_gpus(hours: float, gpus: int, reason: str) -> None:
     spent: Any = Spent(hours)
-    assert _Stop(Budget(gpu_hours=1.0), gpus, Heard(), spent).reason == reason
+    assert _Stop(TimeBudget(gpu_hours=1.0), gpus, StopSignal(), spent).reason == reason
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 
 from psvit_ray.runtime.cluster.cluster import LOCAL_SETTINGS
 from psvit_ray.runtime.train import trainer
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.storage.fence import LEASE
 from psvit_ray.training.engine import load_source, run
@@ -203,7 +203,7 @@ def test_a_worker_that_hangs_again_and_again_ends_the_training_and_is_named(
 
     endless = configured(epochs=1000, micro_batch_size=1, num_loaders=1, checkpoint_every=0)
     with striking(*[freeze] * (trainer.MAX_FAILURES + 1)):
-        trained = in_ray_train(tmp_path, endless, Workers(2, 2), patience_s=6)
+        trained = in_ray_train(tmp_path, endless, WorkerRange(2, 2), patience_s=6)
     assert trained.record.status == "failed"
     said = r"worker (\d): Hung: rank (\d) did not reach step \d+ within 6 s"
     named = re.fullmatch(said, trained.record.reason)
@@ -288,7 +288,7 @@ def test_hosts_that_come_and_go_change_neither_the_batches_nor_the_learning_rate
             record = train(
                 given,
                 configured(**config, **saved),
-                workers=Workers(1, 2),
+                workers=WorkerRange(1, 2),
                 resources_per_worker={"CPU": 1, "slot": 1},
             ).record
     finally:

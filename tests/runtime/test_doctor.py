@@ -16,9 +16,9 @@ import torch
 from psvit_ray.arch.presets import preset
 from psvit_ray.commands import command_line
 from psvit_ray.runtime.cluster import host_calls
-from psvit_ray.runtime.cluster.host_calls import Host, ask
+from psvit_ray.runtime.cluster.host_calls import Host, call_on_hosts
 from psvit_ray.runtime.doctor import doctor, host_checks
-from psvit_ray.runtime.doctor.bandwidth import Measured, Step
+from psvit_ray.runtime.doctor.bandwidth import BandwidthResult, MeasuredStep
 from psvit_ray.training.config import Configuration, TrainConfig
 from tests.helpers.command_line import job
 from tests.helpers.doctor import CHECKS
@@ -61,7 +61,7 @@ def test_what_is_not_there_is_named_with_what_to_do_and_the_rest_is_examined(
             f"--storage {tmp_path}/file/out --tracking-uri {mlflow} --data {tmp_path}/photos",
             capsys,
         )
-    here = host_calls.alive()[0].name
+    here = host_calls.alive_hosts()[0].name
     assert (said.code, said.header) == (1, ["host", *CHECKS])
     assert said.failures == [
         f"{here}: storage: storage must be a folder, got {tmp_path}/file/out: {tmp_path}/file is a"
@@ -108,11 +108,11 @@ def test_a_host_that_does_not_answer_keeps_nobody_waiting() -> None:
     def sleeps() -> None:
         time.sleep(3600)
 
-    here = host_calls.alive()[0]
+    here = host_calls.alive_hosts()[0]
     lost = Host("lost", ray.NodeID.from_random().hex(), {})
-    asleep = ask([here], sleeps, limit_s=1)
+    asleep = call_on_hosts([here], sleeps, limit_s=1)
     assert (type(asleep[here]), str(asleep[here])) == (TimeoutError, "no answer within 1 s")
-    answers = ask([here, lost], host_checks.now, limit_s=60)
+    answers = call_on_hosts([here, lost], host_checks.now, limit_s=60)
     assert isinstance(answers[here], float)
     assert isinstance(answers[lost], Exception)
 
@@ -147,22 +147,26 @@ def test_memory_that_is_too_small_is_named() -> None:
 def test_a_clock_is_wrong_by_what_the_way_there_and_back_does_not_explain(
     read: float, ok: bool, said: str
 ) -> None:
-    assert doctor.skew(100.0, read, 101.0)[:2] == (ok, said)
+    assert doctor.clock_skew_result(100.0, read, 101.0)[:2] == (ok, said)
 
 
 def test_a_link_on_which_sums_take_longer_than_computing_is_named() -> None:
     train = TrainConfig(batch_size=64)
-    step = Step(Configuration(spec=preset("deit_tiny"), train=train), workers=2, num_images=192)
+    step = MeasuredStep(
+        Configuration(spec=preset("deit_tiny"), train=train), workers=2, num_images=192
+    )
     assert (step.images, step.gradient_bytes) == (32, 5_717_416 * 4)  # DeiT's own number
-    slow = Measured(num_hosts=2, bytes_per_s=step.gradient_bytes / 3, step_s=1.0)
-    verdict = doctor.step_share(slow, step)
+    slow = BandwidthResult(num_hosts=2, bytes_per_s=step.gradient_bytes / 3, step_s=1.0)
+    verdict = doctor.bandwidth_result(slow, step)
     assert not verdict.ok
     assert "75% of a step is communication, 3 s for 22.9 MB" in verdict.said
     assert "--batch-size 192 makes it half), --grad-compression bf16" in verdict.advice
     half = train.model_copy(update={"grad_compression": "bf16"})
-    halved = Step(Configuration(spec=preset("deit_tiny"), train=half), workers=2, num_images=95)
-    verdict = doctor.step_share(slow, halved)
+    halved = MeasuredStep(
+        Configuration(spec=preset("deit_tiny"), train=half), workers=2, num_images=95
+    )
+    verdict = doctor.bandwidth_result(slow, halved)
     assert verdict.said.startswith("61 Mbit/s: 60% of a step")
     assert verdict.advice.startswith("fewer, larger batches, trainings")  # 96 are more than all
-    fast = Measured(num_hosts=4, bytes_per_s=1.5 * step.gradient_bytes, step_s=1.0)
-    assert doctor.step_share(fast, step)[:2] == (True, "274 Mbit/s, 50% of a step")
+    fast = BandwidthResult(num_hosts=4, bytes_per_s=1.5 * step.gradient_bytes, step_s=1.0)
+    assert doctor.bandwidth_result(fast, step)[:2] == (True, "274 Mbit/s, 50% of a step")

@@ -26,9 +26,9 @@ from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.runtime.session.session import Resume
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.tune.tuner import Outcome, Trials, run_trials
+from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import LEASE, LeaseLost
@@ -142,7 +142,7 @@ def test_a_worker_killed_mid_epoch_changes_nothing(
 ) -> None:
     configuration = configured(**TWO_EPOCHS)
     with striking(signalled(signal.SIGKILL, tmp_path / "a", workers=2)) as landed:
-        record = in_ray_train(tmp_path, configuration, Workers(2, 2)).record
+        record = in_ray_train(tmp_path, configuration, WorkerRange(2, 2)).record
     assert landed
     # Ray may find it gone first, or the other worker may miss it.
     said = r"worker [01]: (WorkerHealthCheckFailedError|Hung: rank [01] did not reach step \d+)"
@@ -159,7 +159,7 @@ def test_a_full_disk_ends_a_training_with_the_reason_and_the_checkpoint_before(
     tmp_path: Path,
 ) -> None:
     with striking(filled(tmp_path / "a", "RayTrainWorker")) as landed:
-        trained = in_ray_train(tmp_path, configured(**TWO_EPOCHS), Workers(1, 1))
+        trained = in_ray_train(tmp_path, configured(**TWO_EPOCHS), WorkerRange(1, 1))
     assert landed
     assert (trained.record.status, trained.signal) == ("failed", None)
     assert trained.record.reason.startswith(f"checkpoint cannot be written to {tmp_path}/a/")
@@ -173,7 +173,7 @@ def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
 ) -> None:
     configurations = [configured(**TWO_EPOCHS), configured(**TWO_EPOCHS, lr=1e-3)]
 
-    def search(resume: Resume = "never") -> Outcome:
+    def search(resume: Resume = "never") -> TrialsResult:
         with session(tmp_path, resume=resume) as given:
             return run_trials(
                 given,
@@ -220,7 +220,7 @@ def test_a_driver_whose_name_is_taken_over_ends_its_workers_and_writes_no_more(
 
     def drive() -> None:
         if kind == "training":
-            in_ray_train(tmp_path, endless, Workers(2, 2))
+            in_ray_train(tmp_path, endless, WorkerRange(2, 2))
             return
         with session(tmp_path) as given:
             run_trials(given, FixedProposals([endless]), Trials(), num_trials=1)
@@ -241,7 +241,7 @@ def test_a_loss_that_is_no_number_ends_all_workers_and_is_not_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     diverges = configured(lr=1e9, warmup_epochs=0, weight_decay=0, checkpoint_steps=1)
-    record = in_ray_train(tmp_path, diverges, Workers(2, 2)).record
+    record = in_ray_train(tmp_path, diverges, WorkerRange(2, 2)).record
     assert record.status == "failed"
     assert record.reason.startswith("Diverged: train/loss is nan at step ")
     at = int(record.reason.rpartition(" ")[2])

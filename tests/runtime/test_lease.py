@@ -25,7 +25,7 @@ import pytest
 from pyarrow import fs
 
 from psvit_ray.runtime.session import lease, process
-from psvit_ray.runtime.session.lease import InUse, Lease
+from psvit_ray.runtime.session.lease import Lease, NameInUse
 from psvit_ray.storage import outputs
 from psvit_ray.storage.fence import LAST, LEASE, Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -94,9 +94,9 @@ def driver(folder: Folder, *before: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_live_driver_keeps_others_off_and_says_who_it_is(folder: Folder) -> None:
     with Lease(folder):
-        with pytest.raises(InUse, match=f"process {os.getpid()} on .* in {folder}"):
+        with pytest.raises(NameInUse, match=f"process {os.getpid()} on .* in {folder}"):
             Lease(folder).__enter__()
-        with pytest.raises(InUse):
+        with pytest.raises(NameInUse):
             Lease(folder).check()
         assert content(folder)["pid"] == os.getpid()  # the refused one changed nothing
     Lease(folder).check()
@@ -145,7 +145,9 @@ def test_a_driver_killed_on_this_host_is_followed_at_once(
     """Also while its parent has not yet asked how it ended: in a container nobody may ever ask."""
     monkeypatch.setattr(lease, "EXPIRES_S", NEVER_S)
     with driver(folder) as other:
-        with pytest.raises(InUse, match=f"process {other.pid} on .*; `kill {other.pid}` ends it"):
+        with pytest.raises(
+            NameInUse, match=f"process {other.pid} on .*; `kill {other.pid}` ends it"
+        ):
             Lease(folder).__enter__()
         other.kill()
         if reaped:
@@ -167,9 +169,9 @@ def test_a_suspended_driver_of_this_host_keeps_its_lease(folder: Folder) -> None
             rf"lets it go on, `kill -KILL {other.pid}` ends it"
         )
         for wait in (False, True):  # the second waits for longer than a lease lasts
-            with pytest.raises(InUse, match=refused):
+            with pytest.raises(NameInUse, match=refused):
                 Lease(folder, wait=wait).__enter__()
-        with pytest.raises(InUse, match=refused):
+        with pytest.raises(NameInUse, match=refused):
             Lease(folder).check()
         other.send_signal(signal.SIGCONT)
         other.communicate()
@@ -213,7 +215,7 @@ def test_another_hosts_driver_is_followed_by_its_silence_whatever_its_clock_says
     of_another_host(folder, time=date)
     with (
         beating(folder),
-        pytest.raises(InUse, match=r"process 1 on elsewhere .*; its heartbeat is alive"),
+        pytest.raises(NameInUse, match=r"process 1 on elsewhere .*; its heartbeat is alive"),
     ):
         Lease(folder, wait=wait).__enter__()
     assert content(folder)["owner"] == "other"
@@ -228,7 +230,7 @@ def test_another_hosts_driver_is_followed_by_its_silence_whatever_its_clock_says
 @pytest.mark.usefixtures("quick")
 def test_looking_waits_for_a_sign_of_life_as_entering_does(folder: Folder) -> None:
     of_another_host(folder)
-    with beating(folder), pytest.raises(InUse):
+    with beating(folder), pytest.raises(NameInUse):
         Lease(folder).check()
     Lease(folder).check()
     assert content(folder)["owner"] == "other"
@@ -253,7 +255,7 @@ def test_a_pid_is_looked_up_nowhere_but_where_it_was_given(folder: Folder, machi
     dead = subprocess.Popen(["true"])
     dead.wait()
     of_another_host(folder, machine=machines.get(machine, ""), host=here, pid=dead.pid)
-    with beating(folder), pytest.raises(InUse):
+    with beating(folder), pytest.raises(NameInUse):
         Lease(folder).__enter__()
     of_another_host(
         folder,
@@ -278,7 +280,7 @@ def test_a_driver_in_another_pid_namespace_is_believed_its_heartbeat(
     with driver(folder, "unshare", "--pid", "--fork", "--kill-child", proc) as other:
         assert content(folder)["pid"] == 1
         assert content(folder)["machine"] != process.machine()
-        with pytest.raises(InUse, match=r"process 1 on .*; its heartbeat is alive"):
+        with pytest.raises(NameInUse, match=r"process 1 on .*; its heartbeat is alive"):
             Lease(folder).__enter__()
         other.communicate()
     assert folder.read(LEASE) is None
@@ -434,7 +436,7 @@ def test_a_lock_that_a_suspended_process_has_is_not_waited_for_without_end(
     Path(folder.uri).mkdir()
     with Path(folder.uri, ".lease.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InUse, match=r"suspended, or very slow, has its .lease.lock locked"):
+        with pytest.raises(NameInUse, match=r"suspended, or very slow, has its .lease.lock locked"):
             Lease(folder).__enter__()
     with Lease(folder):
         pass
@@ -570,7 +572,7 @@ def _drives(uri: str, name: str, locks: bool, stop_before: int, other: Connectio
                 time.sleep(0.01)  # for a heartbeat
     except LeaseLost:
         sys.exit(LOST)
-    except InUse:
+    except NameInUse:
         sys.exit(IN_USE)
 
 
@@ -644,7 +646,7 @@ def _contend(uri: str, start: Any, tried: Any, won: Any) -> None:
         with Lease(Folder(uri)):
             won.release()
             tried.wait()
-    except InUse:
+    except NameInUse:
         tried.wait()
 
 
@@ -672,7 +674,7 @@ def _contend_here(folder: Folder, start: threading.Barrier, tried: threading.Bar
         with Lease(folder):
             tried.wait()
             return True
-    except InUse:
+    except NameInUse:
         tried.wait()
         return False
 

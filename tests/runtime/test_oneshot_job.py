@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from psvit_ray.export import model_folder
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
-from psvit_ray.runtime.session.budget import Budget
+from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.tune.tuner import Trials
 from psvit_ray.search.oneshot.evolution import FixedSpecs
 from psvit_ray.search.oneshot.scores import ScoreStore
@@ -175,9 +175,9 @@ def test_no_actor_is_started_for_scores_when_hours_are_over(
     ("gpus", "seconds"), [(0, math.inf), (1, 3600 * 3), (4, 3600 * 0.75)], ids=str
 )
 def test_gpu_hours_end_sooner_with_more_gpus(gpus: float, seconds: float) -> None:
-    budget = Budget(gpu_hours=5).without(2 * 3600)
+    budget = TimeBudget(gpu_hours=5).without(2 * 3600)
     assert budget.until(gpus) - time.monotonic() == pytest.approx(seconds, abs=1)
-    sooner = Budget(deadline=time.monotonic() + 60, gpu_hours=5)
+    sooner = TimeBudget(deadline=time.monotonic() + 60, gpu_hours=5)
     assert sooner.until(gpus) == sooner.deadline
 
 

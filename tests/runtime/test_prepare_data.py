@@ -179,7 +179,7 @@ def test_asked_to_stop_it_says_how_far_it_is_and_a_resume_ends_it(
     said = (
         f"SIGTERM: [3-9] of {len(list(tmp_path.glob('undisturbed/*.parquet')))} shards are written"
     )
-    with pytest.raises(runtime.Stopped, match=said):
+    with pytest.raises(runtime.PrepareInterrupted, match=said):
         prepared(data, tmp_path / "out", many, workers=1)
     prepared(data, tmp_path / "out", many, resume="must")
     assert files(tmp_path / "out") == files(tmp_path / "undisturbed")

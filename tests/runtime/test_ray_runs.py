@@ -16,10 +16,10 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.tune.asha import Halving
-from psvit_ray.runtime.tune.tuner import Outcome, Trials, run_trials
+from psvit_ray.runtime.tune.asha import AshaConfig
+from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
@@ -36,7 +36,7 @@ from tests.helpers.training import assert_same_state
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> Outcome:
+def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> TrialsResult:
     with session(folder, num_workers=num_workers) as given:
         return run_trials(
             given,
@@ -51,7 +51,7 @@ def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path
     configuration = configured()
     alone = undisturbed(configuration)
 
-    record = in_ray_train(tmp_path / "train", configuration, Workers(1, 1)).record
+    record = in_ray_train(tmp_path / "train", configuration, WorkerRange(1, 1)).record
     assert record.status == "completed"
     assert_same_state(newest(tmp_path / "train" / "a" / CHECKPOINTS), alone)
 
@@ -69,7 +69,7 @@ def test_a_run_is_the_same_alone_in_ray_train_and_in_a_tune_trial(tmp_path: Path
 
 
 def test_a_training_is_one_live_run_in_mlflow(tmp_path: Path) -> None:
-    record = in_ray_train(tmp_path, configured(), Workers(1, 1)).record
+    record = in_ray_train(tmp_path, configured(), WorkerRange(1, 1)).record
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_of = client.get_run(record.run_id)
     assert run_of.info.status == "FINISHED"
@@ -119,7 +119,7 @@ def test_a_search_with_two_workers_a_trial_survives_a_kill_and_frees_what_it_sto
             FixedProposals([good, bad]),
             Trials(workers_per_trial=2),
             num_trials=2,
-            halving=Halving(epochs=6, grace_epochs=1, reduction_factor=2),
+            halving=AshaConfig(epochs=6, grace_epochs=1, reduction_factor=2),
         )
     assert killed
     first, second = outcome.records
@@ -182,7 +182,7 @@ def test_a_run_whose_output_nobody_reads_any_more_is_tracked_to_its_end(
     closed = os.fdopen(writer, "w")
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
-        record = in_ray_train(tmp_path, configured(epochs=12), Workers(1, 1)).record
+        record = in_ray_train(tmp_path, configured(epochs=12), WorkerRange(1, 1)).record
     with pytest.raises(BrokenPipeError):
         closed.close()  # what was printed there is still in its buffer
     assert (record.status, record.epochs_done) == ("completed", 12)

@@ -25,7 +25,13 @@ from sqlalchemy.engine import make_url
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
 from psvit_ray.runtime.tracking.mlflow_tracker import Experiment, Tracker, open_run
-from psvit_ray.runtime.tracking.store_uri import artifacts, check, check_shared, exists, of
+from psvit_ray.runtime.tracking.store_uri import (
+    artifact_location,
+    check,
+    check_shared,
+    exists,
+    resolve_uri,
+)
 from psvit_ray.search.record import Point, Record, Status
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -64,7 +70,7 @@ def record(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One database for all tests: making one takes seconds."""
-    return of(None, Folder(str(tmp_path_factory.mktemp("store"))))
+    return resolve_uri(None, Folder(str(tmp_path_factory.mktemp("store"))))
 
 
 names = itertools.count()
@@ -534,7 +540,7 @@ def refused(uri: str) -> str:
 def test_what_the_store_does_not_restore_is_told_with_the_command(
     database: Path, table: str
 ) -> None:
-    uri = store_uri.sqlite(database)
+    uri = store_uri.sqlite_uri(database)
     experiment = Experiment(tracking_uri=uri, name="psvit/a", search_id="a", run_name="a")
     open_run(experiment)
     client, (run, _) = MlflowClient(uri), runs(experiment)
@@ -587,7 +593,7 @@ def test_a_file_that_takes_no_run_is_refused_with_what_to_do(
     database: Path, how: str, reason: str, advice: str
 ) -> None:
     spoiled(database, how)
-    said = refused(store_uri.sqlite(database))
+    said = refused(store_uri.sqlite_uri(database))
     rule = f"tracking_uri must be a store that takes runs, got sqlite:///{database}: "
     assert said.startswith(rule)
     assert reason in said
@@ -600,17 +606,17 @@ def test_a_file_that_another_process_has_locked_is_refused(
     monkeypatch.setattr(store_uri, "LOCKED_S", 0.1)
     other = sqlite3.connect(database, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    said = refused(store_uri.sqlite(database))
+    said = refused(store_uri.sqlite_uri(database))
     assert said.endswith("database is locked; end the process that has it locked")
     other.execute("ROLLBACK")
     before = database.read_bytes()
-    check(store_uri.sqlite(database))
+    check(store_uri.sqlite_uri(database))
     assert database.read_bytes() == before
 
 
 def test_a_store_whose_artifacts_have_no_place_is_refused(database: Path) -> None:
     (database.parent / store_uri.ARTIFACTS).write_text("")
-    said = refused(store_uri.sqlite(database))
+    said = refused(store_uri.sqlite_uri(database))
     assert said.startswith(f"tracking_uri must be a folder, got {database.parent}/mlartifacts: ")
 
 
@@ -685,20 +691,20 @@ def test_a_proxy_between_is_named_with_the_variable_that_leaves_it_out(
 
 
 def test_the_default_store_is_a_file_beside_the_searches(tmp_path: Path) -> None:
-    uri = of(None, Folder(str(tmp_path)))
+    uri = resolve_uri(None, Folder(str(tmp_path)))
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     check(uri)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="tracking_uri must be given, since storage s3://bucket "):
-        of(None, Folder("s3://me:hunter2@bucket"))
+        resolve_uri(None, Folder("s3://me:hunter2@bucket"))
 
 
 def test_the_store_is_the_one_given_or_that_of_mlflows_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://theirs:5000")
-    assert of("http://given:5000", Folder(str(tmp_path))) == "http://given:5000"
-    assert of(None, Folder(str(tmp_path))) == "http://theirs:5000"
+    assert resolve_uri("http://given:5000", Folder(str(tmp_path))) == "http://given:5000"
+    assert resolve_uri(None, Folder(str(tmp_path))) == "http://theirs:5000"
 
 
 def test_the_file_of_a_store_is_what_sqlalchemy_opens() -> None:
@@ -706,7 +712,7 @@ def test_the_file_of_a_store_is_what_sqlalchemy_opens() -> None:
     draw = random.Random(0)
     for _ in range(1000):
         name = "".join(draw.choices("aZ09%2Fx?#&=+:;@[]*' \"\\üé中~", k=12)).strip("/") or "x"
-        uri = of(None, Folder(f"/data/{name}"))
+        uri = resolve_uri(None, Folder(f"/data/{name}"))
         assert make_url(uri).database == f"/data/{name}/mlflow.db"
         assert exists(uri) == Path(f"/data/{name}/mlflow.db").exists()
         assert without_secrets(uri) == uri
@@ -717,7 +723,7 @@ def test_a_store_in_a_folder_of_any_name_has_its_file_and_its_artifacts_there(
 ) -> None:
     folder = tmp_path / "50%25 what? #1 [x] 'ü'"
     folder.mkdir()
-    uri = of(None, Folder(str(folder)))
+    uri = resolve_uri(None, Folder(str(folder)))
     experiment = experiment.model_copy(update={"tracking_uri": uri, "name": f"psvit/{folder}"})
     written(experiment, record(0, (50.0,), "failed", reason="bad: a\x00b\n\udcff"))
     parent, (child,) = runs(experiment)
@@ -730,7 +736,7 @@ def test_a_store_in_a_folder_of_any_name_has_its_file_and_its_artifacts_there(
 
 @pytest.mark.parametrize("uri", ["sqlite:///:memory:", "http://a?b%2F", "postgresql://h/d"])
 def test_what_is_no_file_has_no_artifacts_beside_it(uri: str) -> None:
-    assert artifacts(uri) is None
+    assert artifact_location(uri) is None
 
 
 def test_a_file_is_no_store_for_several_hosts() -> None:

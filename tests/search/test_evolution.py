@@ -12,7 +12,7 @@ import pytest
 from psvit_ray.arch.cost import Limits, count_macs
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.search.oneshot.evolution import Budget, Evolution
+from psvit_ray.search.oneshot.evolution import CostLimits, Evolution
 
 SPACE = SearchSpace.model_validate(
     {
@@ -36,7 +36,7 @@ def evolution(**changes: Any) -> Evolution:
     return Evolution(
         **{
             "space": SPACE,
-            "budget": Budget(LIMITS),
+            "budget": CostLimits(LIMITS),
             "cost_of": count_macs,
             "population": 20,
             "seed": 0,
@@ -114,7 +114,7 @@ def test_first_specs_come_first_if_they_are_within_the_budget() -> None:
 
 
 def test_a_predicted_latency_is_a_limit_too() -> None:
-    budget = Budget(LIMITS, latency_ms=lambda spec: 1.0 * spec.depth, max_latency_ms=5.0)
+    budget = CostLimits(LIMITS, latency_ms=lambda spec: 1.0 * spec.depth, max_latency_ms=5.0)
     found = [spec for each in generations(evolution(budget=budget), 5) for spec in each]
     assert len(found) == 100
     assert max(spec.depth for spec in found) == 5
@@ -126,7 +126,7 @@ def test_a_space_that_is_used_up_ends_the_search() -> None:
         {"img_size": 8, "patch_size": [2], "pooling": ["2d"], "stages": [stage, stage]}
     )
     assert space.size().count == 36
-    search = evolution(space=space, budget=Budget(Limits()))
+    search = evolution(space=space, budget=CostLimits(Limits()))
     assert [len(each) for each in generations(search, 3)] == [20, 16, 0]
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(ValueError, match=r"population must be at most [\d,]+, the configur"):
         evolution(population=10**6)
     with pytest.raises(ValueError, match="no configuration of the space meets max_macs=10;"):
-        evolution(budget=Budget(Limits(max_macs=10)))
-    budget = Budget(LIMITS, latency_ms=lambda spec: 1.0 * spec.depth, max_latency_ms=0.5)
+        evolution(budget=CostLimits(Limits(max_macs=10)))
+    budget = CostLimits(LIMITS, latency_ms=lambda spec: 1.0 * spec.depth, max_latency_ms=0.5)
     with pytest.raises(ValueError, match=r"max_latency_ms must be met .* has 3 ms .* got 0\.5"):
         evolution(budget=budget)

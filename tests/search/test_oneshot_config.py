@@ -15,11 +15,11 @@ from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import (
     OneshotConfig,
-    best_specs,
+    best_scored_specs,
+    finalist_configurations,
+    holdout_size_warning,
     large_specs,
     standard_error,
-    trainings_of,
-    warning,
 )
 from psvit_ray.search.oneshot.scores import Score
 from psvit_ray.training.config import TrainConfig
@@ -48,7 +48,7 @@ def test_finalists_are_trained_in_both_ways_with_the_same_seeds_beside_deit() ->
     specs = large_specs(SEARCH)[:2]
     inherited = {spec: f"/inherited/{spec.spec_id}" for spec in specs}
     config = OneshotConfig(finalists=2, finalist_seeds=3)
-    trainings, kinds = trainings_of(config, SEARCH, TRAIN, specs, inherited)
+    trainings, kinds = finalist_configurations(config, SEARCH, TRAIN, specs, inherited)
     assert len(trainings) == len(kinds) == 3 * (1 + 2 + 2)
     for kind in ("baseline", "finalist", "finetuned"):
         mine = [one for one in trainings if kinds[one.key] == kind]
@@ -62,7 +62,7 @@ def test_finalists_are_trained_in_both_ways_with_the_same_seeds_beside_deit() ->
     # Seed by seed, so that what is there at any time compares.
     assert [one.train.seed for one in trainings] == [5] * 5 + [6] * 5 + [7] * 5
     without = config.model_copy(update={"finetune_epochs": 0})
-    _, kinds = trainings_of(without, SEARCH, TRAIN, specs, {})
+    _, kinds = finalist_configurations(without, SEARCH, TRAIN, specs, {})
     assert sorted(kinds.values()) == ["baseline"] * 3 + ["finalist"] * 6
 
 
@@ -75,13 +75,16 @@ def test_the_best_specs_are_those_of_best_top1_then_least_loss() -> None:
         )
     ]
     order = sorted(range(len(scores)), key=lambda n: (-scores[n].top1, scores[n].loss))
-    assert best_specs(scores, 2) == [specs[n] for n in order[:2]]
+    assert best_scored_specs(scores, 2) == [specs[n] for n in order[:2]]
 
 
 def test_a_small_holdout_is_warned_of_with_its_standard_error() -> None:
     assert standard_error(900) == pytest.approx(1.0)
-    assert "288 images: a top-1 near 90 % has a standard error of 1.8 points" in warning(288)
-    assert warning(1_000) == ""
+    assert (
+        "288 images: a top-1 near 90 % has a standard error of 1.8 points"
+        in holdout_size_warning(288)
+    )
+    assert holdout_size_warning(1_000) == ""
 
 
 def table_file(path: Path, space: SearchSpace = SPACE, batch_size: int = 1) -> LatencyTable:

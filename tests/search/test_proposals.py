@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, StageSpec
-from psvit_ray.search.candidates import baselines, largest
+from psvit_ray.search.candidates import baselines, largest_spec
 from psvit_ray.search.config import NOT_SEARCHED, Range, SearchConfig
 from psvit_ray.search.proposals import FixedProposals, Proposal, Proposals
 from psvit_ray.search.record import Point, Record, Status
@@ -251,7 +251,7 @@ def test_baselines_are_the_costliest_deits_within_limits(max_macs: int) -> None:
 
 def test_without_limits_a_baseline_costs_no_more_than_the_largest_of_the_space() -> None:
     most = max(count_macs(spec) for spec in all_of_twelve())
-    assert count_macs(largest(TWELVE)) == most
+    assert count_macs(largest_spec(TWELVE)) == most
     (deit,) = baselines(TWELVE, config().limits, 1)
     deeper = deit.with_pattern(deit.pattern + "-1") if deit.depth < 3 else None
     assert count_macs(deit) <= most

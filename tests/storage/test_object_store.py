@@ -15,7 +15,7 @@ import pytest
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources import image_source
-from psvit_ray.runtime.session.lease import InUse, Lease
+from psvit_ray.runtime.session.lease import Lease, NameInUse
 from psvit_ray.storage import folder
 from psvit_ray.storage.fence import LEASE, LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -204,7 +204,7 @@ def test_of_two_drivers_at_once_in_a_store_one_wins_and_the_one_before_it_writes
                 with pytest.raises(LeaseLost, match="taken over by process"):
                     before.over(folder.uri).write("record.json", b"before")
                 return name
-        except InUse:
+        except NameInUse:
             tried.wait()
             return ""
 

@@ -50,7 +50,7 @@ def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
     description = session.read_description(folder)
     session.check_resume("auto", folder, "a", description, IDENTITY)
     if description is None:
-        session.describe(folder, IDENTITY)
+        session.write_description(folder, IDENTITY)
     promises.described = True
     store = RecordStore(folder)
     (record,) = store.all() or [

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.studies.rank_study_report import Study, between_halves, write
+from jobs.studies.rank_study_report import RankStudyData, between_halves, write
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.report.rank_correlation import agreement, tau
 from psvit_ray.search.oneshot.scores import Score, ScoreStore
@@ -75,7 +75,7 @@ def test_the_better_half_is_ranked_by_itself() -> None:
     scratch = np.array([[1.0, 3.0], [4.0, 4.0], [90.0, 96.0], [94.0, 94.0], [95.0, 95.0]])
     scores = np.array([[1.0], [2.0], [9.0], [8.0], [7.0]])
     specs = [spec_of((1,) * depth) for depth in range(1, 6)]
-    study = Study(specs, scratch, scores, -scores)
+    study = RankStudyData(specs, scratch, scores, -scores)
     assert study.between == pytest.approx(np.std([2, 4, 93, 94, 95], ddof=1))
     assert study.within == pytest.approx(np.sqrt((2 + 18) / 5))  # the variances of 1, 3 and 90, 96
     half = study.better_half

@@ -17,7 +17,7 @@ from psvit_ray.arch.presets import preset
 from psvit_ray.commands import command_line
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.runtime.doctor import step_time
-from psvit_ray.runtime.doctor.step_time import BUCKET, FIRST_BUCKET, Link, step
+from psvit_ray.runtime.doctor.step_time import BUCKET, FIRST_BUCKET, Link, estimate_step
 from psvit_ray.training.config import TrainConfig
 
 PAGE = Path(__file__).parents[2] / "cluster" / "SCALING.md"
@@ -52,7 +52,7 @@ def test_buckets_are_those_of_ddp_but_for_a_weight(name: str) -> None:
 
 
 def test_a_network_of_one_bucket_waits_for_all_of_its_sums() -> None:
-    one = step(250_000, workers=2, compute_s=3, link=SLOW)
+    one = estimate_step(250_000, workers=2, compute_s=3, link=SLOW)
     assert (one.gradients_s, one.exposed_s, one.seconds) == (1, pytest.approx(1), pytest.approx(4))
 
 
@@ -61,16 +61,18 @@ def test_sums_begin_with_the_first_bucket_and_go_on_one_after_the_other() -> Non
     ready at 14 s, the second at 39 s. At 1 MiB/s their sums take 1 and 25 s."""
     params = (FIRST_BUCKET + BUCKET) // 4
     assert [*step_time.buckets(params)] == [FIRST_BUCKET // 4, BUCKET // 4]
-    slow = step(params, workers=2, compute_s=39, link=Link(8 * 2**20))
+    slow = estimate_step(params, workers=2, compute_s=39, link=Link(8 * 2**20))
     assert slow.exposed_s == pytest.approx(25)
     # At a 30th of that the first takes 30 s, from 14 to 44, and the second begins only then.
-    slower = step(params, workers=2, compute_s=39, link=Link(8 * 2**20 / 30))
+    slower = estimate_step(params, workers=2, compute_s=39, link=Link(8 * 2**20 / 30))
     assert slower.seconds == pytest.approx(14 + 30 + 30 * 25)
 
 
 def test_a_fast_link_or_one_worker_costs_nothing() -> None:
-    assert step(10**8, workers=1, compute_s=1, link=SLOW).seconds == pytest.approx(1)
-    assert step(10**8, workers=64, compute_s=1, link=Link(1e18)).seconds == pytest.approx(1)
+    assert estimate_step(10**8, workers=1, compute_s=1, link=SLOW).seconds == pytest.approx(1)
+    assert estimate_step(10**8, workers=64, compute_s=1, link=Link(1e18)).seconds == pytest.approx(
+        1
+    )
 
 
 def test_bf16_halves_what_is_sent() -> None:
@@ -78,7 +80,8 @@ def test_bf16_halves_what_is_sent() -> None:
         TrainConfig.model_fields["grad_compression"].annotation.__args__  # type: ignore[union-attr]
     )
     plain, packed = (
-        step(10**7, workers=8, compute_s=1, link=SLOW, compression=kind) for kind in step_time.BYTES
+        estimate_step(10**7, workers=8, compute_s=1, link=SLOW, compression=kind)
+        for kind in step_time.BYTES
     )
     assert packed.gradients_s == plain.gradients_s / 2
     for kind, dtype in (("none", torch.float32), ("bf16", torch.bfloat16)):

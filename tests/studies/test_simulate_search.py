@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from jobs.studies import simulate_search
-from jobs.studies.simulate_search import Driven, End, Sample, SimulateSearch, drive, found_wrong
+from jobs.studies.simulate_search import (
+    DriverEnd,
+    DriverRun,
+    Sample,
+    SimulateSearch,
+    drive,
+    find_faults,
+)
 from psvit_ray.commands import command_line
-from psvit_ray.search.record import ENDED, RecordStore
+from psvit_ray.search.record import FINAL_STATUSES, RecordStore
 from psvit_ray.storage.folder import Folder
 
 
@@ -22,15 +29,15 @@ class Said(list[Any]):
     send = list.append
 
 
-def driven_here(folder: Path, num_trials: int, *, resumes: bool) -> Driven:
+def driven_here(folder: Path, num_trials: int, *, resumes: bool) -> DriverRun:
     flags = f"--num-trials {num_trials} --slots 2 --epoch-s 0.01 --epochs 4 --grace-epochs 2"
     job = command_line.parse(SimulateSearch, flags.split())
     said: Any = Said()
     began = time.monotonic()
     drive(job, str(folder), resumes, said)
     samples = [one for one in said if isinstance(one, Sample)]
-    (end,) = (one for one in said if isinstance(one, End))
-    return Driven(began, samples, end)
+    (end,) = (one for one in said if isinstance(one, DriverEnd))
+    return DriverRun(began, samples, end)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -39,7 +46,7 @@ def test_a_simulated_search_that_was_cut_off_goes_on_and_what_is_amiss_is_found(
 ) -> None:
     first = driven_here(tmp_path, 5, resumes=False)
     assert (first.samples[-1].ended, first.samples[-1].new) == (5, 5)
-    assert found_wrong(str(tmp_path), 5) == []
+    assert find_faults(str(tmp_path), 5) == []
 
     # As if the driver had been killed after two epochs of what was trained in full.
     store = RecordStore(Folder(str(tmp_path)) / simulate_search.NAME)
@@ -51,8 +58,8 @@ def test_a_simulated_search_that_was_cut_off_goes_on_and_what_is_amiss_is_found(
     assert (second.samples[-1].ended, second.samples[-1].new) == (8, 3)
     (again,) = (record for record in store.all() if record.key == whole.key)
     assert (again.status, again.curve) == ("completed", whole.curve)
-    assert all(record.status in ENDED for record in store.all())
-    assert found_wrong(str(tmp_path), 8) == []
+    assert all(record.status in FINAL_STATUSES for record in store.all())
+    assert find_faults(str(tmp_path), 8) == []
 
     assert [row[:2] for row in simulate_search.growth(first, second, 8)[1:]][-1] == ["second", "8"]
     stored = dict(simulate_search.store_facts(str(tmp_path)))
@@ -65,7 +72,7 @@ def test_a_simulated_search_that_was_cut_off_goes_on_and_what_is_amiss_is_found(
             "INSERT INTO metrics SELECT key, value, timestamp + 1, run_uuid, step, is_nan "
             "FROM metrics WHERE key = 'train/loss' LIMIT 2"
         )
-    assert found_wrong(str(tmp_path), 8) == [
+    assert find_faults(str(tmp_path), 8) == [
         "ended configurations: 7 instead of 8",
         "configurations of distinct numbers: 7 instead of 8",
         f"epochs in MLflow: {sum(len(r.curve) for r in store.all()) + 4} instead of "

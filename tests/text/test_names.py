@@ -13,7 +13,7 @@ from mlflow.utils import validation
 from pyarrow import fs
 
 from psvit_ray.runtime.cluster.ray_names import ray_name
-from psvit_ray.runtime.session.session import Launch, records_of, resolve
+from psvit_ray.runtime.session.session import SessionConfig, read_records, resolve_folder
 from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import experiment_name
@@ -30,7 +30,9 @@ STRANGE = (
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_name_that_a_disk_takes_is_a_name(name: str, tmp_path: Path) -> None:
-    storage, resolved = resolve(Launch(storage=str(tmp_path), name=name), default_name="x")
+    storage, resolved = resolve_folder(
+        SessionConfig(storage=str(tmp_path), name=name), default_name="x"
+    )
     assert (storage.uri, resolved) == (str(tmp_path), name)
     (storage / name).write("a", b"1")
     assert (tmp_path / name / "a").read_bytes() == b"1"
@@ -58,8 +60,8 @@ def test_a_name_that_a_disk_takes_is_a_name(name: str, tmp_path: Path) -> None:
 )
 def test_any_other_name_is_refused_with_the_rule(name: str, said: str, tmp_path: Path) -> None:
     for use in (
-        lambda: resolve(Launch(storage=str(tmp_path), name=name), default_name="x"),
-        lambda: records_of(Folder(str(tmp_path)), name),
+        lambda: resolve_folder(SessionConfig(storage=str(tmp_path), name=name), default_name="x"),
+        lambda: read_records(Folder(str(tmp_path)), name),
     ):
         with pytest.raises(ValueError, match="name must") as caught:
             use()

@@ -18,7 +18,12 @@ from pydantic import ValidationError
 from psvit_ray.arch.cost import Limits, count_macs
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.search.oneshot.subnets import HeldOut, Subnets, load_supernet, read
+from psvit_ray.search.oneshot.subnets import (
+    HoldoutImages,
+    SubnetScorer,
+    load_supernet,
+    read_holdout,
+)
 from psvit_ray.training.config import Configuration, Paths, SupernetConfig, TrainConfig
 from psvit_ray.training.engine import load_source, run
 from psvit_ray.training.evaluation import evaluate
@@ -197,11 +202,11 @@ def hashes(images: np.ndarray) -> set[str]:
     return {hashlib.sha256(image.tobytes()).hexdigest() for image in images}
 
 
-def overlaps(source: Source, held_out: HeldOut) -> dict[str, int]:
+def overlaps(source: Source, held_out: HoldoutImages) -> dict[str, int]:
     """Images that are where they must not be, by what they show. What candidates are scored on is
     what the actors hold."""
     sees = {
-        name: hashes(read(table, facts_of(configuration(), source).preprocessing).images)
+        name: hashes(read_holdout(table, facts_of(configuration(), source).preprocessing).images)
         for name, table in (("train", source.train), ("test", source.test))
         if table
     }
@@ -217,11 +222,11 @@ def test_no_image_is_trained_on_and_scored() -> None:
     """And the check finds one that is."""
     source = load_source(configuration())
     preprocessing = facts_of(configuration(), source).preprocessing
-    held_out = read(source.holdout, preprocessing)
+    held_out = read_holdout(source.holdout, preprocessing)
     assert len(held_out.labels) == len(source.holdout)
     assert set(overlaps(source, held_out).values()) == {0}
     broken = replace(source, holdout=source.train.take(np.arange(5)))
-    assert overlaps(source, read(broken.holdout, preprocessing))["train and hold-out"] == 5
+    assert overlaps(source, read_holdout(broken.holdout, preprocessing))["train and hold-out"] == 5
     leaked = replace(source, test=source.holdout)
     assert overlaps(leaked, held_out)["hold-out and test"] == len(source.holdout)
 
@@ -232,15 +237,17 @@ def test_scores_in_memory_are_those_of_an_evaluation() -> None:
     *_, last = run(one, source)
     checkpoint = last.checkpoint()
     preprocessing = checkpoint.facts.preprocessing
-    held_out = read(source.holdout, preprocessing)
-    subnets = Subnets(checkpoint, held_out, device=torch.device("cpu"), batch_size=100)
+    held_out = read_holdout(source.holdout, preprocessing)
+    subnets = SubnetScorer(checkpoint, held_out, device=torch.device("cpu"), batch_size=100)
     supernet = load_supernet(checkpoint)
     for spec in PathSampler(supernet_config(), 0).at(3):
         expected = evaluate(supernet.extract(spec), source.holdout, preprocessing)
         loss, top1 = subnets.score(spec)
         assert (loss, top1) == (pytest.approx(expected.loss, abs=1e-9), expected.top1)
     assert last.metrics["holdout/top1"] == subnets.score(one.spec)[1]
-    unreadable = Subnets(checkpoint, held_out._replace(unreadable=12), device=torch.device("cpu"))
+    unreadable = SubnetScorer(
+        checkpoint, held_out._replace(unreadable=12), device=torch.device("cpu")
+    )
     right = round(subnets.score(one.spec)[1] * 288 / 100)
     assert unreadable.score(one.spec)[1] == pytest.approx(100 * right / 300)
 

@@ -9,23 +9,23 @@ from typing import Any
 
 from psvit_ray.data import quarantine
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
-from psvit_ray.report.evaluation.metrics import Answers, hardest, metrics, per_class
+from psvit_ray.report.evaluation.metrics import Evaluation, hardest, metrics, per_class
 from psvit_ray.text import csv_file
 from psvit_ray.text.printable import printable
 
-MOST_NAMED = 5
+MAX_CLASSES_NAMED = 5
 
-Place = Callable[[int], tuple[str, str]]
+Locate = Callable[[int], tuple[str, str]]
 """Source of an image, and its path or row there."""
 
 
 def write(
-    answers: Answers,
+    answers: Evaluation,
     folder: Path,
     *,
     about: dict[str, Any],
     title: str,
-    place: Place,
+    place: Locate,
     num_hardest: int,
 ) -> None:
     """`metrics.json` (with `about` before the numbers), `per_class.csv`, `confusion.csv` and
@@ -52,7 +52,7 @@ def write(
         (folder / quarantine.QUARANTINE).write_bytes(quarantine.content(bad))
 
 
-def summary(answers: Answers) -> str:
+def summary(answers: Evaluation) -> str:
     """A few lines for a terminal."""
     found = metrics(answers)
     numbers = [f"top-1 {found['top1']:.2f} %"]
@@ -69,12 +69,12 @@ def summary(answers: Answers) -> str:
         )
     recalls = [(row["recall"], row["class"]) for row in per_class(answers) if row["support"]]
     worst = ", ".join(
-        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MOST_NAMED]
+        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MAX_CLASSES_NAMED]
     )
     return "\n".join([*lines, f"lowest recall: {worst}"])
 
 
-def _hardest(answers: Answers, place: Place, most: int) -> Iterable[Sequence[object]]:
+def _hardest(answers: Evaluation, place: Locate, most: int) -> Iterable[Sequence[object]]:
     names = answers.class_names
     for index in hardest(answers, most).tolist():
         yield (

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from psvit_ray.report.evaluation.metrics import (
-    Answers,
+    Evaluation,
     calibration_error,
     confused_pairs,
     metrics,
@@ -18,16 +18,16 @@ from psvit_ray.report.evaluation.metrics import (
 from psvit_ray.report.pareto_picture import png
 from psvit_ray.text.printable import printable
 
-MOST_NAMED = 40
+MAX_CLASSES_NAMED = 40
 """Classes whose names fit beside the cells."""
-MOST_COUNTED = 25
+MAX_CLASSES_COUNTED = 25
 """Classes whose counts fit into the cells."""
-MOST_PAIRS = 12
-LONGEST_NAME = 24
+MAX_PAIRS = 12
+MAX_NAME_LENGTH = 24
 COLOUR = "#0072B2"
 
 
-def confusion_png(answers: Answers, title: str) -> bytes:
+def confusion_png(answers: Evaluation, title: str) -> bytes:
     """A row for each label, in shares of its images, so that rare classes are seen; with few
     classes their names and counts, with many the most frequent mistakes beside it."""
     counts = answers.confusion()
@@ -41,10 +41,10 @@ def confusion_png(answers: Answers, title: str) -> bytes:
     FigureCanvasAgg(figure)
     axes, beside = figure.subplots(1, 2, width_ratios=(side, 2.2))
     # Not in proportion: a mistake of 1 % is seen beside a diagonal of 90 %.
-    scale = PowerNorm(0.5 if size <= MOST_NAMED else 0.3, 0, 100)
+    scale = PowerNorm(0.5 if size <= MAX_CLASSES_NAMED else 0.3, 0, 100)
     image = axes.imshow(shares, cmap="Blues", norm=scale, interpolation="nearest", aspect="auto")
     _name_classes(axes, answers, counts.shape[1] > size)
-    if size <= MOST_COUNTED:
+    if size <= MAX_CLASSES_COUNTED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 35 else "black"
@@ -60,7 +60,7 @@ def confusion_png(answers: Answers, title: str) -> bytes:
     return png(figure)
 
 
-def reliability_png(answers: Answers, title: str) -> bytes:
+def reliability_png(answers: Evaluation, title: str) -> bytes:
     """How often the network is right against how sure it is, and how often it is so sure."""
     figure = Figure(figsize=(5.5, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -99,9 +99,9 @@ def reliability_png(answers: Answers, title: str) -> bytes:
     return png(figure)
 
 
-def _name_classes(axes: Axes, answers: Answers, unreadable: bool) -> None:
+def _name_classes(axes: Axes, answers: Evaluation, unreadable: bool) -> None:
     size = len(answers.class_names)
-    if size > MOST_NAMED:
+    if size > MAX_CLASSES_NAMED:
         if unreadable:
             axes.set_xticks([*axes.get_xticks()[1:-1], size], None)
         axes.xaxis.set_major_formatter(
@@ -114,13 +114,13 @@ def _name_classes(axes: Axes, answers: Answers, unreadable: bool) -> None:
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
 
 
-def _mistakes(answers: Answers) -> str:
+def _mistakes(answers: Evaluation) -> str:
     found = metrics(answers)
     wrong = found["images"] - found["correct"]
     lines = [f"{found['images']:,} images, {wrong:,} wrong"]
     if found["unreadable"]:
         lines.append(f"of these {found['unreadable']:,} unreadable")
-    pairs = confused_pairs(answers, MOST_PAIRS)
+    pairs = confused_pairs(answers, MAX_PAIRS)
     if pairs:
         lines += ["", "most frequent mistakes:"]
     for label, prediction, count in pairs:
@@ -130,4 +130,4 @@ def _mistakes(answers: Answers) -> str:
 
 def _short(name: str) -> str:
     name = printable(name)
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"

@@ -21,7 +21,7 @@ UNREADABLE = -1
 
 
 @dataclass(frozen=True)
-class Answers:
+class Evaluation:
     """What a network said of each image, in the order of the table. Where an image cannot be read
     the prediction is UNREADABLE and the numbers are NaN."""
 
@@ -44,7 +44,7 @@ class Answers:
     @classmethod
     def of(
         cls, scored: Iterable[ScoredBatch], labels: np.ndarray, class_names: tuple[str, ...]
-    ) -> Answers:
+    ) -> Evaluation:
         """`labels` (N,) are numbers of `class_names`."""
         numbers = {
             name: np.full(len(labels), math.nan)
@@ -90,7 +90,7 @@ class Answers:
         return cells.reshape(size, size + 1)
 
 
-def metrics(answers: Answers) -> dict[str, Any]:
+def metrics(answers: Evaluation) -> dict[str, Any]:
     """Top-1 and top-5 in percent of all images, loss and calibration over those that can be read;
     None where there is nothing to say."""
     readable = int(answers.readable.sum())
@@ -106,7 +106,7 @@ def metrics(answers: Answers) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Bin:
+class ReliabilityBin:
     """Images with a confidence above `low` and up to `high`. Means are NaN where there are none."""
 
     low: float
@@ -116,7 +116,7 @@ class Bin:
     confidence: float
 
 
-def reliability(answers: Answers, num_bins: int = NUM_BINS) -> list[Bin]:
+def reliability(answers: Evaluation, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
     """Bins of equal width, over images that can be read."""
     confidences = answers.confidences[answers.readable]
     correct = answers.correct[answers.readable]
@@ -127,7 +127,7 @@ def reliability(answers: Answers, num_bins: int = NUM_BINS) -> list[Bin]:
         accuracy = np.bincount(place, correct, num_bins) / counts
         confidence = np.bincount(place, confidences, num_bins) / counts
     return [
-        Bin(
+        ReliabilityBin(
             float(edges[i]),
             float(edges[i + 1]),
             int(counts[i]),
@@ -138,7 +138,7 @@ def reliability(answers: Answers, num_bins: int = NUM_BINS) -> list[Bin]:
     ]
 
 
-def calibration_error(bins: Iterable[Bin]) -> float:
+def calibration_error(bins: Iterable[ReliabilityBin]) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599), in 0 to 1: how far accuracy
     is from confidence, as the mean over bins by their number of images."""
     filled = [one for one in bins if one.count]
@@ -146,10 +146,10 @@ def calibration_error(bins: Iterable[Bin]) -> float:
     return gaps / sum(one.count for one in filled)
 
 
-Row = dict[str, Any]
+ClassRow = dict[str, Any]
 
 
-def per_class(answers: Answers) -> list[Row]:
+def per_class(answers: Evaluation) -> list[ClassRow]:
     """A row for each class, in percent. Precision is None for a class that was never predicted,
     recall for one that has no images."""
     confusion = answers.confusion()
@@ -174,13 +174,13 @@ def per_class(answers: Answers) -> list[Row]:
     return rows
 
 
-def hardest(answers: Answers, most: int) -> np.ndarray:
+def hardest(answers: Evaluation, most: int) -> np.ndarray:
     """Indices of the images with the highest loss, that first."""
     order = np.argsort(-answers.losses, kind="stable")  # NaN, of an unreadable one, comes last
     return order[: min(most, int(answers.readable.sum()))]
 
 
-def confused_pairs(answers: Answers, most: int) -> list[tuple[str, str, int]]:
+def confused_pairs(answers: Evaluation, most: int) -> list[tuple[str, str, int]]:
     """Label, prediction and count of the most frequent mistakes."""
     counts = answers.confusion()[:, :-1].copy()
     np.fill_diagonal(counts, 0)

@@ -11,11 +11,11 @@ from psvit_ray.text import csv_file
 
 SUFFIXES = (".csv", ".jsonl")
 
-Write = Callable[[str, Prediction], None]
+WriteRow = Callable[[str, Prediction], None]
 """Of the name of an image and the answer to it."""
 
 
-def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) -> Write:
+def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) -> WriteRow:
     """CSV: path, label, probability, the next likeliest in columns `label_2`, `probability_2` and
     so on, error. JSON lines: the same names, and all of the likeliest in `top`. An image that
     cannot be read has an error and no label."""
@@ -24,22 +24,22 @@ def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) ->
     return _json_lines(file, class_names)
 
 
-def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> Write:
+def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> WriteRow:
     numbered = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("label", "probability")]
     file.write(csv_file.line(["path", "label", "probability", *numbered, "error"]))
 
     def write(path: str, answer: Prediction) -> None:
-        cells = [cell for one in _likeliest(answer, class_names) for cell in one]
+        cells = [cell for one in _top_classes(answer, class_names) for cell in one]
         file.write(csv_file.line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
 
     return write
 
 
-def _json_lines(file: TextIO, class_names: Sequence[str]) -> Write:
+def _json_lines(file: TextIO, class_names: Sequence[str]) -> WriteRow:
     def write(path: str, answer: Prediction) -> None:
         top = [
             {"label": label, "probability": probability}
-            for label, probability in _likeliest(answer, class_names)
+            for label, probability in _top_classes(answer, class_names)
         ]
         first = top[0] if top else {"label": None, "probability": None}
         line = {"path": path, **first, "top": top, "error": answer.reason or None}
@@ -48,7 +48,7 @@ def _json_lines(file: TextIO, class_names: Sequence[str]) -> Write:
     return write
 
 
-def _likeliest(answer: Prediction, class_names: Sequence[str]) -> list[tuple[str, float]]:
+def _top_classes(answer: Prediction, class_names: Sequence[str]) -> list[tuple[str, float]]:
     return [
         (class_names[number], float(f"{probability:.6g}"))
         for number, probability in zip(answer.classes, answer.probabilities, strict=True)

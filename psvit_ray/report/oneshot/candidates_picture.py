@@ -19,16 +19,16 @@ from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.report.pareto_picture import (
     COLOURS,
     DEIT_COLOUR,
-    finish,
-    floor_of,
+    accuracy_floor,
     new_figure,
-    scale,
+    style_axes,
+    style_cost_axis,
 )
 from psvit_ray.search.oneshot.finalists import Finalist
-from psvit_ray.search.oneshot.scores import Score, pareto, ranked
+from psvit_ray.search.oneshot.scores import Score, pareto_scores, rank_scores
 from psvit_ray.search.record import Kind
 
-AROUND = ((0, 1), (-0.8, 0.7), (0.8, 0.7), (-1, 0), (1, 0), (0, -1))
+LABEL_OFFSETS = ((0, 1), (-0.8, 0.7), (0.8, 0.7), (-1, 0), (1, 0), (0, -1))
 """Where a number may stand at its point, in widths and heights of it."""
 LATER_DARKER = ListedColormap(colormaps["viridis_r"](np.linspace(0.15, 1, 256)))
 MARKERS = "D^vP*X<>"
@@ -51,7 +51,7 @@ def picture(
     training made of the finalists and of DeiT. A finalist's number is its rank as a candidate."""
     trained = [one for one in finalists if one.runs]
     unit = MacsUnit.of([*scores, *trained])
-    ranks = {score.spec: rank for rank, score in enumerate(ranked(scores), start=1)}
+    ranks = {score.spec: rank for rank, score in enumerate(rank_scores(scores), start=1)}
     psvits = {one.spec for one in finalists if one.kind != "baseline"}
     chosen = [score for score in scores if score.spec in psvits]
     figure = new_figure(8, 9 if trained else 5.5)
@@ -59,7 +59,7 @@ def picture(
         above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         _draw_trained(above, trained, unit)
         above.set_title("trained on their own, mean ± sd over seeds", loc="left", fontsize=9)
-        finish(above)
+        style_axes(above)
     else:
         axes = figure.add_subplot()
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
@@ -73,10 +73,10 @@ def picture(
     else:
         axes.text(0.5, 0.5, "no candidate is scored yet", ha="center", transform=axes.transAxes)
     if scores or trained:
-        scale(axes, [*scores, *trained], unit)
+        style_cost_axis(axes, [*scores, *trained], unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     axes.set_xlabel(f"{unit.name} of one image")
-    finish(axes)
+    style_axes(axes)
     figure.draw_without_rendering()  # lays it out: numbers are placed where there is room
     _number(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
     if trained:
@@ -126,7 +126,7 @@ def _seeds(numbers: Sequence[int]) -> str:
 def _draw_scores(
     figure: Figure, axes: Axes, scores: Sequence[Score], unit: MacsUnit, must: Sequence[float]
 ) -> None:
-    floor = floor_of([score.top1 for score in scores], must)
+    floor = accuracy_floor([score.top1 for score in scores], must)
     below = [score for score in scores if score.top1 < floor]
     inside = sorted((score for score in scores if score.top1 >= floor), key=lambda s: s.generation)
     dots = axes.scatter(
@@ -151,7 +151,7 @@ def _draw_scores(
             alpha=0.5,
             label=f"{len(below):,} below {floor:.3g} %",
         )
-    front = pareto(inside)
+    front = pareto_scores(inside)
     axes.plot(
         [unit.value(score) for score in front],
         [score.top1 for score in front],
@@ -206,7 +206,7 @@ def _number(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
     for rank, x, y in sorted(points):
         width, height = 7.0 * len(str(rank)) + 11, 12.0
         others = [place for other, place in places.items() if other != rank]
-        spots = [(a * width, b * height) for a, b in AROUND]
+        spots = [(a * width, b * height) for a, b in LABEL_OFFSETS]
         ends = [(places[rank][0] + aside, places[rank][1] + up) for aside, up in spots]
         free = [
             not any(abs(c - e[0]) < width and abs(d - e[1]) < height for c, d in taken)

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from psvit_ray.arch.cost import count_params
 from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.report.summary import aligned
-from psvit_ray.search.oneshot.finalists import Finalist, Mean
-from psvit_ray.search.oneshot.scores import Score, ranked
+from psvit_ray.search.oneshot.finalists import Finalist, SeedMean
+from psvit_ray.search.oneshot.scores import Score, rank_scores
 from psvit_ray.search.rows import Row, spec_columns
 
 
-def rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
+def finalist_rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
     """`shared_top1` is with the supernet's weights, `rank` and `number` are the candidate's; None
     of what was not scored, as DeiT."""
-    places = {score.spec: (rank, score) for rank, score in enumerate(ranked(scores), start=1)}
+    places = {score.spec: (rank, score) for rank, score in enumerate(rank_scores(scores), start=1)}
     table = []
     for one in found:
         rank, score = places.get(one.spec, (None, None))
@@ -41,7 +41,7 @@ def rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
     return table
 
 
-def _columns(name: str, mean: Mean | None) -> Row:
+def _columns(name: str, mean: SeedMean | None) -> Row:
     return {name: mean.mean if mean else None, f"{name}_sd": mean.sd if mean else None}
 
 
@@ -51,7 +51,7 @@ def table(found: Sequence[Finalist], scores: Iterable[Score]) -> str:
     heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
     heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]
     lines = [heading]
-    for one, row in zip(found, rows(found, scores), strict=True):
+    for one, row in zip(found, finalist_rows(found, scores), strict=True):
         lines.append(
             [
                 one.how,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from psvit_ray.report.pareto_picture import COLOURS, finish, new_figure
+from psvit_ray.report.pareto_picture import COLOURS, new_figure, style_axes
 from psvit_ray.search.oneshot.scores import Generation
 
 
@@ -42,5 +42,5 @@ def picture(found: Sequence[Generation], *, title: str) -> Figure:
         axes.text(0.5, 0.5, "no candidate is scored yet", ha="center", transform=axes.transAxes)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("generation")
-    finish(axes)
+    style_axes(axes)
     return figure

@@ -14,12 +14,12 @@ from psvit_ray.report.oneshot import (
     traits_picture,
 )
 from psvit_ray.report.pareto_picture import png
-from psvit_ray.report.summary import aligned, counted, mlflow
+from psvit_ray.report.summary import aligned, count_statuses, mlflow_command
 from psvit_ray.search.oneshot.config import standard_error
-from psvit_ray.search.oneshot.finalists import HOW, finalists, trainings, winner
-from psvit_ray.search.oneshot.scores import Score, generations, ranked, rows
+from psvit_ray.search.oneshot.finalists import HOW, finalist_records, finalists, winner
+from psvit_ray.search.oneshot.scores import Score, generations, rank_scores, score_rows
 from psvit_ray.search.record import Record
-from psvit_ray.search.rows import as_csv, put
+from psvit_ray.search.rows import csv_bytes, write_files
 from psvit_ray.storage.folder import Folder
 
 
@@ -38,24 +38,24 @@ def write(
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    found, chosen = finalists(records), traits.choices(scores)
-    best = f"{title}: the best {len(traits.best(scores))} of {len(scores):,} candidates"
+    found, chosen = finalists(records), traits.trait_choices(scores)
+    best = f"{title}: the best {len(traits.best_scores(scores))} of {len(scores):,} candidates"
     pictures = {
         "candidates.png": candidates_picture.picture(scores, found, marked or {}, title=title),
         "generations.png": generations_picture.picture(generations(scores), title=title),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
     }
     drawn = {name: png(figure) for name, figure in pictures.items()}
-    return put(folder, tables(scores, records) | drawn)
+    return write_files(folder, tables(scores, records) | drawn)
 
 
 def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
     """`candidates.csv`, `traits.csv` and `finalists.csv`."""
     found = finalists(records)
     return {
-        "candidates.csv": as_csv(rows(scores)),
-        "traits.csv": as_csv(traits.rows(traits.choices(scores)), first="trait"),
-        "finalists.csv": as_csv(finalist_table.rows(found, scores), first="how"),
+        "candidates.csv": csv_bytes(score_rows(scores)),
+        "traits.csv": csv_bytes(traits.trait_rows(traits.trait_choices(scores)), first="trait"),
+        "finalists.csv": csv_bytes(finalist_table.finalist_rows(found, scores), first="how"),
     }
 
 
@@ -70,12 +70,12 @@ def summary(
     holdout_size: int,
 ) -> str:
     """What was scored and how surely, the finalists beside DeiT, what it took, and the files."""
-    trained = trainings(records)
+    trained = finalist_records(records)
     parts = [_scored(scores, holdout_size)]
     if trained:
         missing = sum(not record.ranks for record in trained)
         lacking = f"; missing below: {missing}" if missing else ""
-        parts.append(f"{len(trained)} trainings of finalists: {counted(trained)}{lacking}")
+        parts.append(f"{len(trained)} trainings of finalists: {count_statuses(trained)}{lacking}")
         parts.append(finalist_table.table(finalists(trained), scores))
     parts.append(_winner(trained))
     seconds = {
@@ -91,7 +91,7 @@ def summary(
         ),
         ("Traits", _traits(scores, folder)),
         ("Finalists", str(folder / "finalists.csv")),
-        ("MLflow", mlflow(tracking_uri)),
+        ("MLflow", mlflow_command(tracking_uri)),
     ]
     return "\n\n".join([*parts, aligned([(f"{name}:", text) for name, text in files])])
 
@@ -99,7 +99,7 @@ def summary(
 def _scored(scores: Sequence[Score], holdout_size: int) -> str:
     if not scores:
         return "No candidate is scored yet."
-    best = ranked(scores)[0]
+    best = rank_scores(scores)[0]
     error = standard_error(holdout_size, best.top1)
     near = sum(score.top1 >= best.top1 - error for score in scores)
     last = max(score.generation for score in scores)
@@ -130,6 +130,6 @@ def _shares(seconds: Mapping[str, float]) -> str:
 
 
 def _traits(scores: Sequence[Score], folder: Folder) -> str:
-    if len(scores) < traits.FEWEST:
-        return f"not told from fewer than {traits.FEWEST} candidates"
+    if len(scores) < traits.MIN_CANDIDATES:
+        return f"not told from fewer than {traits.MIN_CANDIDATES} candidates"
     return f"{folder / 'traits.csv'}, traits.png beside it"

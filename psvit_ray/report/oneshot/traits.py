@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from psvit_ray.arch.census import wilson_interval
 from psvit_ray.arch.space import Parameter
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.search.oneshot.scores import Score, ranked
+from psvit_ray.search.oneshot.scores import Score, rank_scores
 from psvit_ray.search.rows import Row
 
-TOP = 0.1
+TOP_SHARE = 0.1
 """Part of the candidates that is the best."""
-FEWEST = 20
+MIN_CANDIDATES = 20
 """Candidates below which two or fewer would be the best, and traits are noise."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class TraitChoice:
     """How often one choice of a trait was made, where the trait applies: a third stage has no depth
     in a spec of two, the second layer shares nothing in a stage of one."""
 
@@ -79,20 +79,20 @@ def traits(spec: ArchSpec) -> dict[str, Parameter]:
     return found
 
 
-def best(scores: Sequence[Score]) -> list[Score]:
+def best_scores(scores: Sequence[Score]) -> list[Score]:
     """The best tenth by top-1, at whatever cost."""
-    return ranked(scores)[: math.ceil(TOP * len(scores))]
+    return rank_scores(scores)[: math.ceil(TOP_SHARE * len(scores))]
 
 
-def choices(scores: Sequence[Score]) -> list[Choice]:
+def trait_choices(scores: Sequence[Score]) -> list[TraitChoice]:
     """By trait, then by choice. Without traits that are alike in all candidates; none at all with
     too few candidates."""
-    if len(scores) < FEWEST:
+    if len(scores) < MIN_CANDIDATES:
         return []
     everywhere = _counts(scores)
-    among_best = _counts(best(scores))
+    among_best = _counts(best_scores(scores))
     return [
-        Choice(
+        TraitChoice(
             trait,
             choice,
             top=among_best.get(trait, Counter())[choice],
@@ -121,7 +121,7 @@ def _order(trait: str) -> tuple[str, int]:
     return stage, int(layer) if layer.isdigit() else 0
 
 
-def rows(found: Sequence[Choice]) -> list[Row]:
+def trait_rows(found: Sequence[TraitChoice]) -> list[Row]:
     """Shares are in percent."""
     table = []
     for one in found:

@@ -8,7 +8,7 @@ from itertools import groupby
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from psvit_ray.report.oneshot.traits import FEWEST, Choice
+from psvit_ray.report.oneshot.traits import MIN_CANDIDATES, TraitChoice
 from psvit_ray.report.pareto_picture import COLOURS, DEIT_COLOUR, new_figure
 
 ROW = 0.21
@@ -24,17 +24,17 @@ NAMES = {
 }
 SHARES = "takes the map of the layer before"
 
-Rows = list[tuple[str, Choice | None]]
+Rows = list[tuple[str, TraitChoice | None]]
 """A label and its choice; None under which a group begins."""
 
 
-def picture(found: Sequence[Choice], *, title: str) -> Figure:
+def picture(found: Sequence[TraitChoice], *, title: str) -> Figure:
     """A column for the whole spec and one for each stage."""
     columns = {name: list(_rows(list(group))) for name, group in groupby(found, _stage)}
     if not columns:
         figure = new_figure(8, 3)
-        said = f"with fewer than {FEWEST} candidates, or all alike, there is nothing to compare"
-        figure.text(0.5, 0.5, said, ha="center")
+        message = f"no comparison of fewer than {MIN_CANDIDATES} candidates, or of equal ones"
+        figure.text(0.5, 0.5, message, ha="center")
     else:
         most = max(len(rows) for rows in columns.values())
         figure = new_figure(0.6 + 3.6 * len(columns), 1.5 + ROW * most)
@@ -53,12 +53,12 @@ def picture(found: Sequence[Choice], *, title: str) -> Figure:
     return figure
 
 
-def _stage(one: Choice) -> str:
+def _stage(one: TraitChoice) -> str:
     stage, dot, _ = one.trait.rpartition(".")
     return f"stage {stage.removeprefix('stage')}" if dot else "whole spec"
 
 
-def _rows(found: Sequence[Choice]) -> Iterator[tuple[str, Choice | None]]:
+def _rows(found: Sequence[TraitChoice]) -> Iterator[tuple[str, TraitChoice | None]]:
     """Of a layer that shares or does not, one row says both."""
     for heading, group in groupby(found, _heading):
         yield heading, None
@@ -69,7 +69,7 @@ def _rows(found: Sequence[Choice]) -> Iterator[tuple[str, Choice | None]]:
                 yield f"layer {one.trait.rpartition('share')[2]}", one
 
 
-def _heading(one: Choice) -> str:
+def _heading(one: TraitChoice) -> str:
     name = one.trait.rpartition(".")[2]
     return SHARES if name.startswith("share") else NAMES.get(name, name)
 
@@ -93,7 +93,7 @@ def _draw(axes: Axes, rows: Rows, most: int) -> None:
         (-1, DEIT_COLOUR, "of the best: less often"),
         (0, "dimgrey", "of the best: as often, within the 95 % interval"),
     ):
-        mine = [(y, one) for y, one in shown if _likes(one) == likes]
+        mine = [(y, one) for y, one in shown if _difference_sign(one) == likes]
         ends = [one.interval or (0.0, 0.0) for _, one in mine]
         axes.hlines(
             [y for y, _ in mine],
@@ -123,7 +123,7 @@ def _draw(axes: Axes, rows: Rows, most: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _likes(one: Choice) -> int | None:
+def _difference_sign(one: TraitChoice) -> int | None:
     """1 where the best chose it more often than all did, -1 where less, 0 where that may be chance;
     None where the trait applies to none of them."""
     if one.interval is None:

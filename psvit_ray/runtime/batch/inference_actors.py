@@ -20,7 +20,7 @@ MAX_FAILURES = 3
 
 
 @ray.remote
-class Scorer:
+class InferenceActor:
     """Holds a model, on the GPU where it was given one."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Scorer:
         return list(to_predictions(found, self._top_k))
 
 
-def over_actors(
+def predict_tables(
     exported: ExportedModel,
     tables: Iterable[ImageTable],
     *,
@@ -59,7 +59,7 @@ def over_actors(
     """The answers to each table, in order. An actor that dies is started again, and its tables are
     answered anew; raises RayActorError where that happens over and over."""
     held = ray.put(exported)
-    kind: Any = Scorer
+    kind: Any = InferenceActor
     actors = [
         kind.options(
             num_cpus=resources_per_worker.get("CPU", 0),

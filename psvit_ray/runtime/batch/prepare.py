@@ -26,7 +26,7 @@ from psvit_ray.data.sources.shard_manifest import (
 )
 from psvit_ray.data.splits.splits import Splits
 from psvit_ray.runtime.session.session import Resume
-from psvit_ray.runtime.session.signals import Heard, listening
+from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.search.record import differences
 from psvit_ray.storage import json_files
 from psvit_ray.storage.folder import Folder
@@ -36,7 +36,7 @@ SAY_EVERY_S = 5.0
 LISTEN_EVERY_S = 0.5
 
 
-class Stopped(Exception):
+class PrepareInterrupted(Exception):
     """A signal asked to stop; the message says how far it was. What is written stays."""
 
     def __init__(self, message: str, signal: int) -> None:
@@ -91,14 +91,14 @@ def prepare(
         todo = [shard for shard in planned if shard.name not in written]
         progress = _Progress(planned, todo, say)
         _check_bad(planned, written, max_bad_fraction, out)
-        with listening() as heard:
-            for shard, found in _write_all(splits, out, settings, todo, workers, heard):
+        with catch_stop_signals() as stop_signal:
+            for shard, found in _write_all(splits, out, settings, todo, workers, stop_signal):
                 written[shard.name] = found
                 progress.step(shard)
                 _check_bad(planned, written, max_bad_fraction, out)
-        if heard.number and len(written) < len(planned):
-            said = f"{heard.name}: {len(written)} of {len(planned)} shards are written"
-            raise Stopped(said, heard.number)
+        if stop_signal.number and len(written) < len(planned):
+            said = f"{stop_signal.name}: {len(written)} of {len(planned)} shards are written"
+            raise PrepareInterrupted(said, stop_signal.number)
         return _finish(splits, out, identity, planned, written)
     except OSError as error:
         raise ValueError(
@@ -113,9 +113,9 @@ def _write_all(
     settings: ShardSettings,
     todo: Sequence[Shard],
     workers: int,
-    heard: Heard,
+    stop_signal: StopSignal,
 ) -> Iterator[tuple[Shard, WrittenShard]]:
-    """Shards as they are done, until a signal is heard.
+    """Shards as they are done, until a signal comes.
 
     A task is given the part of a table that it writes. No more wait than keep the workers busy:
     what is given lies in Ray's memory.
@@ -123,7 +123,7 @@ def _write_all(
     table_of = plan.tables_by_split(splits)
     waiting = deque(todo)
     running: dict[Any, Shard] = {}
-    while (waiting or running) and not heard.number:
+    while (waiting or running) and not stop_signal.number:
         while waiting and len(running) < (workers or 2 * _num_cpus()):
             shard = waiting.popleft()
             table = table_of[shard.split].take(shard.indices)
@@ -168,7 +168,7 @@ def _check_bad(
     planned: Sequence[Shard], written: dict[str, WrittenShard], most: float, out: Folder
 ) -> None:
     images = sum(len(shard.indices) for shard in planned)
-    bad = _bad(written)
+    bad = _bad_images(written)
     if len(bad) > most * images:
         quarantine.add(out, bad)
         raise ValueError(
@@ -178,7 +178,7 @@ def _check_bad(
         )
 
 
-def _bad(written: dict[str, WrittenShard]) -> list[quarantine.BadImageRow]:
+def _bad_images(written: dict[str, WrittenShard]) -> list[quarantine.BadImageRow]:
     return [row for one in written.values() for row in one.bad]
 
 
@@ -193,20 +193,20 @@ def _finish(
         identity=identity,
         class_names=splits.class_names,
         splits={
-            split: _described(
+            split: _split_manifest(
                 {s.name: written[s.name] for s in planned if s.split == split}, splits.class_names
             )
             for split in plan.tables_by_split(splits)
         },
     )
-    quarantine.add(out, _bad(written))
+    quarantine.add(out, _bad_images(written))
     out.delete_leftovers([*written, MANIFEST, quarantine.QUARANTINE])
     out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
     (out / PROGRESS).delete_files([*map(shard_file.note_name, written), PLAN])
     return manifest
 
 
-def _described(written: dict[str, WrittenShard], class_names: Sequence[str]) -> SplitManifest:
+def _split_manifest(written: dict[str, WrittenShard], class_names: Sequence[str]) -> SplitManifest:
     counts = zip(*(one.classes for one in written.values()), strict=True)
     return SplitManifest(
         rows=sum(one.rows for one in written.values()),

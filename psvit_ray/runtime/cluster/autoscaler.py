@@ -24,18 +24,18 @@ KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 logger = logging.getLogger(__name__)
 
 
-def most_to_come(count: Callable[[Resources], float]) -> float:
+def max_of_new_workers(count: Callable[[Resources], float]) -> float:
     """The most that workers to come may add up to, of what `count` says of a host; 0 where no
     autoscaler is seen."""
     try:
-        config = _of_ray_up() or _of_kuberay()
+        config = _ray_up_config() or _kuberay_config()
     except (OSError, RequestException) as error:
         logger.warning("what the cluster may grow to is unknown: %s", error)
         return 0
-    return most_of_workers(config, count) if config else 0
+    return max_by_config(config, count) if config else 0
 
 
-def most_of_workers(config: dict[str, Any], count: Callable[[Resources], float]) -> float:
+def max_by_config(config: dict[str, Any], count: Callable[[Resources], float]) -> float:
     """By an autoscaler's configuration: as many hosts of each kind as may be, the best first."""
     left = most = config.get("max_workers", 0)
     kinds = [
@@ -51,7 +51,7 @@ def most_of_workers(config: dict[str, Any], count: Callable[[Resources], float])
     return total
 
 
-def _of_ray_up() -> dict[str, Any] | None:
+def _ray_up_config() -> dict[str, Any] | None:
     """Of `ray start --autoscaling-config`, which `ray up` does: Ray's monitor was told the file."""
     for process in psutil.process_iter(["cmdline"]):
         for word in process.info["cmdline"] or ():
@@ -61,7 +61,7 @@ def _of_ray_up() -> dict[str, Any] | None:
     return None
 
 
-def _of_kuberay() -> dict[str, Any] | None:
+def _kuberay_config() -> dict[str, Any] | None:
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's, in every pod
     if not name or not KUBERNETES.exists():
         return None

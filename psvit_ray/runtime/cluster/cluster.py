@@ -18,8 +18,8 @@ import ray
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.runtime.cluster.autoscaler import Resources, most_to_come
-from psvit_ray.runtime.cluster.host_calls import HEAD, alive, ask
+from psvit_ray.runtime.cluster.autoscaler import Resources, max_of_new_workers
+from psvit_ray.runtime.cluster.host_calls import HEAD, alive_hosts, call_on_hosts
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
@@ -55,12 +55,12 @@ class WorkerResources(Value):
     def resolved(self) -> dict[str, float]:
         gpus = self.gpus_per_worker
         if gpus is None:
-            gpus = int(most(lambda host: host.get("GPU", 0)) > 0)
+            gpus = int(max_of_hosts(lambda host: host.get("GPU", 0)) > 0)
         asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
         return {name: amount for name, amount in asked.items() if amount}
 
 
-def off_without_gpus(train: TrainConfig, per_worker: dict[str, float]) -> str:
+def gpu_settings_note(train: TrainConfig, per_worker: dict[str, float]) -> str:
     """A line to the user on what workers leave off for want of a GPU; empty where they do not."""
     off = [name for name in ("amp", "compile") if getattr(train, name)]
     if per_worker.get("GPU") or not off:
@@ -84,7 +84,7 @@ def join(*, verbose: bool = False) -> None:
         check_answers(address)
         ray.init(address, **logs)
     else:
-        start(**logs)
+        start_ray(**logs)
 
 
 def check_answers(address: str) -> None:
@@ -109,7 +109,7 @@ def check_answers(address: str) -> None:
     )
 
 
-def start(**options: Any) -> None:
+def start_ray(**options: Any) -> None:
     """Starts Ray on this host. Its processes are told its address: the helper of Ray Train that
     gives back what a stopped trial held would else ask the Ray that was started last on this host,
     or that died here."""
@@ -161,18 +161,20 @@ def make_token_private() -> None:
             token.write(secrets.token_hex(32))
 
 
-def most(count: Callable[[Resources], float]) -> float:
+def max_of_hosts(count: Callable[[Resources], float]) -> float:
     """The most that hosts may add up to, of what `count` says of the resources of one: those there
     are or, with an autoscaler, the head and those to come."""
     hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     heads = [resources for resources in hosts if HEAD in resources]
-    return max(sum(map(count, hosts)), sum(map(count, heads)) + most_to_come(count))
+    return max(sum(map(count, hosts)), sum(map(count, heads)) + max_of_new_workers(count))
 
 
 def workers_that_fit(per_worker: dict[str, float]) -> int:
     """How many such workers the cluster could ever hold at the same time."""
     return int(
-        most(lambda host: min(host.get(name, 0) // of_one for name, of_one in per_worker.items()))
+        max_of_hosts(
+            lambda host: min(host.get(name, 0) // of_one for name, of_one in per_worker.items())
+        )
     )
 
 
@@ -195,7 +197,9 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
     marker = f".shared-{uuid.uuid4().hex[:8]}"
     storage.write(marker, b"", durable=False)
     try:
-        answers = ask(alive(), _why_not_shared, storage.uri, marker, limit_s=ANSWER_S)
+        answers = call_on_hosts(
+            alive_hosts(), _sharing_error, storage.uri, marker, limit_s=ANSWER_S
+        )
     finally:
         storage.delete(marker)
     if not (blind := {host.name: reason for host, reason in answers.items() if reason}):
@@ -210,9 +214,9 @@ def check_readable(table: ImageTable, data: str) -> None:
     """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
     all that it would be given to read would be missing, and count as bad."""
     one = table.take(np.arange(1))
-    if num_hosts() == 1 or why_not_read(one):
+    if num_hosts() == 1 or read_error(one):
         return
-    for host, reason in ask(alive(), why_not_read, one, limit_s=ANSWER_S).items():
+    for host, reason in call_on_hosts(alive_hosts(), read_error, one, limit_s=ANSWER_S).items():
         if reason:
             raise ValueError(
                 f"data must be seen by every host, got {data}, of which {host.name} cannot read "
@@ -224,7 +228,7 @@ def num_hosts() -> int:
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
 
 
-def _why_not_shared(uri: str, marker: str) -> str:
+def _sharing_error(uri: str, marker: str) -> str:
     storage = Folder(uri)
     try:
         if storage.read(marker) is None:
@@ -235,7 +239,7 @@ def _why_not_shared(uri: str, marker: str) -> str:
     return ""
 
 
-def why_not_read(table: ImageTable) -> str:
+def read_error(table: ImageTable) -> str:
     """Of the first image; empty where it can be."""
     try:
         table.read(0)

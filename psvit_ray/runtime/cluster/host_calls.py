@@ -35,7 +35,7 @@ class Host:
         return all(self.resources.get(name, 0) >= n for name, n in per_worker.items())
 
 
-def alive() -> tuple[Host, ...]:
+def alive_hosts() -> tuple[Host, ...]:
     """All hosts, that of this process first. Names that several have are told apart."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     times = Counter(node["NodeManagerHostname"] for node in nodes)
@@ -49,7 +49,7 @@ def alive() -> tuple[Host, ...]:
     return tuple(sorted(found, key=lambda host: (host.node != here, host.name)))
 
 
-def ask(
+def call_on_hosts(
     hosts: Iterable[Host],
     function: Callable[..., Any],
     *args: Any,

@@ -11,7 +11,7 @@ from ray.train.v2._internal.execution.callback import WorkerCallback
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-class TalksWhereRayDoes(WorkerCallback):
+class UseRayInterface(WorkerCallback):
     """gloo takes the interface that the host's name stands for, which may be the loopback; NCCL the
     first that it likes. Ray has found the one on which hosts reach each other. What the user has
     set stays."""

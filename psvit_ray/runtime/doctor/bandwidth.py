@@ -19,8 +19,8 @@ from timm.optim import create_optimizer_v2
 from torch import distributed, nn
 
 from psvit_ray.arch.cost import count_params
-from psvit_ray.runtime.cluster.network import TalksWhereRayDoes
-from psvit_ray.runtime.doctor.step_time import BYTES, times_sent
+from psvit_ray.runtime.cluster.network import UseRayInterface
+from psvit_ray.runtime.doctor.step_time import BYTES, ring_factor
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.state import build_model
 
@@ -36,12 +36,12 @@ LIMIT_S = 20.0
 """For an all-reduce; 1 MiB at 1 Mbit/s takes 9 s."""
 
 
-class TooSlow(RuntimeError):
+class TooSlowError(RuntimeError):
     """Something took longer than its limit: what, is said."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class BandwidthResult:
     """`step_s` is None where it was not asked for."""
 
     num_hosts: int
@@ -53,11 +53,11 @@ class Measured:
 
     def seconds(self, gradient_bytes: int) -> float:
         """Of the all-reduce of so many bytes."""
-        return gradient_bytes * times_sent(self.num_hosts) / self.bytes_per_s
+        return gradient_bytes * ring_factor(self.num_hosts) / self.bytes_per_s
 
 
 @dataclass(frozen=True)
-class Step:
+class MeasuredStep:
     """A training step: one configuration, whose batch so many workers share."""
 
     configuration: Configuration
@@ -77,27 +77,29 @@ class Step:
         return params * BYTES[self.configuration.train.grad_compression]
 
 
-def measure(nodes: Sequence[str], per_worker: Mapping[str, float], step: Step | None) -> Measured:
+def measure_bandwidth(
+    nodes: Sequence[str], per_worker: Mapping[str, float], step: MeasuredStep | None
+) -> BandwidthResult:
     """Between Ray's nodes of these ids, two or more, with a worker on each that has what
     `per_worker` says; and the step, where one is given.
 
-    Raises TooSlow, and whatever a worker raises.
+    Raises TooSlowError, and whatever a worker raises.
     """
     with _workers(nodes, per_worker) as workers:
         what = "a free place on every host (is something else running?)"
-        address, *_ = _all((worker.address.remote() for worker in workers), START_S, what)
+        address, *_ = _get_all((worker.address.remote() for worker in workers), START_S, what)
         step_s = None
         if step:
             seconds = (worker.step.remote(step, STEP_S) for worker in workers)
-            step_s = max(_all(seconds, PART_S, "a training step"))
+            step_s = max(_get_all(seconds, PART_S, "a training step"))
         group = (
             worker.connect.remote(address, rank, len(nodes)) for rank, worker in enumerate(workers)
         )
-        _all(group, PART_S, "the connection of all hosts with each other")
+        _get_all(group, PART_S, "the connection of all hosts with each other")
 
         def all_reduce(num_bytes: int) -> float:
             times = (worker.all_reduce.remote(num_bytes) for worker in workers)
-            return max(_all(times, LIMIT_S, f"an all-reduce of {num_bytes / 2**20:g} MiB"))
+            return max(_get_all(times, LIMIT_S, f"an all-reduce of {num_bytes / 2**20:g} MiB"))
 
         num_bytes, seconds_taken = PROBE_BYTES, all_reduce(PROBE_BYTES)
         within = int(PROBE_BYTES * STEP_S / seconds_taken)
@@ -105,12 +107,12 @@ def measure(nodes: Sequence[str], per_worker: Mapping[str, float], step: Step | 
             wanted = step.gradient_bytes if step else 32 * PROBE_BYTES
             num_bytes = max(PROBE_BYTES, min(wanted, within))
             seconds_taken = all_reduce(num_bytes)
-    return Measured(len(nodes), num_bytes * times_sent(len(nodes)) / seconds_taken, step_s)
+    return BandwidthResult(len(nodes), num_bytes * ring_factor(len(nodes)) / seconds_taken, step_s)
 
 
 @contextlib.contextmanager
 def _workers(nodes: Sequence[str], per_worker: Mapping[str, float]) -> Iterator[list[Any]]:
-    kind: Any = Worker
+    kind: Any = BandwidthWorker
     workers = [
         kind.options(
             num_cpus=per_worker.get("CPU", 0),
@@ -126,15 +128,15 @@ def _workers(nodes: Sequence[str], per_worker: Mapping[str, float]) -> Iterator[
             ray.kill(worker)
 
 
-def _all(answers: Iterator[Any], limit_s: float, what: str) -> list[Any]:
+def _get_all(answers: Iterator[Any], limit_s: float, what: str) -> list[Any]:
     try:
         return list(ray.get(list(answers), timeout=limit_s))
     except GetTimeoutError:
-        raise TooSlow(f"no answer within {limit_s:g} s: {what}") from None
+        raise TooSlowError(f"no answer within {limit_s:g} s: {what}") from None
 
 
 @ray.remote
-class Worker:
+class BandwidthWorker:
     """A training worker's process, as far as it computes and talks."""
 
     def address(self) -> str:
@@ -145,7 +147,7 @@ class Worker:
             return f"{here}:{free.getsockname()[1]}"
 
     def connect(self, address: str, rank: int, num_workers: int) -> None:
-        TalksWhereRayDoes().after_init_train_context()
+        UseRayInterface().after_init_train_context()
         distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",
             init_method=f"tcp://{address}",
@@ -164,7 +166,7 @@ class Worker:
         _wait()
         return time.perf_counter() - began
 
-    def step(self, step: Step, within_s: float) -> float:
+    def step(self, step: MeasuredStep, within_s: float) -> float:
         """Seconds of a training step with random images; scaled from fewer images where that would
         take longer than `within_s`."""
         train = step.configuration.train

@@ -22,10 +22,10 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.runtime.cluster.host_calls import Host, ask
+from psvit_ray.runtime.cluster.host_calls import Host, call_on_hosts
 from psvit_ray.runtime.doctor import bandwidth, host_checks
-from psvit_ray.runtime.doctor.bandwidth import Measured, Step, TooSlow
-from psvit_ray.runtime.doctor.host_checks import Verdict
+from psvit_ray.runtime.doctor.bandwidth import BandwidthResult, MeasuredStep, TooSlowError
+from psvit_ray.runtime.doctor.host_checks import CheckResult
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
@@ -55,7 +55,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckContext:
     """What is examined: hosts, and the run that they are to be well for."""
 
     hosts: tuple[Host, ...]
@@ -63,10 +63,10 @@ class Subject:
     """That this process is on: the others are compared with it."""
     storage: Folder
     tracking_uri: str
-    source: Source | Verdict
+    source: Source | CheckResult
     """Or why there is none."""
     per_worker: Mapping[str, float]
-    step: Step | None
+    step: MeasuredStep | None
     """None where there is no source."""
 
     @property
@@ -75,28 +75,28 @@ class Subject:
         return [host for host in self.hosts if host.holds(self.per_worker)]
 
 
-Check = Callable[[Subject], Iterable[Finding]]
+Check = Callable[[CheckContext], Iterable[Finding]]
 
 
-def load(train: TrainConfig, driver: Host) -> Source | Verdict:
+def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
     """The data, or what is wrong with it. In a task, as a disk that hangs cannot be interrupted."""
-    answer = ask([driver], source_of, train, limit_s=LISTING_S)[driver]
+    answer = call_on_hosts([driver], source_of, train, limit_s=LISTING_S)[driver]
     if isinstance(answer, TimeoutError):
         advice = "see the disk or the network; of many small files, jobs/prepare_data.py makes few"
-        return Verdict(False, f"the data is not listed within {LISTING_S:g} s", advice)
+        return CheckResult(False, f"the data is not listed within {LISTING_S:g} s", advice)
     if isinstance(answer, Exception):
-        return Verdict(False, _reason(answer), "correct --data, or mount it on this host")
+        return CheckResult(False, _reason(answer), "correct --data, or mount it on this host")
     found: Source = answer
     return found
 
 
-def examine(subject: Subject) -> Iterator[Finding]:
+def examine(subject: CheckContext) -> Iterator[Finding]:
     """All findings, check by check. A host that gives no first answer is asked nothing more."""
-    answers = ask(subject.hosts, host_checks.now, limit_s=FIRST_S)
+    answers = call_on_hosts(subject.hosts, host_checks.now, limit_s=FIRST_S)
     silent = {host: error for host, error in answers.items() if isinstance(error, Exception)}
     for host in subject.hosts:
         if host in silent:
-            yield _broken(host, "answers", silent[host])
+            yield _error_finding(host, "answers", silent[host])
         else:
             yield Finding(host.name, "answers", True, "yes")
     there = tuple(host for host in subject.hosts if host not in silent)
@@ -104,12 +104,12 @@ def examine(subject: Subject) -> Iterator[Finding]:
         yield from check(replace(subject, hosts=there))
 
 
-def versions(subject: Subject) -> Iterator[Finding]:
+def versions(subject: CheckContext) -> Iterator[Finding]:
     mine = host_checks.versions()
     advice = "give all hosts one image, or the same packages; see PYTHONPATH there"
-    for host, theirs in ask(subject.hosts, host_checks.versions, limit_s=LIMIT_S).items():
+    for host, theirs in call_on_hosts(subject.hosts, host_checks.versions, limit_s=LIMIT_S).items():
         if isinstance(theirs, Exception):
-            yield _broken(host, "versions", theirs)
+            yield _error_finding(host, "versions", theirs)
             continue
         other = [
             f"{name} {theirs[name]} ({version} on {subject.driver.name})"
@@ -119,7 +119,7 @@ def versions(subject: Subject) -> Iterator[Finding]:
         yield Finding(host.name, "versions", not other, ", ".join(other) or "equal", advice)
 
 
-def gpus(subject: Subject) -> Iterator[Finding]:
+def gpus(subject: CheckContext) -> Iterator[Finding]:
     free = available_resources_per_node()
     for host in subject.hosts:
         if not host.gpus:
@@ -128,23 +128,23 @@ def gpus(subject: Subject) -> Iterator[Finding]:
             yield Finding(host.name, "gpu", True, f"{host.gpus:g}, in use")
         else:
             count = int(host.gpus)
-            yield from _each(
+            yield from _on_each_host(
                 [host], "gpu", host_checks.gpus, count, limit_s=GPU_S, num_gpus=host.gpus
             )
 
 
-def storage(subject: Subject) -> Iterator[Finding]:
+def storage(subject: CheckContext) -> Iterator[Finding]:
     """Every host writes a file. One that does not see the file of the driver's host, or whose file
     that one does not see, has another folder under this name."""
     uri, mark = subject.storage.uri, f"doctor-{uuid.uuid4().hex[:8]}"
     files = {host: host_checks.file_of(mark, host.node) for host in subject.hosts}
     names = [*files.values()]
     # What says whether a path will do imports torch and MLflow there.
-    wrote = ask(subject.hosts, host_checks.write, uri, mark, limit_s=FIRST_S)
+    wrote = call_on_hosts(subject.hosts, host_checks.write, uri, mark, limit_s=FIRST_S)
     able = [host for host, made in wrote.items() if not isinstance(made, Exception)]
-    sees = ask(able, host_checks.present, uri, names, limit_s=LIMIT_S)
+    sees = call_on_hosts(able, host_checks.present, uri, names, limit_s=LIMIT_S)
     made = {host.node: wrote[host] for host in able}
-    ask(able, host_checks.clear, uri, names, made, limit_s=LIMIT_S)
+    call_on_hosts(able, host_checks.clear, uri, names, made, limit_s=LIMIT_S)
 
     faults = {host: error for host, error in (wrote | sees).items() if isinstance(error, Exception)}
     seeing = [host for host in subject.hosts if host not in faults]  # the driver's first
@@ -161,43 +161,43 @@ def storage(subject: Subject) -> Iterator[Finding]:
             yield Finding(host.name, "storage", True, "shared" if len(seeing) > 1 else "written")
 
 
-def data(subject: Subject) -> Iterator[Finding]:
-    if isinstance(subject.source, Verdict):
+def data(subject: CheckContext) -> Iterator[Finding]:
+    if isinstance(subject.source, CheckResult):
         return iter([Finding(subject.driver.name, "data", *subject.source)])
     one = subject.source.train.take(np.arange(1))
-    return _each(subject.hosts, "data", host_checks.read, one)
+    return _on_each_host(subject.hosts, "data", host_checks.read, one)
 
 
-def mlflow(subject: Subject) -> Iterator[Finding]:
+def mlflow(subject: CheckContext) -> Iterator[Finding]:
     try:
         store_uri.check_shared(subject.tracking_uri, num_hosts=len(subject.hosts))
     except ValueError as error:
         advice = "start `mlflow server` where all hosts reach it"
         return iter([Finding(subject.driver.name, "mlflow", False, str(error), advice)])
-    return _each(subject.hosts, "mlflow", host_checks.mlflow, subject.tracking_uri)
+    return _on_each_host(subject.hosts, "mlflow", host_checks.mlflow, subject.tracking_uri)
 
 
-def clock(subject: Subject) -> Iterator[Finding]:
+def clock(subject: CheckContext) -> Iterator[Finding]:
     """A host's clock is read between two moments of this one's: the narrowest pair counts."""
     for host in subject.hosts:
         trips = []
         for _ in range(ROUNDS):
             sent = time.time()
-            read = ask([host], host_checks.now, limit_s=LIMIT_S)[host]
+            read = call_on_hosts([host], host_checks.now, limit_s=LIMIT_S)[host]
             if isinstance(read, Exception):
-                yield _broken(host, "clock", read)
+                yield _error_finding(host, "clock", read)
                 break
             trips.append((sent, read, time.time()))
         else:
             narrowest = min(trips, key=lambda trip: trip[2] - trip[0])
-            yield Finding(host.name, "clock", *skew(*narrowest))
+            yield Finding(host.name, "clock", *clock_skew_result(*narrowest))
 
 
-def disk(subject: Subject) -> Iterator[Finding]:
-    return _each(subject.hosts, "disk", host_checks.disk)
+def disk(subject: CheckContext) -> Iterator[Finding]:
+    return _on_each_host(subject.hosts, "disk", host_checks.disk)
 
 
-def shm(subject: Subject) -> Iterator[Finding]:
+def shm(subject: CheckContext) -> Iterator[Finding]:
     """The loaders of a training hold its batches there, each host its part."""
     batches, training = 0, subject.training
     if subject.step and training:
@@ -208,10 +208,10 @@ def shm(subject: Subject) -> Iterator[Finding]:
     for host in subject.hosts:
         store = int(host.resources.get("object_store_memory", 0))
         held = batches if host in training else 0
-        yield from _each([host], "shm", host_checks.shm, store, held)
+        yield from _on_each_host([host], "shm", host_checks.shm, store, held)
 
 
-def network(subject: Subject) -> Iterator[Finding]:
+def network(subject: CheckContext) -> Iterator[Finding]:
     training = subject.training
     for host in subject.hosts:
         if host not in training:
@@ -222,19 +222,19 @@ def network(subject: Subject) -> Iterator[Finding]:
         return
     nodes = [host.node for host in training]
     try:
-        measured = bandwidth.measure(nodes, subject.per_worker, subject.step)
-        verdict = step_share(measured, subject.step)
-    except (TooSlow, RayError) as error:
+        measured = bandwidth.measure_bandwidth(nodes, subject.per_worker, subject.step)
+        verdict = bandwidth_result(measured, subject.step)
+    except (TooSlowError, RayError) as error:
         cause = getattr(error, "cause", None) or error  # without Ray's remote traceback
         advice = "let hosts reach each other on all ports; see the link, and what else runs"
         if isinstance(cause, torch.OutOfMemoryError):
             advice = "--micro-batch-size, or a smaller --batch-size"
-        verdict = Verdict(False, _reason(cause), advice)
+        verdict = CheckResult(False, _reason(cause), advice)
     for host in training:
         yield Finding(host.name, "network", *verdict)
 
 
-def token(subject: Subject) -> Iterator[Finding]:
+def token(subject: CheckContext) -> Iterator[Finding]:
     """The head's dashboard is asked from the head, as it may listen there alone."""
     node: Any = ray_worker._global_node
     url = node.webui_url
@@ -242,7 +242,7 @@ def token(subject: Subject) -> Iterator[Finding]:
     if name in ("127.0.0.1", "localhost", "::1") and len(subject.hosts) == 1:
         return iter([Finding(subject.driver.name, "token", True, "this host only")])
     heads = [host for host in subject.hosts if host.is_head]
-    return _each(heads, "token", host_checks.token, url)
+    return _on_each_host(heads, "token", host_checks.token, url)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -251,29 +251,29 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def skew(sent: float, read: float, received: float) -> Verdict:
+def clock_skew_result(sent: float, read: float, received: float) -> CheckResult:
     """What a host's clock read, between two moments of this one's; seconds. Nothing here compares
     the clocks of two hosts, but who reads MLflow and the logs of a run does."""
     ahead, behind = read - received, sent - read
     least = max(ahead, behind, 0.0)
     if least <= MAX_SKEW_S:
-        return Verdict(True, f"{least:.2f} s")
+        return CheckResult(True, f"{least:.2f} s")
     direction = "ahead" if ahead > 0 else "behind"
     said = f"{least:.1f} s {direction}: so are its times in MLflow and in logs"
-    return Verdict(False, said, "set it by NTP, with chrony or systemd-timesyncd")
+    return CheckResult(False, said, "set it by NTP, with chrony or systemd-timesyncd")
 
 
-def step_share(measured: Measured, step: Step | None) -> Verdict:
+def bandwidth_result(measured: BandwidthResult, step: MeasuredStep | None) -> CheckResult:
     """What the bandwidth means for a training: the part of a step that communication takes where
     it does not overlap with computing."""
     mbit_per_s = measured.bytes_per_s * 8 / 1e6
     rate = f"{mbit_per_s:,.{0 if mbit_per_s >= 10 else 1}f} Mbit/s"
     if step is None or measured.step_s is None:
-        return Verdict(True, rate)
+        return CheckResult(True, rate)
     sums = measured.seconds(step.gradient_bytes)
     share = sums / (sums + measured.step_s)
     if share <= 0.5:
-        return Verdict(True, f"{rate}, {share:.0%} of a step")
+        return CheckResult(True, f"{rate}, {share:.0%} of a step")
     said = (
         f"{rate}: {share:.0%} of a step is communication, {sums:.3g} s for "
         f"{step.gradient_bytes / 1e6:.3g} MB of gradients beside {measured.step_s:.3g} s for "
@@ -286,27 +286,27 @@ def step_share(measured: Measured, step: Step | None) -> Verdict:
     advice = (
         f"fewer, larger batches{enough}, {halved}trainings that stay on one host, or a faster link"
     )
-    return Verdict(False, said, advice)
+    return CheckResult(False, said, advice)
 
 
-def _each(
+def _on_each_host(
     hosts: Iterable[Host],
     check: str,
-    function: Callable[..., Verdict],
+    function: Callable[..., CheckResult],
     *args: Any,
     limit_s: float = LIMIT_S,
     num_gpus: float = 0,
 ) -> Iterator[Finding]:
     """The verdict of a function on each host."""
-    answers = ask(hosts, function, *args, limit_s=limit_s, num_gpus=num_gpus)
+    answers = call_on_hosts(hosts, function, *args, limit_s=limit_s, num_gpus=num_gpus)
     for host, answer in answers.items():
         if isinstance(answer, Exception):
-            yield _broken(host, check, answer)
+            yield _error_finding(host, check, answer)
         else:
             yield Finding(host.name, check, *answer)
 
 
-def _broken(host: Host, check: str, error: Exception) -> Finding:
+def _error_finding(host: Host, check: str, error: Exception) -> Finding:
     advice = "see whether the host is up, and Ray's logs there"
     if isinstance(error, ImportError):
         advice = "install the packages of pyproject.toml there"
@@ -315,5 +315,5 @@ def _broken(host: Host, check: str, error: Exception) -> Finding:
 
 def _reason(error: Exception) -> str:
     line = without_secrets(next(iter(str(error).strip().splitlines()), ""))
-    ours = isinstance(error, ValueError | TimeoutError | TooSlow)
+    ours = isinstance(error, ValueError | TimeoutError | TooSlowError)
     return line if ours else f"{type(error).__name__}: {line}"

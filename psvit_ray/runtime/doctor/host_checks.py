@@ -21,7 +21,7 @@ import ray
 import requests
 
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.runtime.cluster.cluster import why_not_read
+from psvit_ray.runtime.cluster.cluster import read_error
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
@@ -32,7 +32,7 @@ FULL = 0.95
 SHM = Path("/dev/shm")
 
 
-class Verdict(NamedTuple):
+class CheckResult(NamedTuple):
     """`advice` is what to do where it is not `ok`."""
 
     ok: bool
@@ -60,21 +60,21 @@ def versions() -> dict[str, str]:
     return found | {"psvit_ray": code.hexdigest()[:8]}
 
 
-def gpus(counted: int) -> Verdict:
+def gpus(counted: int) -> CheckResult:
     import torch  # here, as no other check needs it
 
     seen = torch.cuda.device_count()
     if seen < counted:
         said = f"Ray counts {counted}, torch {torch.__version__} sees {seen}"
-        return Verdict(False, said, "install NVIDIA's driver, and a torch built for its CUDA")
+        return CheckResult(False, said, "install NVIDIA's driver, and a torch built for its CUDA")
     for number in range(counted):
         ones = torch.ones(256, 256, device=f"cuda:{number}")
         if (got := float((ones @ ones).mean())) != 256:
             said = f"GPU {number} multiplies wrongly: 256 ones make {got:g}"
-            return Verdict(False, said, "take it out of the cluster")
+            return CheckResult(False, said, "take it out of the cluster")
     names = Counter(torch.cuda.get_device_name(number) for number in range(counted))
     said = ", ".join(f"{times} {name}" for name, times in names.items())
-    return Verdict(True, f"{said}, driver {_driver() or 'unknown'}")
+    return CheckResult(True, f"{said}, driver {_driver() or 'unknown'}")
 
 
 def _driver() -> str:
@@ -113,59 +113,61 @@ def clear(uri: str, names: Sequence[str], made: Mapping[str, Sequence[str]]) -> 
             Path(folder).rmdir()
 
 
-def read(table: ImageTable) -> Verdict:
-    if reason := why_not_read(table):
+def read(table: ImageTable) -> CheckResult:
+    if reason := read_error(table):
         said = f"cannot read {' '.join(table.place(0))}: {reason}"
-        return Verdict(False, said, "mount the data there on this host, or use a URI such as s3://")
-    return Verdict(True, "read")
+        return CheckResult(
+            False, said, "mount the data there on this host, or use a URI such as s3://"
+        )
+    return CheckResult(True, "read")
 
 
-def mlflow(uri: str) -> Verdict:
+def mlflow(uri: str) -> CheckResult:
     try:
         store_uri.check(uri)
     except ValueError as error:
         advice = "start the server, let this host reach its port, or correct --tracking-uri"
-        return Verdict(False, str(error), advice)
-    return Verdict(True, "reached")
+        return CheckResult(False, str(error), advice)
+    return CheckResult(True, "reached")
 
 
-def disk() -> Verdict:
+def disk() -> CheckResult:
     folder = ray.get_runtime_context().get_temp_dir()
     total, _, free = shutil.disk_usage(folder)
     if 1 - free / total < FULL:
-        return Verdict(True, f"{size(free)} free")
+        return CheckResult(True, f"{size(free)} free")
     said = f"{folder} has {size(free)} of {size(total)} free: Ray makes no objects on such a disk"
     advice = f"keep {size(total * (1 - FULL))} free, or `ray start --temp-dir` on another disk"
-    return Verdict(False, said, advice)
+    return CheckResult(False, said, advice)
 
 
-def shm(store: int, batches: int) -> Verdict:
+def shm(store: int, batches: int) -> CheckResult:
     """Ray puts its store on the disk where it does not fit here, and a loader's process that finds
     no place for a batch dies."""
     if not SHM.is_dir():
-        return Verdict(True, "none")
+        return CheckResult(True, "none")
     total, _, free = shutil.disk_usage(SHM)
     advice = "give the container more (--shm-size; an emptyDir of medium Memory at /dev/shm)"
     if total < store:
         said = f"{SHM} has {size(total)}, Ray's object store {size(store)}: it is on the disk"
-        return Verdict(False, said, f"{advice}, or `ray start --object-store-memory`")
+        return CheckResult(False, said, f"{advice}, or `ray start --object-store-memory`")
     if free < batches:
         said = f"{SHM} has {size(free)} free, the loaders hold {size(batches)} of batches"
-        return Verdict(False, said, f"{advice}, or fewer --num-loaders")
-    return Verdict(True, f"{size(free)} free")
+        return CheckResult(False, said, f"{advice}, or fewer --num-loaders")
+    return CheckResult(True, f"{size(free)} free")
 
 
-def token(url: str) -> Verdict:
+def token(url: str) -> CheckResult:
     advice = "start every host with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
     try:
         code = requests.get(f"http://{url}/api/jobs/", timeout=5).status_code
     except requests.RequestException as error:
         said = f"the dashboard at {url} does not say: {type(error).__name__}"
-        return Verdict(False, said, f"start the head with its dashboard; {advice}")
+        return CheckResult(False, said, f"start the head with its dashboard; {advice}")
     if code == requests.codes.unauthorized:
-        return Verdict(True, "asked for")
+        return CheckResult(True, "asked for")
     said = f"who asks {url}/api/jobs/ without a token gets HTTP {code}: anybody may run code here"
-    return Verdict(False, said, advice)
+    return CheckResult(False, said, advice)
 
 
 def size(num_bytes: float) -> str:

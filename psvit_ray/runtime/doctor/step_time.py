@@ -39,11 +39,11 @@ class Link:
     def all_reduce_s(self, num_bytes: float, workers: int) -> float:
         """Seconds to sum `num_bytes` over the workers. A ring over all of them enters and leaves
         each host once, so that the link carries what one worker sends, however many a host has."""
-        return 8 * num_bytes * times_sent(workers) / (self.bits_per_s * self.attained)
+        return 8 * num_bytes * ring_factor(workers) / (self.bits_per_s * self.attained)
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of one step, and where they go."""
 
     compute_s: float
@@ -58,14 +58,14 @@ class Step:
         return self.compute_s + self.exposed_s
 
 
-def step(
+def estimate_step(
     params: int,
     *,
     workers: int,
     compute_s: float,
     link: Link,
     compression: str = "none",
-) -> Step:
+) -> StepTime:
     """One step of a network of so many parameters."""
     sums = [
         link.all_reduce_s(gradients * BYTES[compression], workers) for gradients in buckets(params)
@@ -75,7 +75,7 @@ def step(
     for gradients, seconds in zip(buckets(params), sums, strict=True):
         ready += gradients
         ended = max(ended, begun + BACKWARD * compute_s * ready / params) + seconds
-    return Step(
+    return StepTime(
         compute_s=compute_s,
         gradients_s=sum(sums),
         exposed_s=max(ended - compute_s, 0.0),
@@ -93,7 +93,7 @@ def buckets(params: int) -> Iterator[int]:
         size = BUCKET // BYTES["none"]
 
 
-def times_sent(workers: int) -> float:
+def ring_factor(workers: int) -> float:
     """How often each worker of a ring all-reduce sends each byte: all but its own share, once to
     sum and once to spread the sums. NCCL's tests count their bus bandwidth so."""
     return 2 * (workers - 1) / workers

@@ -13,17 +13,17 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.session import Session
-from psvit_ray.runtime.session.signals import listening
+from psvit_ray.runtime.session.signals import catch_stop_signals
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
 from psvit_ray.runtime.tune.tuner import Trials
-from psvit_ray.search.oneshot.scores import Score, ScoreStore, ranked
+from psvit_ray.search.oneshot.scores import Score, ScoreStore, rank_scores
 from psvit_ray.training.checkpoint import Checkpoint
 
 PUT_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoringResult:
     scores: list[Score]
     signal: int | None
     """That ended it early, if one did."""
@@ -31,7 +31,7 @@ class Scored:
     """Why it ended early, if it did."""
 
 
-class Candidates(Protocol):
+class SpecProposals(Protocol):
     def ask(self, most: int) -> list[ArchSpec]:
         """A generation, of `most` at most; none where there is nothing left to score."""
 
@@ -41,7 +41,7 @@ class Candidates(Protocol):
 
 def score_candidates(
     session: Session,
-    proposed: Candidates,
+    proposed: SpecProposals,
     checkpoint: Callable[[], Checkpoint],
     source: Source,
     trials: Trials,
@@ -49,7 +49,7 @@ def score_candidates(
     candidates: int,
     latency_ms: Callable[[ArchSpec], float] | None = None,
     deadline: float = math.inf,
-) -> Scored:
+) -> ScoringResult:
     """Asks for generations from the first on, and scores what the record does not have yet, until
     a signal or the `deadline`, a moment of time.monotonic()."""
     store = ScoreStore(session.folder)
@@ -58,10 +58,10 @@ def score_candidates(
     reason = ""
     tracker = Tracker(session.experiment, session.fence)
     with contextlib.ExitStack() as stack:
-        heard = stack.enter_context(listening(deadline))
+        stop_signal = stack.enter_context(catch_stop_signals(deadline))
         actors: SubnetActors | None = None
         while len(scores) < candidates:
-            if reason := heard.reason:
+            if reason := stop_signal.reason:
                 break
             specs = proposed.ask(candidates - len(scores))
             if not specs:
@@ -84,7 +84,7 @@ def score_candidates(
                         seconds=seconds,
                         latency_ms=latency_ms(spec) if latency_ms else None,
                     )
-                    if heard.reason:
+                    if stop_signal.reason:
                         break
                     if time.monotonic() > put_at:
                         store.put(generation, found.values())
@@ -94,15 +94,15 @@ def score_candidates(
             if len(found) == len(specs):
                 proposed.tell([found[spec].top1 for spec in specs])
                 tracker.put_scores(scores)
-                best = ranked(scores)[0]
+                best = rank_scores(scores)[0]
                 print(
                     f"[{len(scores)}/{candidates}] generation {generation}: best so far "
                     f"{best.top1:.2f} % with shared weights, {best.spec.pattern}, "
                     f"{best.gmacs:.4g} GMACs",
                     flush=True,
                 )
-    tracker.close("KILLED" if heard.number else "FINISHED")
-    return Scored(sorted(scores, key=lambda score: score.number), heard.number, reason)
+    tracker.close("KILLED" if stop_signal.number else "FINISHED")
+    return ScoringResult(sorted(scores, key=lambda score: score.number), stop_signal.number, reason)
 
 
 def _actors(checkpoint: Checkpoint, source: Source, trials: Trials) -> SubnetActors:

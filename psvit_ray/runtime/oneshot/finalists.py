@@ -72,7 +72,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
     """The records with the score of their trained networks on the test images, which are touched
     here alone, after the choice."""
     resources = trials.resources.resolved()
-    task: Any = ray.remote(_test_values)
+    task: Any = ray.remote(_evaluate_on_test)
     untested = [record for record in records if record.test_top1 is None]
     asked = {
         record.key: task.options(
@@ -96,7 +96,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
     return tested
 
 
-def _test_values(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
+def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
     """What the last report of a training says, asked for again with the test images."""
     torch.set_num_threads(threads)
     one = Configuration.model_validate_json(configuration)

@@ -19,17 +19,22 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.finalists import export_inherited, export_winner
-from psvit_ray.runtime.session.budget import Budget
+from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.session.session import Session, exit_code
-from psvit_ray.runtime.train.elastic import Workers
-from psvit_ray.runtime.train.trainer import CHECKPOINTS, Trained, train
+from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.train.trainer import CHECKPOINTS, TrainResult, train
 from psvit_ray.runtime.tune.tuner import Trials, run_trials
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.config import OneshotConfig, best_specs, large_specs, trainings_of
+from psvit_ray.search.oneshot.config import (
+    OneshotConfig,
+    best_scored_specs,
+    finalist_configurations,
+    large_specs,
+)
 from psvit_ray.search.oneshot.scores import Score, ScoreStore
-from psvit_ray.search.oneshot.subnets import read, suggested_sharings
+from psvit_ray.search.oneshot.subnets import read_holdout, suggested_sharings
 from psvit_ray.search.proposals import FixedProposals
-from psvit_ray.search.record import ENDED, Record, RecordStore
+from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore
 from psvit_ray.storage import json_files
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -41,7 +46,7 @@ SUPERNET = "supernet"
 
 
 @dataclass(frozen=True)
-class Found:
+class OneshotResult:
     scores: list[Score]
     records: list[Record]
     """Of the finalists' trainings."""
@@ -66,13 +71,13 @@ def search(
     search: SearchConfig,
     train: TrainConfig,
     trials: Trials,
-) -> Found:
+) -> OneshotResult:
     """Supernet, candidates, finalists, test: each goes on from what is there of it, while the
     search's hours and GPU-hours last.
 
     Raises ValueError where a latency is asked for that no spec has.
     """
-    budget, gpus = Budget.of(search), trials.resources.resolved().get("GPU", 0)
+    budget, gpus = TimeBudget.of(search), trials.resources.resolved().get("GPU", 0)
     latency_ms = None
     if config.asks_for_latency:
         latency_ms = latency_table(session, config, search, trials).predict
@@ -86,7 +91,7 @@ def search(
         workers=config.supernet_workers,
         deadline=budget.without(before * gpus_of_supernet).until(gpus_of_supernet),
     )
-    found = Found([], session.records, supernet.record, supernet.signal)
+    found = OneshotResult([], session.records, supernet.record, supernet.signal)
     if supernet.record.status == "interrupted":
         return replace(found, reason=supernet.record.reason)
     if supernet.record.status != "completed":
@@ -107,9 +112,9 @@ def search(
     if scored.signal or scored.reason:
         return found
     budget = budget.without(sum(score.seconds for score in scored.scores) * gpus)
-    specs = best_specs(scored.scores, config.finalists)
+    specs = best_scored_specs(scored.scores, config.finalists)
     inherited = export_inherited(session, specs, lambda: supernet_checkpoint(session))
-    configurations, kinds = trainings_of(config, search, train, specs, inherited)
+    configurations, kinds = finalist_configurations(config, search, train, specs, inherited)
     outcome = run_trials(
         session,
         FixedProposals(configurations, session.records, kinds),
@@ -125,7 +130,7 @@ def search(
         fault=outcome.storage_fault,
         untracked=outcome.untracked,
     )
-    whole = all(record.status in ENDED for record in outcome.records)
+    whole = all(record.status in FINAL_STATUSES for record in outcome.records)
     if outcome.signal or outcome.storage_fault or not whole:
         return found
     return replace(found, records=export_winner(session, outcome.records, source, trials))
@@ -148,7 +153,7 @@ def latency_table(
             dtype="bfloat16" if resources.get("GPU") else "float32",
             batch_size=config.latency_batch_size,
         )
-        task: Any = ray.remote(_measured)
+        task: Any = ray.remote(_measure_latency)
         threads = int(resources["CPU"])
         table = ray.get(
             task.options(num_cpus=threads, num_gpus=resources.get("GPU", 0)).remote(
@@ -159,7 +164,7 @@ def latency_table(
     return table
 
 
-def _measured(space: SearchSpace, conditions: Conditions, threads: int) -> LatencyTable:
+def _measure_latency(space: SearchSpace, conditions: Conditions, threads: int) -> LatencyTable:
     torch.set_num_threads(threads)
     return measure_table(space, conditions)
 
@@ -171,7 +176,7 @@ def train_supernet(
     *,
     workers: int,
     deadline: float = math.inf,
-) -> Trained:
+) -> TrainResult:
     """Goes on with what is there; has nothing to do where it is trained."""
     folder = session.folder / SUPERNET
     store = RecordStore(folder)
@@ -185,11 +190,11 @@ def train_supernet(
         )
     ]
     if record.status == "completed":
-        return Trained(record, None)
+        return TrainResult(record, None)
     return train(
         replace(session, folder=folder, store=store, records=[record]),
         configuration,
-        workers=Workers(workers, workers),
+        workers=WorkerRange(workers, workers),
         resources_per_worker=trials.resources.resolved(),
         wait_minutes=trials.resources.wait_minutes,
         test=False,
@@ -210,15 +215,15 @@ def first_candidates(session: Session, search: SearchConfig, source: Source) -> 
     table = source.holdout.take(np.arange(0, len(source.holdout), every))
     found = suggested_sharings(
         checkpoint,
-        read(table, checkpoint.facts.preprocessing),
-        (spec for spec in large_specs(search) if not shares(spec)),
+        read_holdout(table, checkpoint.facts.preprocessing),
+        (spec for spec in large_specs(search) if not has_sharing(spec)),
     )
     content = json.dumps([spec.model_dump(mode="json") for spec in found], indent=1).encode()
     session.folder.write(FIRST, content)
     return found
 
 
-def shares(spec: ArchSpec) -> bool:
+def has_sharing(spec: ArchSpec) -> bool:
     """Whether a layer borrows a map."""
     return any(size > 1 for stage in spec.stages for size in stage.share_groups)
 

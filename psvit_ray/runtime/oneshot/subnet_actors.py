@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.runtime.train.elastic import NoHosts
-from psvit_ray.search.oneshot.subnets import HeldOut, Subnets, read
+from psvit_ray.runtime.train.elastic import NoHostsError
+from psvit_ray.search.oneshot.subnets import HoldoutImages, SubnetScorer, read_holdout
 from psvit_ray.training.checkpoint import Checkpoint
 
 WAITING = 2
@@ -30,10 +30,10 @@ class SubnetActor:
         torch.set_num_threads(threads)
 
     @ray.method(max_task_retries=-1)  # waits for an actor that is being started again
-    def load(self, checkpoint: Checkpoint, held_out: HeldOut) -> None:
+    def load(self, checkpoint: Checkpoint, held_out: HoldoutImages) -> None:
         """Comes first, also after a restart."""
         on_gpu = bool(ray.get_gpu_ids())
-        self._subnets = Subnets(
+        self._subnets = SubnetScorer(
             checkpoint,
             held_out,
             device=torch.device("cuda" if on_gpu else "cpu"),
@@ -47,7 +47,7 @@ class SubnetActor:
 
 
 @dataclass
-class _Member:
+class _ActorState:
     actor: Any
     awake: bool = False
     asked: int = 0
@@ -71,7 +71,7 @@ class SubnetActors:
     ) -> None:
         """Raises ValueError where no hold-out image can be read."""
         train = checkpoint.facts.configuration.train
-        held_out = read(
+        held_out = read_holdout(
             source.holdout,
             checkpoint.facts.preprocessing,
             processes=train.num_loaders,
@@ -84,8 +84,8 @@ class SubnetActors:
         options = kind.options(
             num_cpus=cpus, num_gpus=resources_per_worker.get("GPU", 0), max_restarts=-1
         )
-        self.members = [_Member(options.remote(max(1, int(cpus)))) for _ in range(number)]
-        self._owed: dict[ray.ObjectRef, tuple[_Member, ArchSpec | None]] = {}
+        self.members = [_ActorState(options.remote(max(1, int(cpus)))) for _ in range(number)]
+        self._owed: dict[ray.ObjectRef, tuple[_ActorState, ArchSpec | None]] = {}
         """What was asked: the score of a spec, or to load what it needs."""
         for member in self.members:
             self._ask(member, None)
@@ -94,22 +94,24 @@ class SubnetActors:
         """Each spec with its loss, its top-1 in percent and the seconds that it took, in the order
         in which they come.
 
-        Raises NoHosts where no actor has a place for `wait_minutes`, and RayActorError where one
-        dies over and over.
+        Raises NoHostsError where no actor has a place for `wait_minutes`, and RayActorError where
+        one dies over and over.
         """
         waiting, left = deque(specs), len(specs)
-        heard = time.monotonic()
+        last_answer = time.monotonic()
         while left:
             for member in self.members:
                 while waiting and member.awake and member.asked < WAITING:
                     self._ask(member, waiting.popleft())
             done, _ = ray.wait(list(self._owed), timeout=LOOK_S)
             if done:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self._wait_s and not any(
+                last_answer = time.monotonic()
+            elif time.monotonic() - last_answer > self._wait_s and not any(
                 member.awake for member in self.members
             ):
-                raise NoHosts(f"no place for a scoring actor for {self._wait_s / 60:g} minutes")
+                raise NoHostsError(
+                    f"no place for a scoring actor for {self._wait_s / 60:g} minutes"
+                )
             for reference in done:
                 member, spec = self._owed.pop(reference)
                 member.asked -= 1
@@ -136,7 +138,7 @@ class SubnetActors:
         for member in self.members:
             ray.kill(member.actor)
 
-    def _ask(self, member: _Member, spec: ArchSpec | None) -> None:
+    def _ask(self, member: _ActorState, spec: ArchSpec | None) -> None:
         actor = member.actor
         asked = (
             actor.load.remote(*self._held) if spec is None else actor.score.remote(spec.to_json())

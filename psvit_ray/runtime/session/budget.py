@@ -11,7 +11,7 @@ from psvit_ray.search.config import SearchConfig
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """A resume goes on with another."""
 
     deadline: float = math.inf
@@ -21,7 +21,7 @@ class Budget:
     it."""
 
     @classmethod
-    def of(cls, search: SearchConfig) -> Budget:
+    def of(cls, search: SearchConfig) -> TimeBudget:
         """Its hours begin now."""
         hours, gpu_hours = search.max_hours, search.max_gpu_hours
         return cls(
@@ -29,7 +29,7 @@ class Budget:
             gpu_hours=gpu_hours or math.inf,
         )
 
-    def without(self, gpu_seconds: float) -> Budget:
+    def without(self, gpu_seconds: float) -> TimeBudget:
         """What is left when so much is spent."""
         return dataclasses.replace(self, gpu_hours=self.gpu_hours - gpu_seconds / 3600)
 
@@ -42,4 +42,4 @@ class Budget:
         return self.gpu_hours / gpus if gpus else math.inf
 
 
-UNBOUNDED = Budget()
+UNLIMITED = TimeBudget()

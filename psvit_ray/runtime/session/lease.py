@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-class InUse(ValueError):
+class NameInUse(ValueError):
     """Another driver is alive under this name."""
 
 
@@ -84,7 +84,7 @@ class Lease:
                 raise
         try:
             self._give_back()
-        except (OSError, InUse) as reason:
+        except (OSError, NameInUse) as reason:
             logger.warning("lease on %s ends by itself: %s", self._folder, reason)
         if self._failure:
             raise self._failure
@@ -100,7 +100,7 @@ class Lease:
         told = False
         while (result := attempt()) is None:
             if self._watch.state == "held" and time.monotonic() >= patience:
-                raise InUse(self._watch.refusal())
+                raise NameInUse(self._watch.refusal())
             if not told:
                 logger.warning(self._watch.waiting())
                 told = True
@@ -164,7 +164,7 @@ class Lease:
                 return True
             except BlockingIOError:
                 if time.monotonic() >= patience:
-                    raise InUse(
+                    raise NameInUse(
                         f"name is in use in {self._folder}: a process that is suspended, or very "
                         f"slow, has its {LOCK} locked"
                     ) from None

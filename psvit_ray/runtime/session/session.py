@@ -34,7 +34,7 @@ Resume = Literal["never", "must", "auto"]
 DESCRIPTION = "search.json"
 
 
-class Launch(Value):
+class SessionConfig(Value):
     """Where a job writes, and how it is found again."""
 
     storage: str = "outputs"
@@ -49,7 +49,7 @@ class Launch(Value):
     """Show what Ray and MLflow log."""
 
 
-class Description(Value):
+class SearchDescription(Value):
     """`search.json`."""
 
     search_id: Annotated[str, Field(min_length=1)]
@@ -80,7 +80,7 @@ class Session:
     experiment: mlflow_tracker.Experiment
 
 
-def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
+def resolve_folder(launch: SessionConfig, *, default_name: str) -> tuple[Folder, str]:
     """The storage and the name. Raises ValueError where they cannot be used."""
     storage = writable(launch.storage, "storage")
     name = launch.name
@@ -93,8 +93,8 @@ def resolve(launch: Launch, *, default_name: str) -> tuple[Folder, str]:
 
 
 @contextlib.contextmanager
-def opened(
-    launch: Launch,
+def open_session(
+    launch: SessionConfig,
     *,
     default_name: str,
     identity: dict[str, Any],
@@ -104,12 +104,12 @@ def opened(
 ) -> Iterator[Session]:
     """`identity` is what a resume must not change. Raises ValueError for anything that cannot
     work, before anything is written."""
-    storage, name = resolve(launch, default_name=default_name)
+    storage, name = resolve_folder(launch, default_name=default_name)
     folder = storage / name
     check_resume(launch.resume, folder, name, read_description(folder), identity, source)
     lease = Lease(folder, wait=launch.resume == "auto")
     lease.check()
-    uri = store_uri.of(launch.tracking_uri, storage)
+    uri = store_uri.resolve_uri(launch.tracking_uri, storage)
     store_uri.check(uri)
 
     if not launch.verbose:
@@ -126,7 +126,7 @@ def opened(
         check_resume(launch.resume, folder, name, begun, identity, source)
         if begun is None and source.images:
             folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
-        description = begun or describe(folder, identity, source.digest)
+        description = begun or write_description(folder, identity, source.digest)
         experiment = mlflow_tracker.Experiment(
             tracking_uri=uri,
             name=mlflow_tracker.experiment_name(source.name),
@@ -157,29 +157,31 @@ def opened(
         )
 
 
-def describe(folder: Folder, identity: dict[str, Any], data_digest: str = "") -> Description:
+def write_description(
+    folder: Folder, identity: dict[str, Any], data_digest: str = ""
+) -> SearchDescription:
     """Begins a search: before anything of it is recorded."""
     search_id = uuid.uuid4().hex
-    description = Description(search_id=search_id, identity=identity, data_digest=data_digest)
+    description = SearchDescription(search_id=search_id, identity=identity, data_digest=data_digest)
     folder.write(DESCRIPTION, description.model_dump_json(indent=2).encode())
     return description
 
 
-def read_description(folder: Folder) -> Description | None:
+def read_description(folder: Folder) -> SearchDescription | None:
     """None where no search has begun. Raises ValueError, which says how to go on, for a file that
     does not describe one, and where records stand without any."""
     remedy = (
         "restore it from a copy; without one, what it was a search of is not known: begin under "
         "another --name (what is here stays)"
     )
-    kind = TypeAdapter(Description)
+    kind = TypeAdapter(SearchDescription)
     description = json_files.read_json(folder, DESCRIPTION, kind, "a search's description", remedy)
     if description is None and (folder / RECORDS).names():
         raise ValueError(f"{folder / DESCRIPTION} is missing beside its {RECORDS}/; {remedy}")
     return description
 
 
-def records_of(storage: Folder, name: str) -> list[Record]:
+def read_records(storage: Folder, name: str) -> list[Record]:
     """What a search or a training has recorded. Raises ValueError if there is none of this name."""
     check_folder_name(name, "name")
     if read_description(storage / name) is None:
@@ -203,14 +205,14 @@ def check_resume(
     resume: Resume,
     folder: Folder,
     name: str,
-    description: Description | Mapping[str, Any] | None,
+    description: SearchDescription | Mapping[str, Any] | None,
     identity: dict[str, Any],
     source: Source | None = None,
 ) -> None:
     """`description` is that of the name, or its fields. Raises ValueError if the name is, or is
     not, there against what was asked for, or is of other data than `source`."""
     if isinstance(description, Mapping):
-        description = Description.model_construct(**description)
+        description = SearchDescription.model_construct(**description)
     if description is None:
         if resume == "must":
             known = _known(files.parent(folder)[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass
-class Heard:
+class StopSignal:
     """What asked to end in order, once something did."""
 
     deadline: float = math.inf
@@ -34,12 +34,12 @@ class Heard:
 
 
 @contextlib.contextmanager
-def listening(deadline: float = math.inf) -> Iterator[Heard]:
+def catch_stop_signals(deadline: float = math.inf) -> Iterator[StopSignal]:
     """Notes the first signal; a second one ends the process at once. In the main thread only."""
-    heard = Heard(deadline)
+    stop_signal = StopSignal(deadline)
 
     def note(number: int, frame: FrameType | None) -> None:
-        heard.number = number
+        stop_signal.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -47,7 +47,7 @@ def listening(deadline: float = math.inf) -> Iterator[Heard]:
         number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield heard
+        yield stop_signal
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -50,7 +50,7 @@ class Gauges:
         self._gauges[key].set(value)
 
 
-class ShowsTrials(tune.Callback):
+class TrialGauges(tune.Callback):
     """Of a search, in the process that calls `Tuner.fit()`."""
 
     def __init__(self, name: str) -> None:

@@ -28,9 +28,9 @@ from mlflow.exceptions import MlflowException
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.tracking import store_uri
-from psvit_ray.search.oneshot.scores import Score, generations, rows
-from psvit_ray.search.record import ENDED, Record
-from psvit_ray.search.rows import as_csv
+from psvit_ray.search.oneshot.scores import Score, generations, score_rows
+from psvit_ray.search.record import FINAL_STATUSES, Record
+from psvit_ray.search.rows import csv_bytes
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Guard
 from psvit_ray.text.printable import printable
@@ -123,7 +123,7 @@ class _ParentRun:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self.client.create_experiment(name, store_uri.artifacts(uri))
+                return self.client.create_experiment(name, store_uri.artifact_location(uri))
             except MlflowException as error:  # another driver may just have made it
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -331,7 +331,7 @@ class Tracker:
                 points = [Metric(name, value, now, one.number) for name, value in values.items()]
                 self._parent.client.log_batch(self._parent.run_id, points)
                 self._steps[CANDIDATES].add(one.number)
-        table = as_csv(rows(scores)).decode()
+        table = csv_bytes(score_rows(scores)).decode()
         self._parent.client.log_text(self._parent.run_id, table, f"{CANDIDATES}.csv")
 
     def _open(self, record: Record) -> Run:
@@ -389,7 +389,7 @@ class Tracker:
 def _has_ended(run: Run, record: Record) -> bool:
     """As the record has: its status is the last that is written, so that all else is there."""
     return (
-        record.status in ENDED
+        record.status in FINAL_STATUSES
         and run.info.status == STATUS[record.status]
         and run.data.tags.get("psvit.status") == record.status
     )

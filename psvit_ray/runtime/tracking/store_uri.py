@@ -39,7 +39,7 @@ ADVICE = {
 """What to do, by what the store answers (a regular expression)."""
 
 
-def of(given: str | None, storage: Folder) -> str:
+def resolve_uri(given: str | None, storage: Folder) -> str:
     """What is given, or MLflow's own variable says; else a SQLite file beside the searches, so that
     they can be compared in one UI.
 
@@ -52,10 +52,10 @@ def of(given: str | None, storage: Folder) -> str:
             f"tracking_uri must be given, since storage {storage} is no disk for MLflow's default "
             "SQLite file; give the http:// address of a tracking server"
         )
-    return sqlite(Path(storage.uri, "mlflow.db"))
+    return sqlite_uri(Path(storage.uri, "mlflow.db"))
 
 
-def sqlite(file: Path) -> str:
+def sqlite_uri(file: Path) -> str:
     """The URI of a SQLite file, whatever its path is made of."""
     path = str(file.absolute())
     if not re.search("[%?]", path):
@@ -147,7 +147,7 @@ def exists(tracking_uri: str) -> bool:
     return file is None or file.exists()
 
 
-def artifacts(tracking_uri: str) -> str | None:
+def artifact_location(tracking_uri: str) -> str | None:
     """Where artifacts go: beside a SQLite file, for which MLflow would take the folder that this
     happens to run in; elsewhere the store knows."""
     file = _sqlite_file(tracking_uri)

@@ -33,39 +33,39 @@ NAMESPACE = "psvit"
 LOST_S = 60.0  # by then Ray has given up a host that it does not reach
 
 
-class Mailbox:
+class ControlChannel:
     """`run` is new for each driver: what an earlier one said is never read."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._read: set[str] = set()
 
-    def tell(self, word: str, text: str = "yes") -> None:
-        internal_kv._internal_kv_put(f"{self._run}/{word}", text, namespace=NAMESPACE)
+    def send(self, key: str, text: str = "yes") -> None:
+        internal_kv._internal_kv_put(f"{self._run}/{key}", text, namespace=NAMESPACE)
 
-    def read(self, word: str) -> str:
+    def read(self, key: str) -> str:
         """Empty where nothing was said."""
-        said = internal_kv._internal_kv_get(f"{self._run}/{word}", namespace=NAMESPACE)
+        said = internal_kv._internal_kv_get(f"{self._run}/{key}", namespace=NAMESPACE)
         return said.decode() if said else ""
 
     def clear(self) -> None:
         internal_kv._internal_kv_del(f"{self._run}/", del_by_prefix=True, namespace=NAMESPACE)
 
-    def note(self, text: str) -> None:
+    def send_note(self, text: str) -> None:
         """For the user, who sits at the driver."""
-        self.tell(f"{NOTE}{time.time_ns()}-{os.getpid()}", text)
+        self.send(f"{NOTE}{time.time_ns()}-{os.getpid()}", text)
 
-    def notes(self) -> list[str]:
+    def new_notes(self) -> list[str]:
         """What has been noted since this was called last."""
         keys = internal_kv._internal_kv_list(f"{self._run}/{NOTE}", namespace=NAMESPACE)
         words = sorted({key.decode().partition("/")[2] for key in keys} - self._read)
         self._read |= {*words}
-        return [self.read(word) for word in words]
+        return [self.read(key) for key in words]
 
     @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
+    def forwarding_warnings(self) -> Iterator[None]:
         """What this project's code warns about in a worker is noted."""
-        handler = _Noting(self)
+        handler = _WarningHandler(self)
         logger = logging.getLogger("psvit_ray")
         logger.addHandler(handler)
         try:
@@ -78,7 +78,7 @@ class HeadLost(RuntimeError):
     """Ray's head has not answered for so long that it has given this process up."""
 
 
-class Watch:
+class HeadMonitor:
     """Asks the head again and again, in a thread. One that a cut link keeps from answering starts
     another process in the place of this, which Ray leaves alive: two must not train one run, nor
     write its checkpoints. Close it."""
@@ -87,7 +87,7 @@ class Watch:
         self._ask, self._every_s = ask, every_s
         self._answered = time.monotonic()
         self._closed = threading.Event()
-        threading.Thread(target=self._look, name="watch", daemon=True).start()
+        threading.Thread(target=self._look, name="monitor", daemon=True).start()
 
     def check(self) -> None:
         """Raises HeadLost."""
@@ -105,10 +105,10 @@ class Watch:
                 self._answered = time.monotonic()
 
 
-class _Noting(logging.Handler):
-    def __init__(self, mailbox: Mailbox) -> None:
+class _WarningHandler(logging.Handler):
+    def __init__(self, channel: ControlChannel) -> None:
         super().__init__(logging.WARNING)
-        self._mailbox = mailbox
+        self._channel = channel
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._mailbox.note(record.getMessage())
+        self._channel.send_note(record.getMessage())

@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
 )
 
-from psvit_ray.runtime.train.control_channel import SAVE, SAVED, Mailbox
+from psvit_ray.runtime.train.control_channel import SAVE, SAVED, ControlChannel
 from psvit_ray.text.messages import short_repr
 
 WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
@@ -23,55 +23,55 @@ SAVE_S = 60.0
 LOOK_S = 0.1
 
 
-class Workers(NamedTuple):
+class WorkerRange(NamedTuple):
     """How many workers train: fewer where a host is lost, more again where one comes."""
 
-    fewest: int
-    most: int
+    min_workers: int
+    max_workers: int
 
     @classmethod
     def of(cls, text: str) -> Self:
         """From `N` or `MIN:MAX`, below 100,000. Raises ValueError for anything else."""
         found = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
-        fewest = int(found[1]) if found else 0
-        most = int(found[2] or fewest) if found else 0
-        if not 1 <= fewest <= most:
+        min_workers = int(found[1]) if found else 0
+        max_workers = int(found[2] or min_workers) if found else 0
+        if not 1 <= min_workers <= max_workers:
             raise ValueError(
                 "workers must be a number or MIN:MAX, from 1 and in this order, got "
                 f"{short_repr(text)}"
             )
-        return cls(fewest, most)
+        return cls(min_workers, max_workers)
 
     @property
     def elastic(self) -> bool:
-        return self.fewest < self.most
+        return self.min_workers < self.max_workers
 
 
-class SavesBeforeResize(ControllerCallback):
+class SaveBeforeResize(ControllerCallback):
     """Where a host has come, Train ends all workers, and starts them again with one more: what they
     have done since their last checkpoint is saved first. Lives in Train's controller."""
 
-    def __init__(self, mailbox: str) -> None:
-        self._mailbox = Mailbox(mailbox)
+    def __init__(self, channel: str) -> None:
+        self._channel = ControlChannel(channel)
         self._asked = 0
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if not isinstance(current_state, ResizingState):
             return
         self._asked += 1
-        self._mailbox.tell(SAVE, str(self._asked))
+        self._channel.send(SAVE, str(self._asked))
         patience = time.monotonic() + SAVE_S
-        while int(self._mailbox.read(SAVED) or 0) < self._asked:
+        while int(self._channel.read(SAVED) or 0) < self._asked:
             if time.monotonic() > patience:
                 return  # then from the last one
             time.sleep(LOOK_S)
 
 
-class NoHosts(RuntimeError):
+class NoHostsError(RuntimeError):
     """None came with a place for the workers."""
 
 
-class GivesUpWaiting(ControllerCallback):
+class LimitWaiting(ControllerCallback):
     """Train asks for hosts again and again, without end. Lives in Train's controller, which calls
     this at every turn, and ends the run with what is raised here."""
 
@@ -86,4 +86,6 @@ class GivesUpWaiting(ControllerCallback):
         now = time.monotonic()
         self._since = self._since or now
         if now - self._since > 60 * self._minutes:
-            raise NoHosts(f"no hosts with a place for the workers for {self._minutes:g} minutes")
+            raise NoHostsError(
+                f"no hosts with a place for the workers for {self._minutes:g} minutes"
+            )

@@ -21,15 +21,20 @@ from ray.exceptions import RayError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from psvit_ray.runtime.cluster.network import TalksWhereRayDoes
+from psvit_ray.runtime.cluster.network import UseRayInterface
 from psvit_ray.runtime.cluster.ray_names import ray_name
 from psvit_ray.runtime.session.session import Session
-from psvit_ray.runtime.session.signals import Heard, listening
+from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
-from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, Mailbox
-from psvit_ray.runtime.train.elastic import GivesUpWaiting, NoHosts, SavesBeforeResize, Workers
-from psvit_ray.runtime.train.worker import HearsSigterm, WorkerTask, train_worker
+from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, ControlChannel
+from psvit_ray.runtime.train.elastic import (
+    LimitWaiting,
+    NoHostsError,
+    SaveBeforeResize,
+    WorkerRange,
+)
+from psvit_ray.runtime.train.worker import SigtermCallback, WorkerTask, train_worker
 from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.storage.fence import Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -49,7 +54,7 @@ ELASTIC_START_S = "20"
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     record: Record
     signal: int | None
     """That ended it early, if one did."""
@@ -60,7 +65,7 @@ def make_trainer(
     *,
     name: str,
     scratch: str,
-    workers: Workers,
+    workers: WorkerRange,
     resources_per_worker: dict[str, float],
     wait_minutes: float,
     callbacks: list[UserCallback],
@@ -76,10 +81,10 @@ def make_trainer(
     scaling: Any = ScalingConfig
     v2_callbacks: list[Any] = [
         *callbacks,
-        HearsSigterm(),
-        TalksWhereRayDoes(),
-        SavesBeforeResize(task.mailbox),
-        GivesUpWaiting(wait_minutes),
+        SigtermCallback(),
+        UseRayInterface(),
+        SaveBeforeResize(task.channel),
+        LimitWaiting(wait_minutes),
     ]
     return TorchTrainer(
         # Not as `train_loop_config`, which Ray's dashboard shows: a storage may hold a password.
@@ -87,7 +92,7 @@ def make_trainer(
         # By torch's own half hour, a lost worker's peers would wait as long.
         torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
         scaling_config=scaling(
-            num_workers=tuple(workers) if workers.elastic else workers.most,
+            num_workers=tuple(workers) if workers.elastic else workers.max_workers,
             use_gpu=resources_per_worker.get("GPU", 0) > 0,
             resources_per_worker=resources_per_worker,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
@@ -105,13 +110,13 @@ def train(
     session: Session,
     configuration: Configuration,
     *,
-    workers: Workers,
+    workers: WorkerRange,
     resources_per_worker: dict[str, float],
     patience_s: float = 300.0,
     wait_minutes: float = 30.0,
     test: bool = True,
     deadline: float = math.inf,
-) -> Trained:
+) -> TrainResult:
     """Trains one configuration outside a search. With `test` it scores the test images once, at the
     end.
 
@@ -132,7 +137,7 @@ def train(
         configuration=configuration,
         checkpoints=(session.folder / CHECKPOINTS).uri,
         quarantine=session.folder.uri,
-        mailbox=uuid.uuid4().hex,
+        channel=uuid.uuid4().hex,
         fence=session.fence,
         test=test,
         patience_s=patience_s,
@@ -141,7 +146,7 @@ def train(
         split_by_file=session.split_by_file,
     )
 
-    with tempfile.TemporaryDirectory() as scratch, listening(deadline) as heard:
+    with tempfile.TemporaryDirectory() as scratch, catch_stop_signals(deadline) as stop_signal:
         trainer = functools.partial(
             make_trainer,
             task,
@@ -150,10 +155,10 @@ def train(
             workers=workers,
             resources_per_worker=resources_per_worker,
             wait_minutes=wait_minutes,
-            callbacks=[_Recorder(session.store, task.fence, task.mailbox)],
+            callbacks=[_RecordCallback(session.store, task.fence, task.channel)],
         )
         fit = _Fit(trainer, session.folder / CHECKPOINTS)
-        return _Driver(session, Mailbox(task.mailbox), heard).drive(fit)
+        return _Driver(session, ControlChannel(task.channel), stop_signal).drive(fit)
 
 
 class _Fit(threading.Thread):
@@ -187,9 +192,9 @@ class _Driver:
     """Watches over a run from outside: hands the record on to MLflow as it grows, so that it shows
     a run while it lasts, says what workers warn about, and passes signals on."""
 
-    def __init__(self, session: Session, mailbox: Mailbox, heard: Heard) -> None:
+    def __init__(self, session: Session, channel: ControlChannel, stop_signal: StopSignal) -> None:
         self._store, self._fence = session.store, session.fence
-        self._mailbox, self._heard = mailbox, heard
+        self._channel, self._stop_signal = channel, stop_signal
         self._tracker = Tracker(session.experiment, session.fence)
         self._gauges = Gauges(session.name)
         self._seen: Record | None = None
@@ -197,14 +202,14 @@ class _Driver:
         self._began = time.monotonic()
         self._seconds_before = sum(record.seconds for record in session.records)
 
-    def drive(self, fit: _Fit) -> Trained:
+    def drive(self, fit: _Fit) -> TrainResult:
         status: Status = "interrupted"
         reason = ""
         fit.start()
         try:
             if reason := self._watch(fit):
                 self._put(status, reason)  # at once: it may be killed next
-                if self._mailbox.read(BEGUN):
+                if self._channel.read(BEGUN):
                     fit.join()
             elif isinstance(fit.error, ray.train.TrainingFailedError):
                 status, reason = "failed", _cause(fit.error)
@@ -219,10 +224,10 @@ class _Driver:
             finally:
                 ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
                 self._tracker.close(ended)
-        by = self._heard.number
-        if not self._heard.reason:
+        by = self._stop_signal.number
+        if not self._stop_signal.reason:
             by = signal.SIGTERM  # a worker was sent it
-        return Trained(record, by if status == "interrupted" else None)
+        return TrainResult(record, by if status == "interrupted" else None)
 
     def _watch(self, fit: _Fit) -> str:
         """Until the run has ended, or stopped: then why."""
@@ -231,21 +236,21 @@ class _Driver:
             fit.join(LOOK_S)
             # The key-value store, or the storage, may be away for a while: then at the next turn.
             with contextlib.suppress(RayError, OSError):
-                if (asked := self._heard.reason) and not told:
-                    self._mailbox.tell(STOP, asked)
+                if (asked := self._stop_signal.reason) and not told:
+                    self._channel.send(STOP, asked)
                     told = True
-                    if not self._mailbox.read(BEGUN):
+                    if not self._channel.read(BEGUN):
                         return f"{asked} before the first step"
-                if told and (stopped := self._mailbox.read(STOPPED)):
+                if told and (stopped := self._channel.read(STOPPED)):
                     return stopped
                 if time.monotonic() >= look_at:
                     self._follow()
                     look_at = time.monotonic() + FOLLOW_S
         self._follow()
-        return self._mailbox.read(STOPPED)
+        return self._channel.read(STOPPED)
 
     def _follow(self) -> None:
-        for note in self._mailbox.notes():
+        for note in self._channel.new_notes():
             print(note, file=sys.stderr)
         (record,) = self._store.all()
         if record != self._seen:
@@ -284,9 +289,9 @@ class _Driver:
         return record
 
 
-def _no_hosts(error: ray.train.TrainingFailedError) -> NoHosts | None:
+def _no_hosts(error: ray.train.TrainingFailedError) -> NoHostsError | None:
     cause = getattr(error, "controller_failure", None)
-    return cause if isinstance(cause, NoHosts) else None
+    return cause if isinstance(cause, NoHostsError) else None
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
@@ -302,11 +307,11 @@ def _one_line(failures: dict[int, Exception]) -> str:
     return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
 
 
-class _Recorder(UserCallback):
+class _RecordCallback(UserCallback):
     """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
 
-    def __init__(self, store: RecordStore, fence: Fence, mailbox: str) -> None:
-        self._store, self._fence, self._mailbox = store, fence, mailbox
+    def __init__(self, store: RecordStore, fence: Fence, channel: str) -> None:
+        self._store, self._fence, self._channel = store, fence, channel
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -316,7 +321,7 @@ class _Recorder(UserCallback):
             (record,) = self._store.all()
             self._store.put(record.reported(metrics[0]))
         except LeaseLost as error:
-            Mailbox(self._mailbox).tell(STOP, str(error))
+            ControlChannel(self._channel).send(STOP, str(error))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        Mailbox(self._mailbox).note(_one_line(worker_exceptions))
+        ControlChannel(self._channel).send_note(_one_line(worker_exceptions))

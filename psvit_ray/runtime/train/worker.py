@@ -28,8 +28,8 @@ from psvit_ray.runtime.train.control_channel import (
     SAVED,
     STOP,
     STOPPED,
-    Mailbox,
-    Watch,
+    ControlChannel,
+    HeadMonitor,
 )
 from psvit_ray.storage.fence import Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -43,7 +43,7 @@ from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 TOP1 = "holdout/top1"
 LOOK_S = 0.25
-FAULTS = (CheckpointError, LeaseLost)
+DRIVER_ERRORS = (CheckpointError, LeaseLost)
 """What ends a driver's work, and is no fault of a configuration."""
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class WorkerTask(Value):
     """Folder of this run's checkpoints."""
     quarantine: str
     """Folder of the file that names images which cannot be read."""
-    mailbox: str
+    channel: str
     """Of its driver."""
     fence: Fence
     """Of its driver's lease: checked before anything is written."""
@@ -87,15 +87,15 @@ def train_worker(raw_task: dict[str, Any]) -> None:
     """Runs in every worker; every rank reports, rank 0 keeps."""
     task = WorkerTask.model_validate(raw_task)
     rank = ray.train.get_context().get_world_rank()
-    mailbox = Mailbox(task.mailbox)
+    channel = ControlChannel(task.channel)
     said: dict[str, Any] = {"epoch": 0, "step": 0, TOP1: 0.0}
     stopped, failed = False, ""
     with contextlib.ExitStack() as stack:
         if rank == 0:
-            mailbox.tell(BEGUN)
-            stack.enter_context(mailbox.noting())
-        requests = stack.enter_context(contextlib.closing(Requests(mailbox, leads=rank == 0)))
-        keeper = stack.enter_context(contextlib.closing(Keeper(task, rank, requests)))
+            channel.send(BEGUN)
+            stack.enter_context(channel.forwarding_warnings())
+        requests = stack.enter_context(contextlib.closing(WorkerRequests(channel, leads=rank == 0)))
+        keeper = stack.enter_context(contextlib.closing(CheckpointWriter(task, rank, requests)))
         try:
             reports = _reports(task, requests, keeper)
             with contextlib.closing(reports):  # type: ignore[type-var]
@@ -114,12 +114,14 @@ def train_worker(raw_task: dict[str, Any]) -> None:
     if failed:
         ray.train.report({**said, "failed": failed, "storage_failed": bool(keeper.fault)})
     elif stopped and rank == 0:
-        reason = mailbox.read(STOP) or "stopped by SIGTERM to a worker"
+        reason = channel.read(STOP) or "stopped by SIGTERM to a worker"
         at = f"step {said['step']}, checkpoint {keeper.written}"
-        mailbox.tell(STOPPED, f"{reason} at {at}")
+        channel.send(STOPPED, f"{reason} at {at}")
 
 
-def _reports(task: WorkerTask, requests: Requests, keeper: Keeper) -> Iterator[Report]:
+def _reports(
+    task: WorkerTask, requests: WorkerRequests, keeper: CheckpointWriter
+) -> Iterator[Report]:
     device = get_device()
     place = Place(
         device=device,
@@ -156,7 +158,7 @@ def _agreed_source(task: WorkerTask) -> Source:
     return source
 
 
-def name_bad_images(report: Report, folder: Folder) -> None:
+def record_bad_images(report: Report, folder: Folder) -> None:
     """In `quarantine.csv`, and to the user how many there are."""
     if number := len(report.bad_images):
         quarantine.add(folder, report.bad_images)
@@ -164,37 +166,37 @@ def name_bad_images(report: Report, folder: Folder) -> None:
         logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.QUARANTINE)
 
 
-class HearsSigterm(WorkerCallback):
+class SigtermCallback(WorkerCallback):
     """Notes the first SIGTERM to a worker's process; a second one ends it at once.
 
     Train calls this in the main thread, which alone may set a handler; the run is in another.
     """
 
-    heard = False
+    received = False
 
     def after_init_train_context(self) -> None:
         def note(number: int, frame: FrameType | None) -> None:
-            HearsSigterm.heard = True
+            SigtermCallback.received = True
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
         signal.signal(signal.SIGTERM, note)
 
 
-class Requests:
+class WorkerRequests:
     """What this worker asks of all of them before a step. What concerns all, rank 0 asks: `leads`.
     Close it."""
 
-    def __init__(self, mailbox: Mailbox, *, leads: bool) -> None:
-        self._mailbox, self._leads = mailbox, leads
+    def __init__(self, channel: ControlChannel, *, leads: bool) -> None:
+        self._channel, self._leads = channel, leads
         self._stop = False
         self._saves_asked = self.saves_heard = 0
         self._notice: Any = None
-        self._watch = Watch(self._look, every_s=LOOK_S) if leads else None
+        self._monitor = HeadMonitor(self._look, every_s=LOOK_S) if leads else None
 
     def __call__(self) -> Request:
-        if self._watch:
-            self._watch.check()
-        if self._stop or HearsSigterm.heard:
+        if self._monitor:
+            self._monitor.check()
+        if self._stop or SigtermCallback.received:
             return "stop"
         # Train's public call for a spot notice is a barrier of all workers. All have been told.
         notice = get_train_context().preemption_context.preemption_info
@@ -207,21 +209,21 @@ class Requests:
         self._stop = True
 
     def tell_saved(self) -> None:
-        self._mailbox.tell(SAVED, str(self.saves_heard))
+        self._channel.send(SAVED, str(self.saves_heard))
 
     def close(self) -> None:
-        if self._watch:
-            self._watch.close()
+        if self._monitor:
+            self._monitor.close()
 
     def _look(self) -> None:
-        self._saves_asked = int(self._mailbox.read(SAVE) or 0)
-        self._stop = self._stop or bool(self._mailbox.read(STOP))
+        self._saves_asked = int(self._channel.read(SAVE) or 0)
+        self._stop = self._stop or bool(self._channel.read(STOP))
 
 
-class Keeper:
+class CheckpointWriter:
     """The checkpoints of a run, which rank 0 writes and all start from. Close it."""
 
-    def __init__(self, task: WorkerTask, rank: int, requests: Requests) -> None:
+    def __init__(self, task: WorkerTask, rank: int, requests: WorkerRequests) -> None:
         keep = task.configuration.train.keep_checkpoints
         self._kept = Kept(task.fence.over(task.checkpoints), keep=keep)
         self._quarantine = task.fence.over(task.quarantine)
@@ -256,24 +258,24 @@ class Keeper:
         if self._rank != 0:
             return
         try:
-            name_bad_images(report, self._quarantine)
+            record_bad_images(report, self._quarantine)
         except LeaseLost as error:
             self._fail(error)
         if report.checkpoint_due:
             checkpoint = report.checkpoint()
-            with contextlib.suppress(*FAULTS):  # of the one before: `_ended` has been told
+            with contextlib.suppress(*DRIVER_ERRORS):  # of the one before: `_ended` has been told
                 writing = self._kept.put(checkpoint, top1=report.top1)
                 writing.add_done_callback(self._ended)
                 self.written = checkpoint.name
 
     def close(self) -> None:
-        with contextlib.suppress(*FAULTS):
+        with contextlib.suppress(*DRIVER_ERRORS):
             self._kept.close()
 
     def _ended(self, writing: Future[None]) -> None:
         if (error := writing.exception()) is None:
             self._requests.tell_saved()
-        elif isinstance(error, FAULTS):
+        elif isinstance(error, DRIVER_ERRORS):
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:

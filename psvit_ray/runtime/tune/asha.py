@@ -16,7 +16,7 @@ from psvit_ray.search.record import Record
 from psvit_ray.training.config import Epochs
 
 
-class Halving(Value):
+class AshaConfig(Value):
     """Early stopping by ASHA (Li et al., arXiv 1810.05934)."""
 
     epochs: Epochs
@@ -28,7 +28,7 @@ class Asha(AsyncHyperBandScheduler):
     """ASHA over epochs. DeiT baselines are trained to the end, so that the comparison is with all
     they can do; they do not set the bar at a rung either."""
 
-    def __init__(self, halving: Halving, recorder: Recorder) -> None:
+    def __init__(self, halving: AshaConfig, recorder: Recorder) -> None:
         super().__init__(
             time_attr="epoch",
             metric=TOP1,

@@ -11,13 +11,13 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
-from psvit_ray.runtime.train.control_channel import Mailbox
+from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.storage.fence import LeaseLost
 
 
-class Learner(Protocol):
+class ResultListener(Protocol):
     def tell(self, key: str, top1: float | None) -> None: ...
 
 
@@ -29,8 +29,8 @@ class Recorder(tune.Callback):
         self,
         store: RecordStore,
         tracker: Tracker,
-        learner: Learner,
-        mailbox: Mailbox,
+        learner: ResultListener,
+        channel: ControlChannel,
         *,
         records: Iterable[Record] = (),
         num_trials: int,
@@ -39,7 +39,7 @@ class Recorder(tune.Callback):
     ) -> None:
         self._store, self._tracker, self._learner = store, tracker, learner
         self._records = {record.key: record for record in records}
-        self._mailbox = mailbox
+        self._channel = channel
         self._data_digest = data_digest
         self._num_trials, self._say = num_trials, say
         self._key_of: dict[str, str] = {}
@@ -96,7 +96,7 @@ class Recorder(tune.Callback):
         result: dict[str, Any],
         **_: Any,
     ) -> None:
-        for note in self._mailbox.notes():
+        for note in self._channel.new_notes():
             self._say(note)
         if result.get("storage_failed"):
             self.storage_fault = result["failed"]

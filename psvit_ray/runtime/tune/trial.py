@@ -11,10 +11,10 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.runtime.train.control_channel import STOP, Mailbox, Watch
-from psvit_ray.runtime.train.elastic import Workers
+from psvit_ray.runtime.train.control_channel import STOP, ControlChannel, HeadMonitor
+from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import make_trainer
-from psvit_ray.runtime.train.worker import FAULTS, TOP1, WorkerTask, name_bad_images
+from psvit_ray.runtime.train.worker import DRIVER_ERRORS, TOP1, WorkerTask, record_bad_images
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import Kept
@@ -22,7 +22,7 @@ from psvit_ray.training.engine import run
 from psvit_ray.training.execution import Place
 from psvit_ray.training.steps import Diverged
 
-WATCH_S = 5.0
+MONITOR_S = 5.0
 
 
 class TrialTask(Value):
@@ -53,10 +53,10 @@ def _train_here(task: TrialTask) -> None:
         # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
         # and what is being written is written.
         with contextlib.ExitStack() as stack:
-            mailbox = Mailbox(task.worker.mailbox)
-            stack.enter_context(mailbox.noting())
-            watch = Watch(lambda: mailbox.read(STOP), every_s=WATCH_S)
-            stack.enter_context(contextlib.closing(watch))
+            channel = ControlChannel(task.worker.channel)
+            stack.enter_context(channel.forwarding_warnings())
+            monitor = HeadMonitor(lambda: channel.read(STOP), every_s=MONITOR_S)
+            stack.enter_context(contextlib.closing(monitor))
             kept = Kept(fence.over(task.worker.checkpoints), keep=keep)
             stack.enter_context(contextlib.closing(kept))
             reports = run(
@@ -65,20 +65,20 @@ def _train_here(task: TrialTask) -> None:
                 place=Place(
                     torch.device("cuda" if on_gpu else "cpu"),
                     accelerated=on_gpu,
-                    request=lambda: _watched(watch),
+                    request=lambda: _check_monitor(monitor),
                 ),
                 start=kept.newest(),
                 test=task.worker.test,
             )
             stack.enter_context(contextlib.closing(reports))  # type: ignore[type-var]
             for report in reports:
-                name_bad_images(report, fence.over(task.worker.quarantine))
+                record_bad_images(report, fence.over(task.worker.quarantine))
                 if report.checkpoint_due:
                     kept.put(report.checkpoint(), top1=report.top1)
                 if report.metrics:
                     values = report.values()
                     tune.report(values)
-    except FAULTS as error:  # not this trial's: so the next would fare too
+    except DRIVER_ERRORS as error:  # not this trial's: so the next would fare too
         tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
     except (Diverged, ValueError, torch.OutOfMemoryError) as error:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.
@@ -86,9 +86,9 @@ def _train_here(task: TrialTask) -> None:
         tune.report({**values, TOP1: 0.0, "failed": reason})
 
 
-def _watched(watch: Watch) -> Request:
+def _check_monitor(monitor: HeadMonitor) -> Request:
     """A search asks nothing of a trial that is under way. Raises HeadLost."""
-    watch.check()
+    monitor.check()
     return "none"
 
 
@@ -97,7 +97,7 @@ def _train_in_workers(task: TrialTask) -> None:
         task.worker,
         name=task.worker.configuration.key,
         scratch=tune.get_context().get_trial_dir(),
-        workers=Workers(task.workers, task.workers),
+        workers=WorkerRange(task.workers, task.workers),
         resources_per_worker=task.resources_per_worker,
         wait_minutes=task.wait_minutes,
         callbacks=[TuneReportCallback()],

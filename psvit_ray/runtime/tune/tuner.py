@@ -19,16 +19,16 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.runtime.cluster.cluster import WorkerResources, workers_that_fit
 from psvit_ray.runtime.cluster.host_calls import HEAD
 from psvit_ray.runtime.cluster.ray_names import ray_name
-from psvit_ray.runtime.session.budget import UNBOUNDED, Budget
-from psvit_ray.runtime.session.session import Launch, Session, exit_code, opened
-from psvit_ray.runtime.session.signals import Heard, listening
-from psvit_ray.runtime.tracking.gauges import ShowsTrials
+from psvit_ray.runtime.session.budget import UNLIMITED, TimeBudget
+from psvit_ray.runtime.session.session import Session, SessionConfig, exit_code, open_session
+from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
+from psvit_ray.runtime.tracking.gauges import TrialGauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
-from psvit_ray.runtime.train.control_channel import Mailbox
+from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
 from psvit_ray.runtime.train.worker import TOP1, WorkerTask
-from psvit_ray.runtime.tune.asha import Asha, Halving
-from psvit_ray.runtime.tune.recorder import Learner, Recorder
+from psvit_ray.runtime.tune.asha import Asha, AshaConfig
+from psvit_ray.runtime.tune.recorder import Recorder, ResultListener
 from psvit_ray.runtime.tune.trial import TrialTask, train_trial
 from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
@@ -40,7 +40,7 @@ QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
 
 
-class Proposals(Learner, Protocol):
+class ProposalSource(ResultListener, Protocol):
     def ask(self) -> Proposal | None: ...
 
 
@@ -49,7 +49,7 @@ class _ProposalSearcher(Searcher):
 
     def __init__(
         self,
-        proposals: Proposals,
+        proposals: ProposalSource,
         recorder: Recorder,
         task_of: Callable[[Configuration], TrialTask],
     ) -> None:
@@ -76,9 +76,11 @@ class _Stop(tune.Stopper):
     """Ends the search when its hours are over, a signal asks for it, or the storage is full: trials
     end where they are, and a resume goes on from their checkpoints."""
 
-    def __init__(self, budget: Budget, gpus_per_trial: float, heard: Heard, recorder: Recorder):
+    def __init__(
+        self, budget: TimeBudget, gpus_per_trial: float, stop_signal: StopSignal, recorder: Recorder
+    ):
         self._trial_hours = budget.hours(gpus_per_trial)
-        self._heard, self._recorder = heard, recorder
+        self._stop_signal, self._recorder = stop_signal, recorder
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -90,7 +92,7 @@ class _Stop(tune.Stopper):
     def reason(self) -> str:
         """Empty until there is one."""
         recorder = self._recorder
-        if reason := self._heard.reason or recorder.storage_fault or recorder.lease_fault:
+        if reason := self._stop_signal.reason or recorder.storage_fault or recorder.lease_fault:
             return reason
         over = self._recorder.hours_in_training > self._trial_hours
         return "its budget of GPU-hours was over" if over else ""
@@ -112,7 +114,7 @@ class Trials(Value):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialsResult:
     records: list[Record]
     signal: int | None
     """That ended it early, if one did."""
@@ -137,7 +139,7 @@ class _Tasks:
     split_by_file: bool
     trials: Trials
     resources: dict[str, float]
-    mailbox: str
+    channel: str
     test: bool
 
     def __call__(self, configuration: Configuration) -> TrialTask:
@@ -146,7 +148,7 @@ class _Tasks:
                 configuration=configuration,
                 checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
                 quarantine=(self.folder / QUARANTINE / configuration.key).uri,
-                mailbox=self.mailbox,
+                channel=self.channel,
                 fence=self.fence,
                 test=self.test,
                 data_digest=self.data_digest,
@@ -161,15 +163,15 @@ class _Tasks:
 
 def run_trials(
     session: Session,
-    proposals: Proposals,
+    proposals: ProposalSource,
     trials: Trials,
     *,
     num_trials: int,
-    budget: Budget = UNBOUNDED,
-    halving: Halving | None = None,
+    budget: TimeBudget = UNLIMITED,
+    halving: AshaConfig | None = None,
     test: bool = False,
     trainable: Callable[[dict[str, Any]], None] = train_trial,
-) -> Outcome:
+) -> TrialsResult:
     """Trains what is proposed until no more is. Everything that happens goes into the record.
 
     `trainable` runs in the process of each trial: it is told a TrialTask, as primitives, and
@@ -190,14 +192,14 @@ def run_trials(
         session.split_by_file,
         trials,
         resources,
-        mailbox=uuid.uuid4().hex,
+        channel=uuid.uuid4().hex,
         test=test,
     )
     recorder = Recorder(
         session.store,
         tracker,
         proposals,
-        Mailbox(task_of.mailbox),
+        ControlChannel(task_of.channel),
         records=session.records,
         num_trials=num_trials,
         data_digest=session.data_digest,
@@ -205,9 +207,12 @@ def run_trials(
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
-    with tempfile.TemporaryDirectory() as scratch, listening(budget.deadline) as heard:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        catch_stop_signals(budget.deadline) as stop_signal,
+    ):
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
-        stop = _Stop(budget, gpus, heard, recorder)
+        stop = _Stop(budget, gpus, stop_signal, recorder)
         tuner = tune.Tuner(
             tune.with_resources(trainable, asked),
             tune_config=tune.TuneConfig(
@@ -223,7 +228,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name=ray_name(session.name),
                 storage_path=scratch,
-                callbacks=[recorder, ShowsTrials(session.name)],
+                callbacks=[recorder, TrialGauges(session.name)],
                 stop=stop,
                 failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS),
                 verbose=0,
@@ -234,27 +239,27 @@ def run_trials(
     recorder.interrupt(stop.reason)
     for key in (session.folder / QUARANTINE).names():
         quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))
-    untracked = tracker.close("KILLED" if heard.number else "FINISHED")
+    untracked = tracker.close("KILLED" if stop_signal.number else "FINISHED")
     recorder.note_run_ids()
-    return Outcome(recorder.records, heard.number, untracked, recorder.storage_fault)
+    return TrialsResult(recorder.records, stop_signal.number, untracked, recorder.storage_fault)
 
 
 @contextlib.contextmanager
-def each_trained(
-    launch: Launch,
+def train_each(
+    launch: SessionConfig,
     configurations: Sequence[Configuration],
     source: Source,
     trials: Trials,
     *,
     default_name: str,
     test: bool = False,
-) -> Iterator[tuple[Session, Outcome]]:
+) -> Iterator[tuple[Session, TrialsResult]]:
     """These, each once, under a name that is theirs alone: a resume must be of the same. The name
     is held until the caller has written what became of them.
 
-    Raises ValueError as `opened`.
+    Raises ValueError as `open_session`.
     """
-    with opened(
+    with open_session(
         launch,
         default_name=default_name,
         identity={one.key: one.model_dump(mode="json") for one in configurations},

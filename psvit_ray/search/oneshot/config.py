@@ -16,8 +16,8 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.model.latency import LatencyTable
 from psvit_ray.search.candidates import baselines, first_points
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.evolution import Budget, Evolution, Sampler
-from psvit_ray.search.oneshot.scores import Score, ranked
+from psvit_ray.search.oneshot.evolution import CostLimits, Evolution, Sampler
+from psvit_ray.search.oneshot.scores import Score, rank_scores
 from psvit_ray.search.record import Kind
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
@@ -142,7 +142,7 @@ class OneshotConfig(Value):
         assert cost_of, "a search by latency has a table"
         return Evolution(
             search.space,
-            Budget(search.limits, latency_ms, self.max_latency_ms),
+            CostLimits(search.limits, latency_ms, self.max_latency_ms),
             cost_of=cost_of,
             population=self.population,
             seed=search.search_seed,
@@ -160,11 +160,11 @@ def large_specs(search: SearchConfig) -> list[ArchSpec]:
     return first_points(search.space, search.limits, random.Random(search.search_seed))
 
 
-def best_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:
-    return [score.spec for score in ranked(scores)[:number]]
+def best_scored_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:
+    return [score.spec for score in rank_scores(scores)[:number]]
 
 
-def trainings_of(
+def finalist_configurations(
     config: OneshotConfig,
     search: SearchConfig,
     train: TrainConfig,
@@ -202,7 +202,7 @@ def standard_error(holdout: int, top1: float = EXPECTED_TOP1) -> float:
     return math.sqrt(top1 * (100 - top1) / holdout)
 
 
-def warning(holdout: int) -> str:
+def holdout_size_warning(holdout: int) -> str:
     """What a user should know of a hold-out of so many images; empty where it is large enough."""
     error = standard_error(holdout)
     if error < COARSE:

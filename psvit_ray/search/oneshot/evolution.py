@@ -26,7 +26,7 @@ MUTATIONS = 20
 
 
 @dataclass(frozen=True)
-class Budget:
+class CostLimits:
     """What a spec may cost."""
 
     limits: Limits
@@ -69,7 +69,7 @@ class Evolution:
     def __init__(
         self,
         space: SearchSpace,
-        budget: Budget,
+        budget: CostLimits,
         *,
         cost_of: Callable[[ArchSpec], float],
         population: int,

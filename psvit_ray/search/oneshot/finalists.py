@@ -14,14 +14,14 @@ HOW: dict[Kind, str] = {"finalist": "from scratch", "finetuned": "fine-tuned", "
 
 
 @dataclass(frozen=True)
-class Mean:
+class SeedMean:
     n: int
     mean: float
     sd: float | None
     """Of a sample (n - 1); None of a single value."""
 
     @classmethod
-    def of(cls, values: Iterable[float | None]) -> Mean | None:
+    def of(cls, values: Iterable[float | None]) -> SeedMean | None:
         """Of those that are not None; None where there are none."""
         found = [value for value in values if value is not None]
         if not found:
@@ -53,25 +53,25 @@ class Finalist:
         return count_macs(self.spec)
 
     @property
-    def top1(self) -> Mean | None:
+    def top1(self) -> SeedMean | None:
         """On the hold-out."""
-        return Mean.of(run.top1 for run in self.runs)
+        return SeedMean.of(run.top1 for run in self.runs)
 
     @property
-    def test_top1(self) -> Mean | None:
-        return Mean.of(run.test_top1 for run in self.runs)
+    def test_top1(self) -> SeedMean | None:
+        return SeedMean.of(run.test_top1 for run in self.runs)
 
     @property
-    def seconds(self) -> Mean | None:
+    def seconds(self) -> SeedMean | None:
         """Of one training."""
-        return Mean.of(run.seconds for run in self.runs)
+        return SeedMean.of(run.seconds for run in self.runs)
 
     @property
     def epochs(self) -> int | None:
         return max((run.epochs_done for run in self.runs), default=None)
 
 
-def trainings(records: Iterable[Record]) -> list[Record]:
+def finalist_records(records: Iterable[Record]) -> list[Record]:
     """The finalists' and DeiT's, of all that a search trains."""
     return [record for record in records if record.kind in HOW]
 
@@ -79,17 +79,17 @@ def trainings(records: Iterable[Record]) -> list[Record]:
 def finalists(records: Iterable[Record]) -> list[Finalist]:
     """The best first: by mean hold-out top-1, among equals those of fewer MACs."""
     groups: dict[tuple[ArchSpec, Kind], list[Record]] = {}
-    for record in trainings(records):
+    for record in finalist_records(records):
         groups.setdefault((record.configuration.spec, record.kind), []).append(record)
     found = []
     for (spec, kind), runs in groups.items():
         full = [run for run in runs if run.ranks]
         full.sort(key=lambda run: (run.top1, run.configuration.train.seed))
         found.append(Finalist(spec, kind, tuple(full), len(runs) - len(full)))
-    return sorted(found, key=_place)
+    return sorted(found, key=_rank_key)
 
 
-def _place(one: Finalist) -> tuple[float, int, int, str]:
+def _rank_key(one: Finalist) -> tuple[float, int, int, str]:
     top1 = one.top1.mean if one.top1 else -1.0
     return -top1, one.macs, list(HOW).index(one.kind), one.spec.spec_id
 

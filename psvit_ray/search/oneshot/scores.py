@@ -74,7 +74,7 @@ class ScoreStore:
 _SCORES = TypeAdapter(list[Score])
 
 
-def ranked(scores: Iterable[Score]) -> list[Score]:
+def rank_scores(scores: Iterable[Score]) -> list[Score]:
     """The best first: by top-1, among equals by loss."""
     return sorted(scores, key=lambda one: (-one.top1, one.loss, one.macs, one.number))
 
@@ -105,7 +105,7 @@ def generations(scores: Iterable[Score]) -> list[Generation]:
     return found
 
 
-def rows(scores: Iterable[Score]) -> list[Row]:
+def score_rows(scores: Iterable[Score]) -> list[Row]:
     """Every candidate, the best first. Top-1 is in percent, with the supernet's weights."""
     return [
         {
@@ -120,14 +120,14 @@ def rows(scores: Iterable[Score]) -> list[Row]:
             **spec_columns(score.spec),
             "spec_id": score.spec.spec_id,
         }
-        for rank, score in enumerate(ranked(scores), start=1)
+        for rank, score in enumerate(rank_scores(scores), start=1)
     ]
 
 
-def pareto(scores: Iterable[Score]) -> list[Score]:
+def pareto_scores(scores: Iterable[Score]) -> list[Score]:
     """Those that no other beats in top-1 at no more MACs: by MACs up."""
     front: list[Score] = []
-    for score in sorted(ranked(scores), key=lambda one: one.macs):
+    for score in sorted(rank_scores(scores), key=lambda one: one.macs):
         if not front or score.top1 > front[-1].top1:
             front.append(score)
     return front

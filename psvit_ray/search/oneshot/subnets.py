@@ -25,7 +25,7 @@ THRESHOLDS = (0.95, 0.9, 0.8, 0.7)
 """Similarity of maps from which on they are shared."""
 
 
-class HeldOut(NamedTuple):
+class HoldoutImages(NamedTuple):
     """Images in memory, as `Preprocessing` makes them. Arrays, which hosts share between
     processes."""
 
@@ -37,25 +37,25 @@ class HeldOut(NamedTuple):
     """Images beside them that cannot be read: they count as wrong."""
 
 
-def read(
+def read_holdout(
     table: ImageTable, preprocessing: Preprocessing, *, processes: int = 0, decoder: Decoder = "pil"
-) -> HeldOut:
+) -> HoldoutImages:
     """Raises ValueError where no image of the table can be read."""
     batches = list(eval_loader(table, preprocessing, 256, processes=processes, decoder=decoder))
     images = np.concatenate([batch.images.numpy() for batch in batches])
     labels = np.concatenate([batch.labels.numpy() for batch in batches])
     if not len(labels):
         raise ValueError(f"none of the {len(table):,} hold-out images can be read")
-    return HeldOut(images, labels, len(table) - len(labels))
+    return HoldoutImages(images, labels, len(table) - len(labels))
 
 
-class Subnets:
+class SubnetScorer:
     """A trained supernet and what its specs are scored on."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        held_out: HeldOut,
+        held_out: HoldoutImages,
         *,
         device: torch.device,
         batch_size: int = 256,
@@ -87,7 +87,7 @@ class Subnets:
 
 
 def suggested_sharings(
-    checkpoint: Checkpoint, held_out: HeldOut, specs: Iterable[ArchSpec]
+    checkpoint: Checkpoint, held_out: HoldoutImages, specs: Iterable[ArchSpec]
 ) -> list[ArchSpec]:
     """What of the specs' layers may share a map, as their maps in the supernet are alike: of each
     spec a sharing for every threshold, as far as the space has it."""
