@@ -55,11 +55,11 @@ from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.agreement import Request
-from psvit_ray.training.checkpoint import Kept
+from psvit_ray.training.checkpoint import CheckpointManager
 from psvit_ray.training.config import BatchSize, Configuration, Processes, Repeats, TrainConfig
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.execution import Place
-from psvit_ray.training.state import State, build_model, facts_of
+from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.execution import Execution
+from psvit_ray.training.state import TrainState, build_model, run_info
 
 PLAIN = Augmentation(train_crop_mode="rrc", train_interpolation="bicubic", hflip=0.5)
 SCORED = 60  # candidates at a time
@@ -214,8 +214,8 @@ def _engine_and_bare_loop(task: dict[str, Any]) -> None:
     configuration = given.model_copy(update={"train": given.train.model_copy(update=epochs)})
     source: Any = load_source(configuration)
     config = configuration.train
-    reports = run(configuration, source)
-    images = facts_of(configuration, source).preprocessing.normalize(source.train.images)
+    reports = run_training(configuration, source)
+    images = run_info(configuration, source).preprocessing.normalize(source.train.images)
     labels = torch.as_tensor(source.train.labels)
     model = build_model(configuration).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
@@ -241,10 +241,13 @@ def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
     epochs = {"epochs": job.rounds + 1, "warmup_epochs": 0}
     configuration = Configuration(spec=job.base, train=job.train.model_copy(update=epochs))
     source = load_source(configuration)
-    with tempfile.TemporaryDirectory() as folder, closing(Kept(Folder(folder))) as kept:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(CheckpointManager(Folder(folder))) as kept,
+    ):
         stalls, whole = [], []
         began = time.perf_counter()
-        for number, report in enumerate(run(configuration, source)):
+        for number, report in enumerate(run_training(configuration, source)):
             due = time.perf_counter()
             written = kept.put(report.checkpoint(), top1=report.top1)
             now = time.perf_counter()
@@ -258,7 +261,7 @@ def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
     return {"stall s": statistics.median(stalls), "part of training": part, "resume s": seconds}
 
 
-def _seconds_of_a_resume(configuration: Configuration, kept: Kept) -> float:
+def _seconds_of_a_resume(configuration: Configuration, kept: CheckpointManager) -> float:
     """From the storage to the first step, within a process that runs."""
     more = configuration.train.model_copy(update={"epochs": configuration.train.epochs + 1})
     longer = configuration.model_copy(update={"train": more})
@@ -271,8 +274,10 @@ def _seconds_of_a_resume(configuration: Configuration, kept: Kept) -> float:
     began = time.perf_counter()
     start = kept.newest()
     assert start
-    start = replace(start, facts=start.facts.model_copy(update={"configuration": longer}))
-    list(run(longer, load_source(longer), start=start, place=Place(request=request)))
+    start = replace(start, run=start.run.model_copy(update={"configuration": longer}))
+    list(
+        run_training(longer, load_source(longer), start=start, execution=Execution(request=request))
+    )
     return asked[0] - began
 
 
@@ -313,7 +318,7 @@ class _Timed(FixedProposals):
 
 def _seconds_alone(configuration: Configuration) -> float:
     began = time.perf_counter()
-    list(run(configuration, load_source(configuration)))
+    list(run_training(configuration, load_source(configuration)))
     return time.perf_counter() - began
 
 
@@ -334,7 +339,7 @@ def tracking(job: BenchmarkJob) -> dict[str, Any]:
 
         def train(track: bool) -> None:
             record = Record(number=0, kind="fixed", params={}, configuration=configuration)
-            for report in run(configuration, source):
+            for report in run_training(configuration, source):
                 record = record.reported(report.values())
                 if track:
                     tracker.put(record)
@@ -352,8 +357,8 @@ def scoring(job: BenchmarkJob) -> dict[str, Any]:
     config = OneshotConfig(population=SCORED)
     configuration = config.supernet(job.search, job.train)
     source = load_source(configuration)
-    facts = facts_of(configuration, source)
-    checkpoint = State.of(facts, torch.device("cpu"), None).checkpoint()
+    facts = run_info(configuration, source)
+    checkpoint = TrainState.of(facts, torch.device("cpu"), None).checkpoint()
     evolution = config.evolution(job.search, None)
     per_s: dict[int, list[float]] = {1: [], 2: []}
     driver: dict[str, list[float]] = {"proposing": [], "asking": []}

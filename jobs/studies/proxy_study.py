@@ -30,7 +30,13 @@ from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, Epochs, Number, PositiveFraction, TrainConfig
+from psvit_ray.training.config import (
+    Configuration,
+    Epochs,
+    PositiveCount,
+    PositiveFraction,
+    TrainConfig,
+)
 from psvit_ray.training.engine import load_source
 
 
@@ -43,7 +49,7 @@ class ProxyStudy(Value):
     search: SearchConfig
     specs: Annotated[int, Field(ge=8, le=10_000)] = 16
     """Architectures, spread over the MACs of the space; fewer than 8 say nothing."""
-    proxy_img_sizes: tuple[Number, ...] = ()
+    proxy_img_sizes: tuple[PositiveCount, ...] = ()
     """Sides of smaller images, each a proxy."""
     proxy_data_fractions: tuple[PositiveFraction, ...] = ()
     """Parts of the training images, each a proxy."""

@@ -20,10 +20,10 @@ from psvit_ray.commands.estimate import candidates_per_s
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.doctor import step_time
 from psvit_ray.runtime.doctor.step_time import Link, StepTime
-from psvit_ray.training.config import Number, Positive, PositiveFraction
+from psvit_ray.training.config import PositiveCount, PositiveFraction, PositiveNumber
 
 Section = Literal["steps", "agreement", "loader", "search", "candidates"]
-Gbit = Positive
+Gbit = PositiveNumber
 Rows = list[list[str]]
 IMAGES = 1_281_167  # of ImageNet's training set
 GIB = 1024  # MiB
@@ -63,37 +63,37 @@ class ScalingJob(Value):
     """Whose published speed to take."""
     sizes: tuple[Literal["tiny", "small", "base"], ...] = ("tiny", "small", "base")
     """Of the presets psvit_2d_*."""
-    images_per_s: tuple[Positive, ...] = ()
+    images_per_s: tuple[PositiveNumber, ...] = ()
     """Of one GPU in training, for each of the sizes (perf/img_per_s of a run with one worker); by
     default the published ones."""
-    images_per_gpu: Number = 128
+    images_per_gpu: PositiveCount = 128
     """In a step."""
-    gpus: tuple[Number, ...] = (8, 64, 512)
+    gpus: tuple[PositiveCount, ...] = (8, 64, 512)
     """In all."""
-    gpus_per_host: Number = 8
+    gpus_per_host: PositiveCount = 8
     gbit: tuple[Gbit, ...] = (10, 25, 100, 400)
     """Of a host's link, in Gbit/s."""
     attained: PositiveFraction = 0.6
     """The part of the link that an all-reduce gets. 0.59 at 4 hosts with 400 Gbit/s
     (NVIDIA/nccl#527: 29.6 GB/s), 0.5 to 0.6 at 8 to 32 with 100 (NVIDIA/nccl#235), both EFA; 0.92
     to 0.96 on InfiniBand (NVIDIA/nccl-tests#290). jobs/doctor.py measures yours."""
-    message_us: Positive = 130.0
+    message_us: PositiveNumber = 130.0
     """Microseconds of one small message of gloo: an all-reduce of 40 bytes by 8 processes on two
     cores took 1.87 ms at best, which is 14 of them."""
-    loader_images_per_s: tuple[Positive, Positive] = (290.0, 220.0)
+    loader_images_per_s: tuple[PositiveNumber, PositiveNumber] = (290.0, 220.0)
     """Of one core that decodes JPEGs of 500 x 375 and crops and flips them, and that varies them
     as DeiT does too: by the processor's seconds in the photographs of jobs.studies.benchmark."""
-    head_base_mib: Positive = 2730.0
+    head_base_mib: PositiveNumber = 2730.0
     """Memory of a head with no trial, and a search's driver: proportional set size."""
-    head_trial_mib: Positive = 1240.0
+    head_trial_mib: PositiveNumber = 1240.0
     """Memory on the head of each trial of several workers: the Ray Train run but for its workers
     (controller 400, driver 400, four helpers of 110). A trial of one worker has none."""
-    mlflow_report_ms: Positive = 35.0
+    mlflow_report_ms: PositiveNumber = 35.0
     """Of an epoch in MLflow on SQLite, on a busy machine: metrics and tags are one call."""
 
-    candidate_ms: Positive = 29.0
+    candidate_ms: PositiveNumber = 29.0
     """In which an actor scores a candidate of a one-shot search: of digits, on 288 images."""
-    driver_ms: tuple[Positive, Positive] = (3.0, 1.5)
+    driver_ms: tuple[PositiveNumber, PositiveNumber] = (3.0, 1.5)
     """In which the driver of a one-shot search proposes a candidate, and in which it hands it to an
     actor and takes its score down: processor time of jobs.studies.benchmark --only scoring."""
 

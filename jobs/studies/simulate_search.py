@@ -56,7 +56,7 @@ from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.proposals import Proposal, Proposals
 from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, Positive, TrainConfig
+from psvit_ray.training.config import Configuration, PositiveNumber, TrainConfig
 from psvit_ray.training.engine import load_source
 
 RECORDED = Path(__file__).parent / "recorded_curve.json"
@@ -76,7 +76,7 @@ class SimulateSearch(Value):
     search: SearchConfig
     slots: Annotated[int, Field(ge=2, le=10_000)] = 64
     """Trials at once."""
-    epoch_s: Positive = 5.0
+    epoch_s: PositiveNumber = 5.0
     """Seconds of an epoch of a trial, about."""
 
 

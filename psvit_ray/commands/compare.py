@@ -23,7 +23,7 @@ from psvit_ray.report import comparison
 from psvit_ray.runtime.session.session import SessionConfig, read_records
 from psvit_ray.runtime.tune.tuner import Trials, train_each
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, Positive, Repeats
+from psvit_ray.training.config import Configuration, PositiveNumber, Repeats
 from psvit_ray.training.engine import load_source
 
 
@@ -34,7 +34,7 @@ class CompareJob(Value):
     """Name of the search whose best PSViT is compared."""
     baseline_search: str | None = None
     """Name of the search whose best DeiT it is compared with; by default the same."""
-    budget_gmacs: Positive | None = None
+    budget_gmacs: PositiveNumber | None = None
     """Billion multiply-accumulates that both may have, as they had in their searches; by default
     the winner has no more than the best DeiT."""
     seeds: Repeats = 5

@@ -27,7 +27,7 @@ from psvit_ray.runtime.doctor.bandwidth import MeasuredStep
 from psvit_ray.runtime.doctor.doctor import CheckContext, Finding
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, Number, TrainConfig
+from psvit_ray.training.config import Configuration, PositiveCount, TrainConfig
 from psvit_ray.training.engine import check_source
 
 
@@ -41,7 +41,7 @@ class DoctorJob(Value):
     recipe's base."""
     base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
     train: TrainConfig = TrainConfig()
-    workers: Number | None = None
+    workers: PositiveCount | None = None
     """Training workers that share a batch; by default one on each host that has a place for one."""
     resources: WorkerResources = WorkerResources()
     storage: str = "outputs"

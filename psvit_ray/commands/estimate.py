@@ -12,7 +12,7 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 
 DRAWS = 101
 BATCHES = 10
@@ -90,5 +90,5 @@ def _seconds_of_a_run(configuration: Configuration) -> float:
     drawn = np.random.default_rng(0).permutation(images)[: BATCHES * train.batch_size]
     few = replace(source, train=source.train.take(np.sort(drawn)))
     twice = train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
-    *_, last = run(Configuration(spec=configuration.spec, train=twice), few)
+    *_, last = run_training(Configuration(spec=configuration.spec, train=twice), few)
     return train.epochs * images / last.metrics["perf/img_per_s"]

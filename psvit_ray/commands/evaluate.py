@@ -36,7 +36,7 @@ from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import BatchSize, NumberOrZero, ProcessesOrZero
+from psvit_ray.training.config import BatchSize, NonNegativeCount, ProcessesOrZero
 
 Split = Literal["train", "holdout", "test", "all"]
 TRAINING: dict[Literal["train", "holdout", "test"], str] = {
@@ -64,7 +64,7 @@ class EvaluateJob(DataLayout):
     """DataLoader processes."""
     decoder: Decoder = "pil"
     """What decodes images."""
-    num_hardest: NumberOrZero = 100
+    num_hardest: NonNegativeCount = 100
     """Images of the highest loss that are listed."""
 
 

@@ -35,8 +35,8 @@ from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.checkpoint import Checkpoint, Kept
-from psvit_ray.training.exporting import export_checkpoint, training_facts
+from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager
+from psvit_ray.training.exporting import export_checkpoint, training_info
 
 
 class ExportJob(Value):
@@ -71,7 +71,7 @@ def work(job: ExportJob) -> int:
     checkpoint = checkpoint_of(run, job.which)
     splits = split_file.read(run)
     storage, name = files.parent(run)
-    facts = training_facts(
+    training = training_info(
         checkpoint,
         which=job.which,
         name=name,
@@ -88,7 +88,7 @@ def work(job: ExportJob) -> int:
             exported = export_checkpoint(
                 folder,
                 checkpoint,
-                facts,
+                training,
                 splits=splits,
                 onnx=job.onnx,
                 torch_export=job.torch_export,
@@ -100,7 +100,7 @@ def work(job: ExportJob) -> int:
     except (ConversionError, OSError) as error:
         print(f"error: nothing was exported: {without_secrets(str(error))}", file=sys.stderr)
         return 1
-    print(summary(facts, record, out))
+    print(summary(training, record, out))
     if job.register_as:
         what = f"{job.register_as}@{job.alias}" if job.alias else f"{job.register_as}/{version}"
         print(f"registered: {job.register_as}, version {version}")
@@ -124,7 +124,7 @@ def record_of(run: Folder) -> Record:
 
 def checkpoint_of(run: Folder, which: CheckpointChoice) -> Checkpoint:
     """Raises ValueError where there is none, or it is broken."""
-    with contextlib.closing(Kept(run / CHECKPOINTS)) as kept:
+    with contextlib.closing(CheckpointManager(run / CHECKPOINTS)) as kept:
         found = kept.best() if which == "best" else kept.newest()
         if found is None:
             hint = "; --which last takes what there is" if which == "best" and kept.newest() else ""
@@ -132,14 +132,15 @@ def checkpoint_of(run: Folder, which: CheckpointChoice) -> Checkpoint:
     return found
 
 
-def summary(facts: TrainingInfo, record: Record, out: Folder) -> str:
+def summary(training: TrainingInfo, record: Record, out: Folder) -> str:
     top1 = [
         f"{split} top-1 {value:.2f}" if value is not None else f"{split} top-1 not measured"
-        for split, value in (("hold-out", facts.holdout_top1), ("test", facts.test_top1))
+        for split, value in (("hold-out", training.holdout_top1), ("test", training.test_top1))
     ]
     state = "" if record.status == "completed" else f"; the run is {record.status}"
     return (
-        f"{record.pattern}: {', '.join(top1)}, after {facts.epoch} of {facts.epochs} epochs{state}"
+        f"{record.pattern}: {', '.join(top1)}, after {training.epoch} of {training.epochs} "
+        f"epochs{state}"
         f"\nexported: {out}"
     )
 

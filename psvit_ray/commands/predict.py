@@ -39,7 +39,7 @@ from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import check_new_file, new_file, writable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import BatchSize, Number, NumberOrZero, ProcessesOrZero
+from psvit_ray.training.config import BatchSize, NonNegativeCount, PositiveCount, ProcessesOrZero
 
 FEW_IMAGES = 2000
 """For which starting Ray does not pay."""
@@ -58,11 +58,11 @@ class PredictJob(Value):
     """File to write, new: .csv or .jsonl."""
     image_column: str = ""
     """Column of Parquet that holds the images; by default `image`, or the only one that can."""
-    top_k: Number = 5
+    top_k: PositiveCount = 5
     """Classes of each image, the likeliest first."""
     batch_size: BatchSize = 64
     """Images computed at once."""
-    workers: NumberOrZero | None = None
+    workers: NonNegativeCount | None = None
     """Ray actors; 0 stays in this process. By default 0 for fewer than 2,000 images, else as many
     as the cluster can hold."""
     resources: WorkerResources = WorkerResources()

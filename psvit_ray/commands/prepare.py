@@ -29,7 +29,7 @@ from psvit_ray.runtime.session.session import Resume, exit_code
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
 from psvit_ray.text.printable import printable
-from psvit_ray.training.config import Fraction, NumberOrZero
+from psvit_ray.training.config import Fraction, NonNegativeCount
 
 
 class PrepareJob(DataLayout):
@@ -40,7 +40,7 @@ class PrepareJob(DataLayout):
     out: str
     """Folder or URI (s3://, gs://) to write to."""
     settings: ShardSettings = ShardSettings()
-    workers: NumberOrZero = 0
+    workers: NonNegativeCount = 0
     """Shards written at the same time; 0 is one for each CPU of the cluster."""
     max_bad_fraction: Fraction = 0.05
     """More images that cannot be used than this end the run."""

@@ -55,8 +55,8 @@ from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import (
     BatchSize,
-    Number,
-    NumberOrZero,
+    NonNegativeCount,
+    PositiveCount,
     ProcessesOrZero,
     Seed,
     TrainConfig,
@@ -76,11 +76,11 @@ class RedundancyJob(DataLayout):
     """Folder or URI to write, new or empty."""
     threshold: Annotated[Finite, Field(gt=0, le=1)] = 0.9
     """Similarity to its leader's map from which on a layer borrows it."""
-    followers: NumberOrZero | None = None
+    followers: NonNegativeCount | None = None
     """Layers that borrow a map, in place of a threshold: those most like their leaders."""
-    max_group: Number | None = None
+    max_group: PositiveCount | None = None
     """Most layers under one map."""
-    num_images: Number = 256
+    num_images: PositiveCount = 256
     """Drawn from the hold-out; all where there are fewer."""
     seed: Seed = 0
     """Of which images are drawn."""

@@ -24,8 +24,8 @@ from psvit_ray.runtime.session.session import SessionConfig, exit_code, open_ses
 from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import train
 from psvit_ray.text.printable import printable
-from psvit_ray.training.config import Configuration, Positive, TrainConfig
-from psvit_ray.training.engine import check_networks, check_source, source_of
+from psvit_ray.training.config import Configuration, PositiveNumber, TrainConfig
+from psvit_ray.training.engine import check_networks, check_source, source_from_settings
 
 
 class TrainJob(Value):
@@ -41,7 +41,7 @@ class TrainJob(Value):
     workers: str = "1"
     """Training workers (DDP): a number, or MIN:MAX to go on with fewer when a host is lost, and
     with more when one comes. Batch and learning rate stay."""
-    patience_s: Positive = 300.0
+    patience_s: PositiveNumber = 300.0
     """Seconds after which a worker that does not come to a step is named, and all are restarted."""
     resources: WorkerResources = WorkerResources()
     launch: SessionConfig = SessionConfig()
@@ -54,7 +54,7 @@ class TrainJob(Value):
 
 
 def work(job: TrainJob) -> int:
-    source = source_of(job.train)
+    source = source_from_settings(job.train)
     configuration = Configuration(
         spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
     )

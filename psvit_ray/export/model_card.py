@@ -18,7 +18,7 @@ MAX_LISTED_CLASSES = 20
 def model_card(config: ExportConfig, default_settings: Mapping[str, Any]) -> str:
     """Markdown, with the front matter that model hubs read. Settings of the training that differ
     from `default_settings` are listed."""
-    spec, facts = config.spec, config.training
+    spec, training = config.spec, config.training
     kind = "DeiT" if spec.is_deit else f"PSViT-{spec.pooling.upper()}"
     front = {
         "library_name": "psvit_ray",
@@ -32,8 +32,8 @@ def model_card(config: ExportConfig, default_settings: Mapping[str, Any]) -> str
         _what(config),
         _use(config),
         "## Architecture\n\n" + _architecture(config),
-        "## Results\n\n" + _results(facts),
-        "## Training\n\n" + _training(facts, default_settings),
+        "## Results\n\n" + _results(training),
+        "## Training\n\n" + _training(training, default_settings),
         "## Limits\n\n" + _limits(config),
         "## Licence\n\nNone is stated: add one before this is published.",
     ]
@@ -41,17 +41,17 @@ def model_card(config: ExportConfig, default_settings: Mapping[str, Any]) -> str
 
 
 def _what(config: ExportConfig) -> str:
-    spec, facts = config.spec, config.training
+    spec, training = config.spec, config.training
     names = ", ".join(map(text, config.class_names[:MAX_LISTED_CLASSES]))
     rest = len(config.class_names) - MAX_LISTED_CLASSES
     more = f" and {rest:,} more, all in `config.json`" if rest > 0 else ""
-    giga = facts.macs >= 1e8  # as papers say, but for networks of tiny images
-    macs = f"{facts.macs / 1e9:.3g} GMACs" if giga else f"{facts.macs / 1e6:.3g} MMACs"
+    giga = training.macs >= 1e8  # as papers say, but for networks of tiny images
+    macs = f"{training.macs / 1e9:.3g} GMACs" if giga else f"{training.macs / 1e6:.3g} MMACs"
     colours = "colour" if spec.in_chans == 3 else "grey"
     return (
         f"Sorts {colours} images of {spec.img_size} x {spec.img_size} pixels into "
         f"{spec.num_classes:,} classes: {names}{more}. "
-        f"{facts.params / 1e6:.3g} M parameters, {macs} an image."
+        f"{training.params / 1e6:.3g} M parameters, {macs} an image."
     )
 
 
@@ -107,36 +107,38 @@ def _architecture(config: ExportConfig) -> str:
     )
 
 
-def _results(facts: TrainingInfo) -> str:
+def _results(training: TrainingInfo) -> str:
     measured = [
-        ("hold-out", _percent(facts.holdout_top1)),
-        ("test", _percent(facts.test_top1)),
+        ("hold-out", _percent(training.holdout_top1)),
+        ("test", _percent(training.test_top1)),
     ]
     chosen = {
         "best": "The checkpoint was chosen by the hold-out, whose figure therefore flatters a "
         "little; the test images had no say.",
         "last": "The weights are the last ones.",
     }
-    missing = "" if facts.test_top1 is not None else " `jobs/evaluate.py` measures what is missing."
-    return f"{_table(('split', 'top-1 %'), measured)}\n\n{chosen[facts.which]}{missing}"
+    missing = (
+        "" if training.test_top1 is not None else " `jobs/evaluate.py` measures what is missing."
+    )
+    return f"{_table(('split', 'top-1 %'), measured)}\n\n{chosen[training.which]}{missing}"
 
 
 def _percent(top1: float | None) -> str:
     return "not measured" if top1 is None else f"{top1:.2f}"
 
 
-def _training(facts: TrainingInfo, default_settings: Mapping[str, Any]) -> str:
+def _training(training: TrainingInfo, default_settings: Mapping[str, Any]) -> str:
     said = {
-        "data": facts.data,
-        "epochs": f"{facts.epoch} of {facts.epochs}",
-        "steps": f"{facts.step:,}",
-        "seed": facts.seed,
-        "run": facts.name or "-",
-        "MLflow run": facts.run_id or "-",
+        "data": training.data,
+        "epochs": f"{training.epoch} of {training.epochs}",
+        "steps": f"{training.step:,}",
+        "seed": training.seed,
+        "run": training.name or "-",
+        "MLflow run": training.run_id or "-",
     }
     settings = {
         name: value
-        for name, value in facts.settings.items()
+        for name, value in training.settings.items()
         if name not in said and value != default_settings.get(name)
     }
     rows = [(f"`{name}`", code(value)) for name, value in settings.items()]

@@ -25,8 +25,8 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.text.messages import nearest, short_repr
 from psvit_ray.training.config import (
     Epochs,
-    NumberOrZero,
-    Positive,
+    NonNegativeCount,
+    PositiveNumber,
     Runs,
     Seed,
     TrainConfig,
@@ -96,19 +96,19 @@ class SearchConfig(Value):
 
     num_trials: Runs = 16
     """Configurations in all, DeiT among them."""
-    max_hours: Positive | None = None
+    max_hours: PositiveNumber | None = None
     """End the search after this time; `--resume` goes on with it."""
-    max_gpu_hours: Positive | None = None
+    max_gpu_hours: PositiveNumber | None = None
     """End the search when its configurations have had GPUs for so long, over all resumes."""
-    max_gmacs: Positive | None = None
+    max_gmacs: PositiveNumber | None = None
     """Most billion multiply-accumulates of a forward pass of one image."""
-    max_params_m: Positive | None = None
+    max_params_m: PositiveNumber | None = None
     """Most million parameters."""
-    baselines: NumberOrZero = 2
+    baselines: NonNegativeCount = 2
     """How many of the configurations are DeiTs of the same budget."""
     grace_epochs: Epochs = 4
     """Epochs that every configuration gets before it may be stopped early."""
-    reduction_factor: NumberOrZero = 3
+    reduction_factor: NonNegativeCount = 3
     """One in so many goes on at each look (ASHA); 0 stops nothing early."""
     search_seed: Seed = 0
     """Of the proposals."""

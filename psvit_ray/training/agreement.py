@@ -22,16 +22,16 @@ from torch import Tensor
 
 from psvit_ray.training.distributed import rank_and_world_size
 
-ANSWER_S = 5.0  # in which those who have waited for the same worker give up too
+ALIVE_TIMEOUT_S = 5.0  # in which those who have waited for the same worker give up too
 Request = Literal["none", "checkpoint", "stop"]
 
 
-class Hung(RuntimeError):
+class WorkerHung(RuntimeError):
     """A worker did not come in time."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StepDecision:
     """The same on every worker. `steps`: (step, loss sum, images, bad images) of each step whose
     outcome became known, summed over the workers."""
 
@@ -39,8 +39,8 @@ class Verdict:
     request: Request
 
 
-class Agreement:
-    """`patience_s`: a worker that is later than this is named, in `Hung`."""
+class StepAgreement:
+    """`patience_s`: a worker that is later than this is named, in `WorkerHung`."""
 
     def __init__(self, device: torch.device, *, patience_s: float) -> None:
         self._patience_s = patience_s
@@ -57,10 +57,10 @@ class Agreement:
         """This worker's share of a step that was taken."""
         self._known.append(_Outcome(step, loss_sum, images, bad))
 
-    def ask(self, step: int, request: Request, *, everything: bool = False) -> Verdict:
+    def ask(self, step: int, request: Request, *, everything: bool = False) -> StepDecision:
         """Waits for all workers before `step`. `everything`: also the last step's outcome.
 
-        Raises Hung if one does not come.
+        Raises WorkerHung if one does not come.
         """
         known = [self._known.popleft() for _ in range(self._ready(everything))]
         told = [number for one in known for number in one.numbers()]
@@ -72,14 +72,15 @@ class Agreement:
             told = values.tolist()
         *numbers, checkpoint, stop = told
         steps = zip(known, numbers[::3], numbers[1::3], numbers[2::3], strict=True)
-        return Verdict(
+        return StepDecision(
             steps=tuple((one.step, a, int(b), int(c)) for one, a, b, c in steps),
             request="stop" if stop else "checkpoint" if checkpoint else "none",
         )
 
     @contextlib.contextmanager
     def naming(self, step: int) -> Iterator[None]:
-        """Around what all workers do together in a step. Raises Hung where some did not come."""
+        """Context of a collective of step `step`. Raises WorkerHung, which names the workers that did
+        not come, where it fails for that."""
         began = time.monotonic()
         try:
             yield
@@ -90,7 +91,7 @@ class Agreement:
             waited = time.monotonic() - began
             late = f" within {self._patience_s:g} s" if waited >= 0.9 * self._patience_s else ""
             ranks = ", ".join(map(str, silent))
-            raise Hung(f"rank {ranks} did not reach step {step}{late}") from error
+            raise WorkerHung(f"rank {ranks} did not reach step {step}{late}") from error
 
     def _silent(self) -> list[int]:
         """Ranks that do not say that they are alive, where one after the other gives up waiting."""
@@ -98,7 +99,7 @@ class Agreement:
 
         def look() -> None:
             self._alive.set(str(self._rank), "")
-            end = time.monotonic() + ANSWER_S
+            end = time.monotonic() + ALIVE_TIMEOUT_S
             for rank in (self._rank, *range(self._world_size)):
                 with contextlib.suppress(RuntimeError):
                     left = timedelta(seconds=max(end - time.monotonic(), 0.1))
@@ -108,7 +109,7 @@ class Agreement:
         # A store whose process stands still keeps even a wait that has timed out.
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
-        thread.join(ANSWER_S + self._world_size)
+        thread.join(ALIVE_TIMEOUT_S + self._world_size)
         if self._rank not in alive:
             return [0]  # whose process has the store
         return [rank for rank in range(self._world_size) if rank not in alive]

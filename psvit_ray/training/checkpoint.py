@@ -40,31 +40,31 @@ MANIFEST = "manifest.json"
 UNFINISHED = "unfinished"  # there while a folder is written: without a manifest it never counted
 FILES = (MANIFEST, "run.json", "model.safetensors", "ema.safetensors", "state.pt", UNFINISHED)
 """All that a checkpoint holds, in the order in which it is deleted."""
-NAME = re.compile(r"step-(\d{9,})(?:-epoch-(\d{4,}))?")
+CHECKPOINT_NAME = re.compile(r"step-(\d{9,})(?:-epoch-(\d{4,}))?")
 """Name of a checkpoint's folder. Older versions gave no epoch."""
 logger = logging.getLogger(__name__)
 
-Number = Annotated[int, Field(strict=True, ge=0)]
+StrictCount = Annotated[int, Field(strict=True, ge=0)]
 
 
-class FileFacts(Value):
+class FileInfo(Value):
     """What the manifest says of a file."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    bytes: Number
+    bytes: StrictCount
 
 
-class Manifest(Value):
+class CheckpointManifest(Value):
     """`manifest.json` of a checkpoint."""
 
-    step: Number
-    epoch: Number
+    step: StrictCount
+    epoch: StrictCount
     top1: FiniteFloat | None = None
     """On the hold-out, in percent."""
-    files: dict[Literal["run.json", "model.safetensors", "ema.safetensors", "state.pt"], FileFacts]
+    files: dict[Literal["run.json", "model.safetensors", "ema.safetensors", "state.pt"], FileInfo]
 
 
-_MANIFEST = TypeAdapter(Manifest)
+_MANIFEST = TypeAdapter(CheckpointManifest)
 
 
 class BrokenCheckpoint(ValueError):
@@ -75,7 +75,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written."""
 
 
-class RunFacts(Value):
+class RunInfo(Value):
     """What of a run does not change while it runs."""
 
     configuration: Configuration
@@ -88,7 +88,7 @@ class RunFacts(Value):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    facts: RunFacts
+    run: RunInfo
     epoch: int
     """Epochs that are done, evaluation included."""
     step: int
@@ -136,7 +136,7 @@ class Checkpoint:
 
     def _files(self) -> Any:
         """Names and contents, one after the other: they are large."""
-        yield "run.json", self.facts.model_dump_json(indent=1).encode()
+        yield "run.json", self.run.model_dump_json(indent=1).encode()
         yield "model.safetensors", safetensors.torch.save(self.model)
         if self.ema is not None:
             yield "ema.safetensors", safetensors.torch.save(self.ema)
@@ -146,13 +146,13 @@ class Checkpoint:
         yield "state.pt", state.getvalue()
 
 
-def load(folder: Folder) -> Checkpoint:
+def load_checkpoint(folder: Folder) -> Checkpoint:
     """Raises BrokenCheckpoint, with the reason, for one that is not as it was written."""
-    files = _checked(folder)
+    files = _checked_files(folder)
     try:
         ema = files.get("ema.safetensors")
         return Checkpoint(
-            facts=RunFacts.model_validate_json(files["run.json"]),
+            run=RunInfo.model_validate_json(files["run.json"]),
             model=safetensors.torch.load(files["model.safetensors"]),
             ema=None if ema is None else safetensors.torch.load(ema),
             **torch.load(io.BytesIO(files["state.pt"]), map_location="cpu", weights_only=True),
@@ -165,18 +165,18 @@ def load(folder: Folder) -> Checkpoint:
         raise BrokenCheckpoint(f"{folder} is no checkpoint of this version: {reason}") from error
 
 
-def _checked(folder: Folder) -> dict[str, bytes]:
+def _checked_files(folder: Folder) -> dict[str, bytes]:
     """The files that the manifest names, as it has them."""
     files: dict[str, bytes] = {}
-    for name, facts in _manifest(folder).files.items():
+    for name, entry in _manifest(folder).files.items():
         content = _content(folder, name)
         if content is None:
             raise BrokenCheckpoint(f"{folder} is broken: {name} is missing")
-        if len(content) != facts.bytes:
+        if len(content) != entry.bytes:
             raise BrokenCheckpoint(
-                f"{folder} is broken: {name} has {len(content):,} of {facts.bytes:,} bytes"
+                f"{folder} is broken: {name} has {len(content):,} of {entry.bytes:,} bytes"
             )
-        if _sha256(content) != facts.sha256:
+        if _sha256(content) != entry.sha256:
             raise BrokenCheckpoint(
                 f"{folder} is broken: {name} has another sha256 than was written"
             )
@@ -184,7 +184,7 @@ def _checked(folder: Folder) -> dict[str, bytes]:
     return files
 
 
-def _manifest(folder: Folder) -> Manifest:
+def _manifest(folder: Folder) -> CheckpointManifest:
     try:
         manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "that of a checkpoint")
     except json_files.UnreadableFile as error:
@@ -205,10 +205,10 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def saved(folder: Folder) -> list[str]:
+def checkpoint_names(folder: Folder) -> list[str]:
     """Names of the checkpoints in a folder, in the order of their steps. Broken ones are among
     them; what a writer that died has left is not, nor is what somebody else has put there."""
-    names = [name for name in folder.names() if NAME.fullmatch(name)]
+    names = [name for name in folder.names() if CHECKPOINT_NAME.fullmatch(name)]
     return sorted((name for name in names if _is_finished(folder, name)), key=_step_and_epoch)
 
 
@@ -233,12 +233,12 @@ def _is_copy(folder: Folder, name: str) -> bool:
 
 
 def _step_and_epoch(name: str) -> tuple[int, int]:
-    match = NAME.fullmatch(name)
+    match = CHECKPOINT_NAME.fullmatch(name)
     assert match
     return int(match[1]), int(match[2] or 0)
 
 
-class Kept:
+class CheckpointManager:
     """The checkpoints of one run: the newest `keep` and the best stay. Written by a thread of its
     own, one at a time; close it."""
 
@@ -276,9 +276,9 @@ class Kept:
         Raises BrokenCheckpoint if there are some, and none can be read.
         """
         reasons = []
-        for name in reversed(saved(self._folder)):
+        for name in reversed(checkpoint_names(self._folder)):
             try:
-                found = load(self._folder / name)
+                found = load_checkpoint(self._folder / name)
             except BrokenCheckpoint as error:
                 self._broken.add(name)
                 reasons.append(str(error))
@@ -296,12 +296,12 @@ class Kept:
 
     def best(self) -> Checkpoint | None:
         """By top-1 on the hold-out; None if none has one. Raises BrokenCheckpoint."""
-        name = self._best(saved(self._folder))
-        return load(self._folder / name) if name else None
+        name = self._best(checkpoint_names(self._folder))
+        return load_checkpoint(self._folder / name) if name else None
 
     def named(self, name: str) -> Checkpoint:
         """Raises BrokenCheckpoint."""
-        return load(self._folder / name)
+        return load_checkpoint(self._folder / name)
 
     def _best(self, names: list[str]) -> str | None:
         scores = {}
@@ -314,12 +314,16 @@ class Kept:
     def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
         checkpoint.save(self._folder / checkpoint.name, top1=top1)
         self._broken.discard(checkpoint.name)
-        names = [name for name in saved(self._folder) if name not in self._broken]
+        names = [name for name in checkpoint_names(self._folder) if name not in self._broken]
         # Of a step that was saved twice the later one has all that the earlier has.
         newest = {_step_and_epoch(name)[0]: name for name in names}
         kept = {*[*newest.values()][-self._keep :], self._best(names)}
         for name in self._folder.names():
-            if name not in kept and NAME.fullmatch(name) and not _is_copy(self._folder, name):
+            if (
+                name not in kept
+                and CHECKPOINT_NAME.fullmatch(name)
+                and not _is_copy(self._folder, name)
+            ):
                 try:
                     (self._folder / name).delete_files(FILES)
                 except OSError as error:  # the new one is saved all the same
@@ -328,7 +332,7 @@ class Kept:
 
 def last_checkpoint(folder: Folder) -> Checkpoint:
     """Of a training that has ended."""
-    with contextlib.closing(Kept(folder)) as kept:
+    with contextlib.closing(CheckpointManager(folder)) as kept:
         found = kept.newest()
     assert found, f"a training that has ended has a checkpoint in {folder}"
     return found

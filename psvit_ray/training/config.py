@@ -20,15 +20,15 @@ from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
-LARGEST = 1_000_000_000
+MAX_VALUE = 1_000_000_000
 """Of anything that is counted or measured: more is a slip, and would overflow a clock or a
 generator somewhere below."""
-Positive = Annotated[Finite, Field(gt=0, le=LARGEST)]
-NonNegative = Annotated[Finite, Field(ge=0, le=LARGEST)]
+PositiveNumber = Annotated[Finite, Field(gt=0, le=MAX_VALUE)]
+NonNegativeNumber = Annotated[Finite, Field(ge=0, le=MAX_VALUE)]
 Fraction = Annotated[Finite, Field(ge=0, lt=1)]
 PositiveFraction = Annotated[Finite, Field(gt=0, le=1)]
-Number = Annotated[int, Field(ge=1, le=LARGEST)]
-NumberOrZero = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_VALUE)]
+NonNegativeCount = Annotated[int, Field(ge=0, le=MAX_VALUE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What every generator takes (torch's has 64 bits)."""
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -77,27 +77,27 @@ class TrainConfig(Augmentation, DataLayout):
     """Passes over the training images."""
     batch_size: BatchSize = 64
     """Images of one optimizer step, over all workers."""
-    micro_batch_size: NumberOrZero = 0
+    micro_batch_size: NonNegativeCount = 0
     """Most images whose gradient a worker computes at once; a larger share of a step is
     accumulated. 0 takes the whole share."""
     opt: Literal["adamw", "lamb"] = "adamw"
     """Optimizer."""
-    opt_eps: Positive = 1e-8
+    opt_eps: PositiveNumber = 1e-8
     """Its epsilon."""
-    lr: Positive = 2e-3
+    lr: PositiveNumber = 2e-3
     """Peak learning rate."""
-    lr_base_size: NumberOrZero = 0
+    lr_base_size: NonNegativeCount = 0
     """`lr` is that of this batch size, and scales linearly with `batch_size`; 0 takes `lr` as it
     is."""
-    min_lr: NonNegative = 1e-5
+    min_lr: NonNegativeNumber = 1e-5
     """Learning rate at the end of the cosine."""
-    warmup_epochs: NonNegative = 2.0
+    warmup_epochs: NonNegativeNumber = 2.0
     """Linear warm-up before the cosine."""
-    weight_decay: NonNegative = 0.05
+    weight_decay: NonNegativeNumber = 0.05
     """Decoupled, on matrices only (timm's rule)."""
     layer_decay: PositiveFraction = 1.0
     """Each layer's learning rate is this much of the next one's, as in fine-tuning."""
-    clip_grad: NonNegative = 0.0
+    clip_grad: NonNegativeNumber = 0.0
     """Largest gradient norm; 0 clips nothing."""
     model_ema_decay: Fraction = 0.0
     """Decay of the averaged weights that are then the ones evaluated; 0 keeps none."""
@@ -108,9 +108,9 @@ class TrainConfig(Augmentation, DataLayout):
     """Label smoothing."""
     bce_loss: bool = False
     """Binary cross-entropy of each class instead of cross-entropy, as in DeiT III."""
-    mixup: NonNegative = 0.0
+    mixup: NonNegativeNumber = 0.0
     """Mixup's alpha; 0 is off."""
-    cutmix: NonNegative = 0.0
+    cutmix: NonNegativeNumber = 0.0
     """CutMix's alpha; 0 is off."""
     mixup_prob: Probability = 1.0
     """How many batches are mixed, where any are."""
@@ -138,7 +138,7 @@ class TrainConfig(Augmentation, DataLayout):
     """Colour that transparent pictures are put on, by name or as #rrggbb."""
     mean: Annotated[tuple[Probability, ...], tyro.conf.Suppress] = ()
     """Of each channel, in 0 to 1; by default the data's own, or ImageNet's."""
-    std: Annotated[tuple[Positive, ...], tyro.conf.Suppress] = ()
+    std: Annotated[tuple[PositiveNumber, ...], tyro.conf.Suppress] = ()
     """Standard deviation of each channel; by default as `mean`."""
 
     teacher: str = ""
@@ -149,7 +149,7 @@ class TrainConfig(Augmentation, DataLayout):
     """From the teacher's probabilities, or from its answer."""
     distillation_alpha: Probability = 0.5
     """The teacher's part of the loss."""
-    distillation_tau: Positive = 1.0
+    distillation_tau: PositiveNumber = 1.0
     """Temperature of the teacher's probabilities."""
 
     amp: bool = False
@@ -164,21 +164,21 @@ class TrainConfig(Augmentation, DataLayout):
     """DataLoader processes of each worker; 0 loads in the worker itself."""
     decoder: Decoder = "pil"
     """What decodes images."""
-    shuffle_window: Number = 4_096
+    shuffle_window: PositiveCount = 4_096
     """Images among which is shuffled, where they lie in Parquet row groups: the groups come in
     random order, and so many images are mixed with each other and kept in memory."""
     max_bad_fraction: Fraction = 0.05
     """More unreadable images than this end the run."""
-    max_loss_spike: NonNegative = 0.0
+    max_loss_spike: NonNegativeNumber = 0.0
     """A step whose loss is more than so many times the running mean ends the run; 0 allows all."""
 
-    checkpoint_every: NumberOrZero = 1
+    checkpoint_every: NonNegativeCount = 1
     """Epochs between checkpoints; 0 writes none at an epoch's end but the last."""
-    checkpoint_steps: NumberOrZero = 0
+    checkpoint_steps: NonNegativeCount = 0
     """Steps between checkpoints; 0 does not count them."""
-    checkpoint_minutes: NonNegative = 0.0
+    checkpoint_minutes: NonNegativeNumber = 0.0
     """Minutes between checkpoints; 0 does not look at the clock."""
-    keep_checkpoints: Number = 2
+    keep_checkpoints: PositiveCount = 2
     """Newest checkpoints that are kept, beside the best."""
 
     @field_validator("data", "init", "init_checkpoint", "teacher", "teacher_checkpoint")
@@ -229,7 +229,7 @@ class TrainConfig(Augmentation, DataLayout):
         return self.lr * scale
 
 
-class Paths(Value):
+class PathConfig(Value):
     """Which specs of a supernet a step trains: drawn by seed and step, the same on every worker."""
 
     paths: Literal["sandwich", "single"] = "sandwich"
@@ -251,10 +251,10 @@ class SupernetConfig(Value):
 
     space: SearchSpace
     limits: Limits = Limits()
-    paths: Paths = Paths()
+    paths: PathConfig = PathConfig()
 
 
-NOT_OF_A_SUPERNET = ("init", "img_size", "layer_decay", "compile")
+UNSUPPORTED_IN_SUPERNET = ("init", "img_size", "layer_decay", "compile")
 
 
 class Configuration(Value):
@@ -276,7 +276,7 @@ class Configuration(Value):
         if self.supernet is None:
             return self
         self.supernet.space.encode(self.spec)
-        for name in NOT_OF_A_SUPERNET:
+        for name in UNSUPPORTED_IN_SUPERNET:
             usual, got = TrainConfig.model_fields[name].default, getattr(self.train, name)
             if got != usual:
                 raise ValueError(f"{name} must be {usual!r} for a supernet, got {got!r}")

@@ -25,7 +25,7 @@ def all_reduce(sums: Tensor) -> Tensor:
     return sums
 
 
-def gathered(items: list[Any]) -> list[Any]:
+def all_gather(items: list[Any]) -> list[Any]:
     """The items of all workers, on every worker, in the order of ranks. Waits for all."""
     _, world_size = rank_and_world_size()
     if world_size == 1:

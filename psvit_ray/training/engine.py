@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from psvit_ray.data.quarantine import BadImageRow
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source, check_unchanged
 from psvit_ray.data.splits.split_file import SplitFile
@@ -19,15 +20,12 @@ from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import LoadedWeights
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.distributed import gathered
+from psvit_ray.training.distributed import all_gather
 from psvit_ray.training.evaluation import Evaluation, evaluate
-from psvit_ray.training.execution import Place
+from psvit_ray.training.execution import Execution
 from psvit_ray.training.loss import Teacher
-from psvit_ray.training.state import State, build_model, facts_of, load_init
+from psvit_ray.training.state import TrainState, build_model, load_init, run_info
 from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
-
-BadImage = tuple[str, str, str]
-"""Source, path or row, reason."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Report:
     earlier: list[dict[str, Any]] = field(default_factory=list)
     """In the first report of an epoch after a start from a checkpoint: what was reported before."""
     test: Evaluation | None = None
-    bad_images: list[BadImage] = field(default_factory=list)
+    bad_images: list[BadImageRow] = field(default_factory=list)
     """That were found since the report before."""
 
     @property
@@ -67,14 +65,16 @@ class Report:
 
 
 def load_source(configuration: Configuration, known: SplitFile | None = None) -> Source:
-    """The data of a configuration, as `source_of`. Raises ValueError where its spec asks for other
-    images."""
-    source = source_of(configuration.train, known)
+    """The data of a configuration, split as its settings or the split file `known` say.
+
+    Raises ValueError for data that cannot be used, and where the spec asks for other images.
+    """
+    source = source_from_settings(configuration.train, known)
     check_source(configuration, source)
     return source
 
 
-def source_of(train: TrainConfig, known: SplitFile | None = None) -> Source:
+def source_from_settings(train: TrainConfig, known: SplitFile | None = None) -> Source:
     """The data, split as the settings say or, where `known` is given, as it is there. Raises
     ValueError for data that cannot be used."""
     return image_source.load(
@@ -110,15 +110,15 @@ def check_source(configuration: Configuration, source: Source) -> None:
 def check_networks(configuration: Configuration, source: Source) -> LoadedWeights | None:
     """What of the weights to start from fits, if there are any. Raises ValueError where these, or
     the teacher, cannot be used."""
-    Teacher.of(facts_of(configuration, source), torch.device("cpu"))
+    Teacher.of(run_info(configuration, source), torch.device("cpu"))
     return load_init(build_model(configuration), configuration.train)
 
 
-def run(
+def run_training(
     configuration: Configuration,
     source: Source,
     *,
-    place: Place | None = None,
+    execution: Execution | None = None,
     start: Checkpoint | None = None,
     test: bool = False,
 ) -> Iterator[Report]:
@@ -131,21 +131,21 @@ def run(
     loaders away.
 
     Raises ValueError for a checkpoint of another configuration or of other data, Diverged for a
-    loss that is not finite, TooManyBadImages, and Hung for a worker that does not come.
+    loss that is not finite, TooManyBadImages, and WorkerHung for a worker that does not come.
     """
-    config, place = configuration.train, place or Place()
-    facts = facts_of(configuration, source)
-    if start and start.facts.configuration != configuration:
-        theirs = start.facts.configuration
+    config, execution = configuration.train, execution or Execution()
+    run = run_info(configuration, source)
+    if start and start.run.configuration != configuration:
+        theirs = start.run.configuration
         raise ValueError(
             f"checkpoint must be of configuration {configuration.key} "
             f"({configuration.spec.pattern}), got one of {theirs.key} ({theirs.spec.pattern})"
         )
     if start:
-        check_unchanged(source, start.facts.data_digest)
-    state = State.of(facts, place.device, start)
+        check_unchanged(source, start.run.data_digest)
+    state = TrainState.of(run, execution.device, start)
     earlier = list(state.curve)
-    with contextlib.closing(Steps(state, source, place)) as steps:
+    with contextlib.closing(Steps(state, source, execution)) as steps:
         bad = _BadImages()
         for epoch in range(min(state.epoch + 1, config.epochs), config.epochs + 1):
             metrics = {}
@@ -155,7 +155,7 @@ def run(
                     if report.stopped:
                         return
                 metrics = steps.metrics()
-            scores = _scores(state, source, place, test=test and epoch == config.epochs)
+            scores = _scores(state, source, execution, test=test and epoch == config.epochs)
             _end_epoch(state, epoch, metrics | scores.metrics)
             yield Report(
                 epoch=epoch,
@@ -180,7 +180,7 @@ def run(
 
 
 def _within(
-    epoch: int, steps: Steps, state: State, source: Source, bad: _BadImages
+    epoch: int, steps: Steps, state: TrainState, source: Source, bad: _BadImages
 ) -> Iterator[Report]:
     """Takes the steps that the epoch lacks. Where too many images are bad, which ones is told
     first."""
@@ -213,16 +213,16 @@ class _Scores:
         return {"holdout/loss": self.holdout.loss, "holdout/top1": self.holdout.top1}
 
 
-def _scores(state: State, source: Source, place: Place, *, test: bool) -> _Scores:
+def _scores(state: TrainState, source: Source, execution: Execution, *, test: bool) -> _Scores:
     """Of the averaged weights, where there are any. Raises TooManyBadImages."""
-    config = state.facts.configuration.train
+    config = state.run.configuration.train
     score = functools.partial(
         evaluate,
         state.evaluated,
-        preprocessing=state.facts.preprocessing,
-        device=place.device,
+        preprocessing=state.run.preprocessing,
+        device=execution.device,
         batch_size=config.batch_size,
-        amp=config.amp and place.accelerated,
+        amp=config.amp and execution.accelerated,
         processes=config.num_loaders,
         decoder=config.decoder,
     )
@@ -235,7 +235,7 @@ def _scores(state: State, source: Source, place: Place, *, test: bool) -> _Score
     return _Scores(holdout, score(source.test) if test and source.test else None)
 
 
-def _end_epoch(state: State, epoch: int, metrics: dict[str, float]) -> None:
+def _end_epoch(state: TrainState, epoch: int, metrics: dict[str, float]) -> None:
     """Raises Diverged."""
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -249,13 +249,13 @@ class _BadImages:
     """Tells each image once."""
 
     def __init__(self) -> None:
-        self._told: set[BadImage] = set()
+        self._told: set[BadImageRow] = set()
 
     def new(
         self, table: ImageTable, found: dict[int, str], *, shared: bool = False
-    ) -> list[BadImage]:
+    ) -> list[BadImageRow]:
         """`shared`: all workers have found the same."""
         named = [(*table.place(index), reason) for index, reason in found.items()]
-        fresh = sorted(set(named if shared else gathered(named)) - self._told)
+        fresh = sorted(set(named if shared else all_gather(named)) - self._told)
         self._told |= set(fresh)
         return fresh

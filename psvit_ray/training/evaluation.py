@@ -13,7 +13,7 @@ from psvit_ray.data.images.decode import Decoder
 from psvit_ray.data.loading.loader import contiguous_share, eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.training.distributed import all_reduce, gathered, rank_and_world_size
+from psvit_ray.training.distributed import all_gather, all_reduce, rank_and_world_size
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def evaluate(
             each.to(device, non_blocking=True)
             for each in (batch.images, batch.labels, batch.indices)
         )
-        of_batch, right = judged(model, images, labels, preprocessing, amp=amp)
+        of_batch, right = score_batch(model, images, labels, preprocessing, amp=amp)
         loss += of_batch
         correct[indices] = right.byte()
-    everyones = tuple(sorted(gathered(bad)))
+    everyones = tuple(sorted(all_gather(bad)))
     readable = len(table) - len(everyones)
     total_loss = all_reduce(loss).item() / readable if readable else float("nan")
     correct = all_reduce(correct).bool()
@@ -78,7 +78,7 @@ def evaluate(
     return Evaluation(total_loss, top1, correct.cpu(), everyones)
 
 
-def judged(
+def score_batch(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,

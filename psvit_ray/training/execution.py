@@ -12,7 +12,7 @@ from psvit_ray.training.agreement import Request
 
 
 @dataclass(frozen=True)
-class Place:
+class Execution:
     """`prepare_model` is what a framework wraps the network with (Ray Train's, or DDP): how
     gradients are summed over workers is its own."""
 
@@ -25,4 +25,4 @@ class Place:
     at the same step."""
     patience_s: float = 300.0
     """A worker that comes to a step later than the others by more is named, and the run raises
-    `Hung`."""
+    `WorkerHung`."""

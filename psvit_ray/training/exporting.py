@@ -14,7 +14,7 @@ from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import TrainConfig
 
 
-def training_facts(
+def training_info(
     checkpoint: Checkpoint,
     *,
     which: CheckpointChoice,
@@ -27,7 +27,7 @@ def training_facts(
     `test_top1` is the score at the end of the run, in percent: it is left out where the checkpoint
     is an earlier one.
     """
-    configuration = checkpoint.facts.configuration
+    configuration = checkpoint.run.configuration
     train, spec = configuration.train, configuration.trained_spec
     last = checkpoint.curve[-1] if checkpoint.curve else {}
     measured = last.get("step") == checkpoint.step
@@ -36,7 +36,7 @@ def training_facts(
         run_id=run_id,
         which=which,
         data=without_secrets(train.data),
-        data_digest=checkpoint.facts.data_digest,
+        data_digest=checkpoint.run.data_digest,
         epochs=train.epochs,
         epoch=checkpoint.epoch,
         step=checkpoint.step,
@@ -52,7 +52,7 @@ def training_facts(
 def export_checkpoint(
     folder: Path,
     checkpoint: Checkpoint,
-    facts: TrainingInfo,
+    training: TrainingInfo,
     *,
     splits: SplitFile | None = None,
     onnx: bool = False,
@@ -61,10 +61,10 @@ def export_checkpoint(
     """Writes the weights that metrics speak of (averaged ones where there are any) to `folder`,
     which is empty. Arguments and errors are those of `model_folder.write`."""
     config = ExportConfig(
-        spec=checkpoint.facts.configuration.trained_spec,
-        preprocessing=checkpoint.facts.preprocessing,
-        class_names=checkpoint.facts.class_names,
-        training=facts,
+        spec=checkpoint.run.configuration.trained_spec,
+        preprocessing=checkpoint.run.preprocessing,
+        class_names=checkpoint.run.class_names,
+        training=training,
     )
     return model_folder.write(
         folder,

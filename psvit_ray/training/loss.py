@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psvit_ray.data.loading.transforms import seed_generators
 from psvit_ray.export.networks import Network, load_network
-from psvit_ray.training.checkpoint import RunFacts
+from psvit_ray.training.checkpoint import RunInfo
 from psvit_ray.training.config import TrainConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -70,7 +70,7 @@ class Mixing:
         return images, torch.cat([shares, alone])
 
 
-def mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
+def make_mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
     return Mixing(config, num_classes) if config.mixup or config.cutmix else None
 
 
@@ -108,21 +108,21 @@ class Teacher:
     amp: bool
 
     @classmethod
-    def of(cls, facts: RunFacts, device: torch.device, *, amp: bool = False) -> Teacher | None:
+    def of(cls, run: RunInfo, device: torch.device, *, amp: bool = False) -> Teacher | None:
         """That of a run, on `device`; None where it has none.
 
         Raises ValueError where there is no such network, or it does not know the same classes or
         take the same images.
         """
-        config = facts.configuration.train
+        config = run.configuration.train
         if not config.teacher:
             return None
         network = load_network(config.teacher, config.teacher_checkpoint, field="teacher")
-        _check(network, facts)
+        _check_teacher(network, run)
         network.model.requires_grad_(False).to(device)
         mean, std, their_mean, their_std = (
             torch.tensor(values, dtype=torch.float64)[:, None, None]
-            for values in (facts.preprocessing.mean, facts.preprocessing.std)
+            for values in (run.preprocessing.mean, run.preprocessing.std)
             + (network.mean, network.std)
         )
         return cls(
@@ -156,9 +156,9 @@ class Teacher:
         return images
 
 
-def _check(teacher: Network, facts: RunFacts) -> None:
+def _check_teacher(teacher: Network, run: RunInfo) -> None:
     """Raises ValueError."""
-    ours, theirs = facts.class_names, teacher.class_names
+    ours, theirs = run.class_names, teacher.class_names
     if teacher.num_classes != len(ours):
         raise ValueError(
             f"teacher must know the {len(ours):,} classes of the data, got {teacher.name} with "
@@ -170,8 +170,8 @@ def _check(teacher: Network, facts: RunFacts) -> None:
             f"teacher must know the classes of the data in their order, got {teacher.name} with "
             f"{theirs[place]!r} in place {place + 1}, not {ours[place]!r}"
         )
-    if teacher.in_chans not in (facts.preprocessing.in_chans, 3):
+    if teacher.in_chans not in (run.preprocessing.in_chans, 3):
         raise ValueError(
-            f"teacher must take images of {facts.preprocessing.in_chans} channels, got "
+            f"teacher must take images of {run.preprocessing.in_chans} channels, got "
             f"{teacher.name} with {teacher.in_chans}"
         )

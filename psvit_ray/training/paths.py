@@ -12,7 +12,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import mix_seed
 from psvit_ray.training.config import SupernetConfig
 
-DRAWS = 300  # of which the largest and the smallest are a sandwich's
+PATH_DRAWS = 300  # of which the largest and the smallest are a sandwich's
 DRAWS_FOR_A_COST = 16
 
 
@@ -33,7 +33,7 @@ class PathSampler:
             if family.size(config.limits).count:
                 self._families.append(family)
                 rng = random.Random(0)
-                drawn = {family.sample(rng, config.limits) for _ in range(DRAWS)}
+                drawn = {family.sample(rng, config.limits) for _ in range(PATH_DRAWS)}
                 ordered = sorted(drawn, key=lambda spec: (count_macs(spec), spec.spec_id))
                 self._ends[pooling, patch_size] = ordered[0], ordered[-1]
         if not self._families:

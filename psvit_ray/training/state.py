@@ -19,7 +19,7 @@ from psvit_ray.export.networks import load_network
 from psvit_ray.model.pretrained import LoadedWeights, load_pretrained
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.supernet import Supernet
-from psvit_ray.training.checkpoint import Checkpoint, RunFacts
+from psvit_ray.training.checkpoint import Checkpoint, RunInfo
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
 
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
@@ -57,7 +57,7 @@ def load_init(model: PSViT, config: TrainConfig) -> LoadedWeights | None:
         raise ValueError(f"init {config.init}: {error}") from None
 
 
-def facts_of(configuration: Configuration, source: Source) -> RunFacts:
+def run_info(configuration: Configuration, source: Source) -> RunInfo:
     """Classes from the data; preprocessing from the configuration, else from the data, else
     ImageNet's. Raises ValueError for channels that no picture has."""
     train, spec = configuration.train, configuration.trained_spec
@@ -76,7 +76,7 @@ def facts_of(configuration: Configuration, source: Source) -> RunFacts:
         tones=source.tones,
         background=train.background,
     )
-    return RunFacts(
+    return RunInfo(
         configuration=configuration,
         class_names=source.class_names,
         preprocessing=preprocessing,
@@ -99,10 +99,10 @@ class Progress:
 
 
 @dataclass
-class State:
+class TrainState:
     """Network, averaged weights, optimizer, and how far they have come."""
 
-    facts: RunFacts
+    run: RunInfo
     model: PSViT | Supernet
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
@@ -112,13 +112,13 @@ class State:
     progress: Progress = field(default_factory=Progress)
 
     @classmethod
-    def of(cls, facts: RunFacts, device: torch.device, start: Checkpoint | None) -> State:
-        config, supernet = facts.configuration.train, facts.configuration.supernet
+    def of(cls, run: RunInfo, device: torch.device, start: Checkpoint | None) -> TrainState:
+        config, supernet = run.configuration.train, run.configuration.supernet
         model: PSViT | Supernet
         if supernet:
             model = build_supernet(supernet, config)
         else:
-            model = build_model(facts.configuration)
+            model = build_model(run.configuration)
             if start is None:
                 load_init(model, config)
         model.set_grad_checkpointing(config.grad_checkpointing)
@@ -136,7 +136,7 @@ class State:
         ema = None
         if config.model_ema_decay:
             ema = ModelEmaV3(model, config.model_ema_decay, use_warmup=config.model_ema_warmup)
-        state = cls(facts, model, ema, optimizer)
+        state = cls(run, model, ema, optimizer)
         if start:
             state._go_on_from(start)
         return state
@@ -153,14 +153,12 @@ class State:
     def evaluated(self) -> nn.Module:
         """The network that metrics speak of; of a supernet, that of the configuration's spec."""
         model: nn.Module = self.ema.module if self.ema else self.model
-        return (
-            model.extract(self.facts.configuration.spec) if isinstance(model, Supernet) else model
-        )
+        return model.extract(self.run.configuration.spec) if isinstance(model, Supernet) else model
 
     def checkpoint(self) -> Checkpoint:
         """As it is now: later steps do not change it."""
         return Checkpoint(
-            facts=self.facts,
+            run=self.run,
             epoch=self.epoch,
             step=self.step,
             model=_copied(self.model.state_dict()),

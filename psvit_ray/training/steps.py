@@ -28,13 +28,13 @@ from psvit_ray.data.loading.loader import (
 )
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.model.psvit import PSViT
-from psvit_ray.training.agreement import Agreement, Request, Verdict
+from psvit_ray.training.agreement import Request, StepAgreement, StepDecision
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.distributed import average_gradients, rank_and_world_size
-from psvit_ray.training.execution import Place
-from psvit_ray.training.loss import Teacher, base_loss, distillation_loss, mixing
+from psvit_ray.training.execution import Execution
+from psvit_ray.training.loss import Teacher, base_loss, distillation_loss, make_mixing
 from psvit_ray.training.paths import PathSampler
-from psvit_ray.training.state import State
+from psvit_ray.training.state import TrainState
 
 RUNNING_STEPS = 100  # over about so many is the running loss, which a spike is measured by
 
@@ -51,20 +51,20 @@ class TooManyBadImages(ValueError):
 class Steps:
     """Close it: that ends the loader's processes."""
 
-    def __init__(self, state: State, source: Source, place: Place) -> None:
-        config = state.facts.configuration.train
+    def __init__(self, state: TrainState, source: Source, execution: Execution) -> None:
+        config = state.run.configuration.train
         rank, world_size = rank_and_world_size()
-        self._state, self._config, self._place = state, config, place
+        self._state, self._config, self._execution = state, config, execution
         self._rank, self._world_size = rank, world_size
-        self._device = place.device
-        self._amp = config.amp and place.accelerated
-        self._teacher = Teacher.of(state.facts, place.device, amp=self._amp)
-        supernet, model = state.facts.configuration.supernet, state.model
+        self._device = execution.device
+        self._amp = config.amp and execution.accelerated
+        self._teacher = Teacher.of(state.run, execution.device, amp=self._amp)
+        supernet, model = state.run.configuration.supernet, state.model
         self._paths = PathSampler(supernet, config.seed) if supernet else None
         self._model = self._prepared(model) if isinstance(model, PSViT) else model
         self._loss = base_loss(config)
-        self._mixing = mixing(config, source.num_classes)
-        self._agreement = Agreement(place.device, patience_s=place.patience_s)
+        self._mixing = make_mixing(config, source.num_classes)
+        self._agreement = StepAgreement(execution.device, patience_s=execution.patience_s)
         self._table = source.train
         self._parts = num_parts(source.train, config.num_loaders)
         self._sampler = GlobalBatchSampler(
@@ -81,15 +81,15 @@ class Steps:
         self._loader = train_loader(
             ImageDataset(
                 source.train,
-                state.facts.preprocessing,
+                state.run.preprocessing,
                 augmentation=config,
                 decoder=config.decoder,
             ),
             self._sampler,
             processes=config.num_loaders,
-            pin_memory=place.device.type == "cuda",
+            pin_memory=execution.device.type == "cuda",
         )
-        self._schedule = schedule_of(
+        self._schedule = make_schedule(
             state.optimizer, config, steps_per_epoch=self._sampler.steps_per_epoch
         )
         self._saved_at = time.monotonic()
@@ -100,7 +100,7 @@ class Steps:
         """Takes the steps that the epoch still lacks. Stands still wherever all workers agree on a
         checkpoint or on a stop, in the state before the next step.
 
-        Raises Diverged, TooManyBadImages or Hung.
+        Raises Diverged, TooManyBadImages or WorkerHung.
         """
         state = self._state
         first = state.step - (epoch - 1) * self._sampler.steps_per_epoch
@@ -140,9 +140,9 @@ class Steps:
             iterator._shutdown_workers()  # torch does it only when it is collected
 
     def _prepared(self, model: PSViT) -> nn.Module:
-        if self._config.compile and self._place.accelerated:
+        if self._config.compile and self._execution.accelerated:
             model.compile_blocks()
-        prepared = self._place.prepare_model(model)
+        prepared = self._execution.prepare_model(model)
         if self._config.grad_compression == "bf16" and isinstance(
             prepared, DistributedDataParallel
         ):
@@ -151,7 +151,7 @@ class Steps:
 
     def _due(self) -> Request:
         config, step = self._config, self._state.step
-        if (asked := self._place.request()) != "none":
+        if (asked := self._execution.request()) != "none":
             return asked
         minutes = (time.monotonic() - self._saved_at) / 60
         by_time = config.checkpoint_minutes and minutes >= config.checkpoint_minutes
@@ -164,7 +164,7 @@ class Steps:
         self._judge(verdict)
         return verdict.request
 
-    def _judge(self, verdict: Verdict) -> None:
+    def _judge(self, verdict: StepDecision) -> None:
         progress, config = self._state.progress, self._config
         for step, loss_sum, images, bad in verdict.steps:
             progress.loss_sum += loss_sum
@@ -201,7 +201,7 @@ class Steps:
         """One optimizer step."""
         state, config = self._state, self._config
         self.bad.update(batch.bad)
-        images = state.facts.preprocessing.normalize(batch.images)
+        images = state.run.preprocessing.normalize(batch.images)
         images = config.finish(images, batch.seeds)
         targets = batch.labels
         seed = mix_seed(config.seed, state.step, self._rank)
@@ -276,7 +276,7 @@ class Steps:
         return self._teacher.mixed(loss, images, logits) if self._teacher else loss
 
 
-def schedule_of(
+def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
 ) -> CosineLRScheduler:
     """Warm-up, then a cosine; the learning rate of a step is a function of the step."""

@@ -25,8 +25,8 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.runtime.doctor.step_time import BYTES, GLOO_ATTAINED, Link, estimate_step
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.execution import Place
+from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.execution import Execution
 from tests.helpers.hosts import HEAD, Hosts
 
 pytestmark = pytest.mark.cluster
@@ -71,8 +71,8 @@ def train(rank: int, address: str, compression: str, width: int, file: Path) -> 
 
     config = TRAIN.model_copy(update={"grad_compression": compression})
     configuration = Configuration(spec=spec_of(width), train=config)
-    place = Place(prepare_model=DistributedDataParallel, request=before_step)
-    reports = list(run(configuration, load_source(configuration), place=place))
+    execution = Execution(prepare_model=DistributedDataParallel, request=before_step)
+    reports = list(run_training(configuration, load_source(configuration), execution=execution))
     steps = itertools.pairwise(moments[1:])
     times, counts = zip(*[(b - a, d - c) for (a, c), (b, d) in steps], strict=True)
     losses = [report.metrics["train/loss"] for report in reports if report.metrics]

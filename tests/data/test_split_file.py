@@ -39,7 +39,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
-from psvit_ray.training.engine import run as run_here
+from psvit_ray.training.engine import run_training as run_here
 from tests.helpers.command_line import Run, everything_under, job, parse
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.stored import load, write_parquet
@@ -423,10 +423,10 @@ def test_a_checkpoint_goes_on_only_with_its_data() -> None:
     configuration = Configuration(spec=SPEC, train=config)
     source = load_source(configuration)
     start = next(run_here(configuration, source)).checkpoint()
-    assert start.facts.data_digest == source.digest
+    assert start.run.data_digest == source.digest
 
     def go_on(**facts: str) -> int:
-        begun = replace(start, facts=start.facts.model_copy(update=facts))
+        begun = replace(start, run=start.run.model_copy(update=facts))
         return len(list(run_here(configuration, source, start=begun)))
 
     assert go_on() == 1
@@ -551,7 +551,7 @@ def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: P
     assert description.data_digest == source.digest
     (record,) = RecordStore(folder).all()
     assert (record.status, record.data_digest) == ("completed", source.digest)
-    assert last_checkpoint(folder / CHECKPOINTS).facts.data_digest == source.digest
+    assert last_checkpoint(folder / CHECKPOINTS).run.data_digest == source.digest
 
     assert job("export").work(parse(f"export --run {folder} --out {tmp_path}/model")) == 0
     exported = model_folder.load(tmp_path / "model")

@@ -19,7 +19,7 @@ from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.export.model_folder import Transform
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.state import facts_of
+from psvit_ray.training.state import run_info
 from tests.helpers.pictures import COLOUR, GREY, MODES, encoded
 from tests.helpers.stored import as_rows, load, write_parquet
 from tests.helpers.training import configured_for
@@ -119,7 +119,7 @@ def test_a_dark_picture_among_others_stays_dark(tmp_path: Path) -> None:
     assert source.notes[-1] == (
         "16-bit pictures with values up to 4,095: read as 12 bits (tone_range 0:4095)"
     )
-    preprocessing = facts_of(configured_for(data, 2), source).preprocessing
+    preprocessing = run_info(configured_for(data, 2), source).preprocessing
     assert preprocessing.tones == source.tones
     dark = np.asarray(preprocessing.picture(encoded(wide(500))))[..., 0]
     assert np.array_equal(dark, np.asarray(wide(500)) >> 4)
@@ -178,7 +178,7 @@ def test_splits_of_another_depth_are_read_as_those_trained_on_and_it_is_said(
 
 def test_a_new_picture_is_read_with_the_range_of_the_model(tmp_path: Path) -> None:
     data = folder_of(tmp_path, train=[wide(4095)] * 8)
-    preprocessing = facts_of(configured_for(data, 2), load(data)).preprocessing
+    preprocessing = run_info(configured_for(data, 2), load(data)).preprocessing
     again = type(preprocessing).model_validate_json(preprocessing.model_dump_json())
     assert again == preprocessing
     transform = Transform(again.model_copy(update={"img_size": 16, "crop_pct": 1.0}))
@@ -274,7 +274,7 @@ def test_transparency_and_its_background_are_said(tmp_path: Path) -> None:
     said = "transparent pictures, 4 of 8 looked at: put on black (background)"
     assert source.notes[-1] == said
     configuration = configured_for(tmp_path, 2, background="black")
-    preprocessing = facts_of(configuration, source).preprocessing
+    preprocessing = run_info(configuration, source).preprocessing
     assert np.array_equal(
         np.asarray(preprocessing.picture(encoded(clear))),
         np.asarray(decode(encoded(clear), "RGB", background="black")),

@@ -39,8 +39,8 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_file, new_folder
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import load_source
-from psvit_ray.training.engine import run as train
-from psvit_ray.training.exporting import export_checkpoint, training_facts
+from psvit_ray.training.engine import run_training as train
+from psvit_ray.training.exporting import export_checkpoint, training_info
 from tests.helpers.command_line import Refused, Run
 from tests.helpers.drawn import drawn, drawn_folder
 from tests.helpers.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, object_store
@@ -233,7 +233,7 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (report,) = train(configuration, load_source(configuration))
     checkpoint = report.checkpoint()
     folder = tmp_path_factory.mktemp("model")
-    facts = training_facts(checkpoint, which="best")
+    facts = training_info(checkpoint, which="best")
     export_checkpoint(folder, checkpoint, facts, splits=load_source(configuration).images)
     return folder
 

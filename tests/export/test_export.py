@@ -36,7 +36,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.engine import load_source
-from psvit_ray.training.exporting import export_checkpoint, training_facts
+from psvit_ray.training.exporting import export_checkpoint, training_info
 from tests.helpers.networks import DIGITS_SPECS, trained
 from tests.helpers.object_store import object_store
 
@@ -55,7 +55,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         (checkpoint,) = trained(DIGITS_SPECS[pooling])
         out = tmp_path_factory.mktemp("export") / "model"
         with new_folder(Folder.at(str(out))) as folder:
-            facts = training_facts(checkpoint, which="best", name="a-run", test_top1=12.5)
+            facts = training_info(checkpoint, which="best", name="a-run", test_top1=12.5)
             export_checkpoint(folder, checkpoint, facts, onnx=True, torch_export=True)
         return Made(checkpoint, out)
 
@@ -85,7 +85,7 @@ def images(size: int, spec: ArchSpec) -> Tensor:
 def test_the_loaded_network_is_the_one_that_was_evaluated(either: Made) -> None:
     checkpoint = either.checkpoint
     assert checkpoint.ema is not None
-    spec = checkpoint.facts.configuration.spec
+    spec = checkpoint.run.configuration.spec
     x = images(5, spec)
     averaged = PSViT(spec).eval()
     averaged.load_state_dict(checkpoint.ema)
@@ -100,7 +100,7 @@ def test_the_loaded_network_is_the_one_that_was_evaluated(either: Made) -> None:
 
 def test_the_loaded_network_can_be_trained_on(made: Made) -> None:
     model, _ = psvit_ray.load(str(made.folder))
-    model.train()(images(2, made.checkpoint.facts.configuration.spec)).sum().backward()
+    model.train()(images(2, made.checkpoint.run.configuration.spec)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -113,7 +113,7 @@ def test_loading_draws_no_random_number(made: Made) -> None:
 def test_weights_are_float32_whatever_the_checkpoint_has(made: Made, tmp_path: Path) -> None:
     halved = {name: tensor.bfloat16() for name, tensor in made.checkpoint.evaluated.items()}
     checkpoint = dataclasses.replace(made.checkpoint, ema=halved)
-    export_checkpoint(tmp_path, checkpoint, training_facts(checkpoint, which="last"))
+    export_checkpoint(tmp_path, checkpoint, training_info(checkpoint, which="last"))
     weights = model_folder.load(tmp_path).model.state_dict()
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in halved.items())
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
@@ -135,7 +135,7 @@ def test_other_formats_give_the_same_logits_for_any_number_of_images(
     model, _ = psvit_ray.load(either.folder)
     answer = converted(either.folder)
     for size in (1, 2, 3, 8, 33):
-        x = images(size, either.checkpoint.facts.configuration.spec)
+        x = images(size, either.checkpoint.run.configuration.spec)
         with torch.no_grad():
             torch.testing.assert_close(answer(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_no_path_of_the_machine_is_in_the_folder(made: Made) -> None:
 
 def test_the_transform_is_that_of_the_evaluation(made: Made) -> None:
     """On the pictures of the data, and of a size of their own."""
-    facts = made.checkpoint.facts
+    facts = made.checkpoint.run
     table = load_source(facts.configuration).holdout
     _, transform = psvit_ray.load(made.folder)
     (batch,) = eval_loader(table, facts.preprocessing, len(table))
@@ -331,12 +331,12 @@ def test_a_conversion_that_answers_otherwise_leaves_nothing(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, exporter: Any
 ) -> None:
     """The exporter is given another network."""
-    other = PSViT(made.checkpoint.facts.configuration.spec).eval()
+    other = PSViT(made.checkpoint.run.configuration.spec).eval()
     export_it = exporter.export
     monkeypatch.setattr(
         exporter, "export", lambda _, *args, **more: export_it(other, *args, **more)
     )
-    facts = training_facts(made.checkpoint, which="best")
+    facts = training_info(made.checkpoint, which="best")
     wanted: dict[str, Any] = {kind: True}
     said = r"^model\.\w+ must answer as the network does to 0.0001, differs by \d"
     with (
@@ -348,11 +348,11 @@ def test_a_conversion_that_answers_otherwise_leaves_nothing(
 
 
 def test_a_model_is_loaded_from_an_object_store(made: Made, tmp_path: Path) -> None:
-    x = images(2, made.checkpoint.facts.configuration.spec)
+    x = images(2, made.checkpoint.run.configuration.spec)
     with object_store() as store:
         out = Folder.at(store.uri("models/a"))
         with new_folder(out) as folder:
-            facts = training_facts(made.checkpoint, which="best")
+            facts = training_info(made.checkpoint, which="best")
             export_checkpoint(folder, made.checkpoint, facts)
         found, _ = psvit_ray.load(out.uri)
     local, _ = psvit_ray.load(made.folder)
@@ -374,7 +374,7 @@ def test_the_card_is_written_from_what_is_known(either: Made) -> None:
     assert f"| hold-out | {holdout:.2f} |" in text
     assert "| test | 12.50 |" in text
     assert "| `lr` | `0.01` |" in text
-    spec = either.checkpoint.facts.configuration.spec
+    spec = either.checkpoint.run.configuration.spec
     for number, stage in enumerate(spec.stages, start=1):
         assert f"| {number} | {spec.num_tokens[number - 1]} | {stage.depth} |" in text
 
@@ -388,9 +388,9 @@ def test_the_lines_of_the_card_load_the_model(made: Made) -> None:
 
 def test_figures_are_only_given_to_the_weights_they_were_measured_with() -> None:
     first, last = trained(DIGITS_SPECS["2d"], epochs=2)
-    of_first = training_facts(first, which="best", test_top1=50.0)
+    of_first = training_info(first, which="best", test_top1=50.0)
     assert of_first.holdout_top1 == first.curve[-1]["metrics"]["holdout/top1"]
     assert of_first.test_top1 is None  # it was measured at the end of the run
-    assert training_facts(last, which="last", test_top1=50.0).test_top1 == 50.0
+    assert training_info(last, which="last", test_top1=50.0).test_top1 == 50.0
     within_an_epoch = dataclasses.replace(first, step=first.step + 1)
-    assert training_facts(within_an_epoch, which="last").holdout_top1 is None
+    assert training_info(within_an_epoch, which="last").holdout_top1 is None

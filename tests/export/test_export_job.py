@@ -35,7 +35,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, run_id: str = "", top1: floa
         number=0,
         kind="fixed",
         params={},
-        configuration=checkpoint.facts.configuration,
+        configuration=checkpoint.run.configuration,
         status="completed",
         run_id=run_id,
     )

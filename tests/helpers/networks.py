@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from psvit_ray.arch.spec import ArchSpec, StageSpec, parse_pattern
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.model import PSViT
-from psvit_ray.training.checkpoint import Checkpoint, RunFacts
+from psvit_ray.training.checkpoint import Checkpoint, RunInfo
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.exporting import export_checkpoint, training_facts
-from psvit_ray.training.state import State
+from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.state import TrainState
 
 DIM, HIDDEN = 32, 48
 SMALL: dict[str, Any] = {"img_size": 32, "patch_size": 8, "num_classes": 10}
@@ -85,9 +85,9 @@ def images(size: int = 32) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
-def facts_of(arch: ArchSpec, class_names: tuple[str, ...] = NAMES, **train: Any) -> RunFacts:
+def facts_of(arch: ArchSpec, class_names: tuple[str, ...] = NAMES, **train: Any) -> RunInfo:
     mean, std = train.pop("mean", (0.4, 0.5, 0.6)), train.pop("std", (0.2, 0.2, 0.3))
-    return RunFacts(
+    return RunInfo(
         configuration=Configuration(spec=arch, train=TrainConfig(**train)),
         class_names=class_names,
         preprocessing=Preprocessing(
@@ -96,14 +96,14 @@ def facts_of(arch: ArchSpec, class_names: tuple[str, ...] = NAMES, **train: Any)
     )
 
 
-def exported(folder: Path, facts: RunFacts) -> PSViT:
+def exported(folder: Path, facts: RunInfo) -> PSViT:
     """Writes the folder of a network with random weights, and returns the network."""
-    state = State.of(facts, torch.device("cpu"), None)
+    state = TrainState.of(facts, torch.device("cpu"), None)
     assert isinstance(state.model, PSViT)
     with_random_weights(state.model)  # in evaluation mode, too
     checkpoint = state.checkpoint()
     folder.mkdir()
-    export_checkpoint(folder, checkpoint, training_facts(checkpoint, which="last"))
+    export_checkpoint(folder, checkpoint, training_info(checkpoint, which="last"))
     return state.model
 
 
@@ -125,4 +125,6 @@ def trained(spec: ArchSpec, epochs: int = 1) -> list[Checkpoint]:
         epochs=epochs, data_fraction=0.1, warmup_epochs=0, lr=0.01, model_ema_decay=0.9
     )
     configuration = Configuration(spec=spec, train=train)
-    return [report.checkpoint() for report in run(configuration, load_source(configuration))]
+    return [
+        report.checkpoint() for report in run_training(configuration, load_source(configuration))
+    ]

@@ -21,10 +21,10 @@ from psvit_ray.runtime.train.trainer import CHECKPOINTS, TrainResult, train
 from psvit_ray.search.record import Point, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training import checkpoint
-from psvit_ray.training.checkpoint import MANIFEST, Checkpoint, Kept
+from psvit_ray.training.checkpoint import MANIFEST, Checkpoint, CheckpointManager
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run, source_of
-from psvit_ray.training.execution import Place
+from psvit_ray.training.engine import load_source, run_training, source_from_settings
+from psvit_ray.training.execution import Execution
 from tests.helpers.training import SPEC, join_group
 
 # 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
@@ -49,7 +49,7 @@ def session(
         SessionConfig.model_validate({"storage": str(folder), "name": name, **launch}),
         default_name="unused",
         identity={},
-        source=source_of(TrainConfig()),
+        source=source_from_settings(TrainConfig()),
         num_workers=num_workers,
         resources=WorkerResources(),
     ) as given:
@@ -57,12 +57,12 @@ def session(
 
 
 def undisturbed(configuration: Configuration) -> Checkpoint:
-    *_, last = run(configuration, load_source(configuration))
+    *_, last = run_training(configuration, load_source(configuration))
     return last.checkpoint()
 
 
 def newest(checkpoints: Path) -> Checkpoint:
-    found = Kept(Folder(str(checkpoints))).newest()
+    found = CheckpointManager(Folder(str(checkpoints))).newest()
     assert found is not None
     return found
 
@@ -127,8 +127,8 @@ def in_ray_train(
 
 def train_in_group(rank: int, world_size: int, folder: str, configuration: Configuration) -> None:
     join_group(rank, world_size, folder)
-    place = Place(prepare_model=DistributedDataParallel)
-    *_, last = run(configuration, load_source(configuration), place=place)
+    execution = Execution(prepare_model=DistributedDataParallel)
+    *_, last = run_training(configuration, load_source(configuration), execution=execution)
     if rank == 0:
         last.checkpoint().save(Folder(f"{folder}/last"))
     dist.destroy_process_group()
@@ -140,7 +140,7 @@ def undisturbed_by(world_size: int, folder: Path, configuration: Configuration) 
         return undisturbed(configuration)
     folder.mkdir()
     mp.spawn(train_in_group, (world_size, str(folder), configuration), nprocs=world_size)
-    return checkpoint.load(Folder(str(folder / "last")))
+    return checkpoint.load_checkpoint(Folder(str(folder / "last")))
 
 
 def assert_told_once(tracking_uri: str, record: Record) -> None:

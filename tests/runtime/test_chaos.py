@@ -28,7 +28,7 @@ from psvit_ray.runtime.train import trainer
 from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.storage.fence import LEASE
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 from tests.helpers.jobs import ROOT, head, train_job, words_of_job
 from tests.helpers.processes import PATIENCE_S, until, wait_until
 from tests.helpers.ray_runs import (
@@ -133,7 +133,9 @@ def runs_and_points(uri: str) -> tuple[dict[str, str], int]:
         for run in runs
         for name in run.data.metrics
     ]
-    return {run.info.run_id: run.info.status for run in runs}, sum(map(len, histories))
+    return {run_training.info.run_id: run_training.info.status for run_training in runs}, sum(
+        map(len, histories)
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a PID namespace, as root")
@@ -205,7 +207,7 @@ def test_a_worker_that_hangs_again_and_again_ends_the_training_and_is_named(
     with striking(*[freeze] * (trainer.MAX_FAILURES + 1)):
         trained = in_ray_train(tmp_path, endless, WorkerRange(2, 2), patience_s=6)
     assert trained.record.status == "failed"
-    said = r"worker (\d): Hung: rank (\d) did not reach step \d+ within 6 s"
+    said = r"worker (\d): WorkerHung: rank (\d) did not reach step \d+ within 6 s"
     named = re.fullmatch(said, trained.record.reason)
     assert named
     assert {named[1], named[2]} == {"0", "1"}
@@ -299,7 +301,7 @@ def test_hosts_that_come_and_go_change_neither_the_batches_nor_the_learning_rate
     workers = [point.metrics["perf/workers"] for point in record.curve]
     assert [number for number, _ in itertools.groupby(workers)] == [2, 1, 2, 1]
     assert len(asked_for) == 2  # before the workers became more, and at the notice
-    alone = list(run(configuration := configured(**config), load_source(configuration)))
+    alone = list(run_training(configuration := configured(**config), load_source(configuration)))
     for point, report in zip(record.curve, alone, strict=True):
         assert (point.epoch, point.step) == (report.epoch, report.step)
         assert point.metrics["train/lr"] == report.metrics["train/lr"]

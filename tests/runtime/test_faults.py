@@ -33,10 +33,10 @@ from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import LEASE, LeaseLost
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.agreement import Hung
+from psvit_ray.training.agreement import WorkerHung
 from psvit_ray.training.checkpoint import MANIFEST
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.execution import Place
+from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.execution import Execution
 from tests.helpers.jobs import train_job
 from tests.helpers.mlflow_server import Server
 from tests.helpers.processes import PATIENCE_S, free_port, until, wait_until
@@ -115,13 +115,13 @@ def freeze_in_group(rank: int, world_size: int, folder: str, frozen: int) -> Non
     configuration = configured(epochs=1)
     try:
         list(
-            run(
+            run_training(
                 configuration,
                 load_source(configuration),
-                place=Place(prepare_model=prepare, patience_s=2),
+                execution=Execution(prepare_model=prepare, patience_s=2),
             )
         )
-    except Hung as error:
+    except WorkerHung as error:
         Path(folder, "said").write_text(str(error))
         os.kill(int(Path(folder, "frozen").read_text()), signal.SIGKILL)
 
@@ -145,7 +145,9 @@ def test_a_worker_killed_mid_epoch_changes_nothing(
         record = in_ray_train(tmp_path, configuration, WorkerRange(2, 2)).record
     assert landed
     # Ray may find it gone first, or the other worker may miss it.
-    said = r"worker [01]: (WorkerHealthCheckFailedError|Hung: rank [01] did not reach step \d+)"
+    said = (
+        r"worker [01]: (WorkerHealthCheckFailedError|WorkerHung: rank [01] did not reach step \d+)"
+    )
     assert re.match(said, capsys.readouterr().err)
     assert record.status == "completed"
     assert [point.metrics["perf/workers"] for point in record.curve] == [2, 2]

@@ -26,7 +26,7 @@ from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from tests.helpers import jobs
@@ -152,7 +152,7 @@ def test_its_hours_are_those_of_all_phases(
 def test_no_actor_is_started_for_scores_when_hours_are_over(
     tmp_path: Path, checkpoint: Checkpoint
 ) -> None:
-    configuration = checkpoint.facts.configuration
+    configuration = checkpoint.run.configuration
 
     def not_asked_for() -> Checkpoint:
         raise AssertionError
@@ -186,7 +186,7 @@ def checkpoint() -> Checkpoint:
     config = SupernetConfig.model_validate({"space": SPACE})
     train = TrainConfig(epochs=1, warmup_epochs=0, data_fraction=0.2)
     one = Configuration(spec=PathSampler(config, 0).largest, train=train, supernet=config)
-    *_, last = run(one, load_source(one))
+    *_, last = run_training(one, load_source(one))
     return last.checkpoint()
 
 
@@ -194,7 +194,7 @@ def test_scores_are_those_of_the_extracted_networks_though_actors_die(
     ray_cluster: None, checkpoint: Checkpoint
 ) -> None:
     """Both actors are killed in the middle: each spec is scored once all the same."""
-    configuration = checkpoint.facts.configuration
+    configuration = checkpoint.run.configuration
     assert configuration.supernet
     paths = PathSampler(configuration.supernet, 0)
     specs = list(dict.fromkeys(spec for step in range(40) for spec in paths.at(step)))[:30]
@@ -212,5 +212,5 @@ def test_scores_are_those_of_the_extracted_networks_though_actors_die(
     assert sorted(spec.spec_id for spec, *_ in scored) == sorted(spec.spec_id for spec in specs)
     supernet = load_supernet(checkpoint)
     for spec, loss, top1, _ in scored:
-        expected = evaluate(supernet.extract(spec), source.holdout, checkpoint.facts.preprocessing)
+        expected = evaluate(supernet.extract(spec), source.holdout, checkpoint.run.preprocessing)
         assert (loss, top1) == (pytest.approx(expected.loss, abs=1e-6), expected.top1)

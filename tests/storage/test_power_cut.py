@@ -17,9 +17,9 @@ from psvit_ray.runtime.session import session
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage import disk as real_disk
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.checkpoint import Checkpoint, Kept, saved
+from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager, checkpoint_names
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 from tests.helpers.power import Disk, Killed, watched
 from tests.helpers.training import SPEC
 
@@ -30,7 +30,7 @@ IDENTITY = {"what": "a run"}
 @pytest.fixture(scope="module")
 def first() -> Checkpoint:
     configuration = Configuration(spec=SPEC, train=TrainConfig(epochs=1, data_fraction=0.1))
-    checkpoint = next(run(configuration, load_source(configuration))).checkpoint()
+    checkpoint = next(run_training(configuration, load_source(configuration))).checkpoint()
     # Less to read, a thousand times.
     return dataclasses.replace(checkpoint, model={"w": torch.ones(9)}, optimizer={})
 
@@ -54,9 +54,9 @@ def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
     promises.described = True
     store = RecordStore(folder)
     (record,) = store.all() or [
-        Record(number=0, kind="fixed", params={}, configuration=first.facts.configuration)
+        Record(number=0, kind="fixed", params={}, configuration=first.run.configuration)
     ]
-    with contextlib.closing(Kept(folder / "checkpoints", keep=1)) as kept:
+    with contextlib.closing(CheckpointManager(folder / "checkpoints", keep=1)) as kept:
         start = kept.newest()
         epoch = start.epoch if start else 0
         if start and start.curve:  # what it lacks, it is told
@@ -93,7 +93,7 @@ def assert_goes_on(path: Path, first: Checkpoint, before: Promises) -> None:
     assert description or not before.described
     records = RecordStore(folder).all()
     assert sum(record.epochs_done for record in records) >= before.recorded
-    with contextlib.closing(Kept(folder / "checkpoints", keep=1)) as kept:
+    with contextlib.closing(CheckpointManager(folder / "checkpoints", keep=1)) as kept:
         newest = kept.newest()
     reached = 2 * newest.step // 10 - (newest.epoch < newest.step // 10) if newest else 0
     assert reached >= before.saved
@@ -104,7 +104,7 @@ def assert_goes_on(path: Path, first: Checkpoint, before: Promises) -> None:
         assert again.search_id == description.search_id
     (record,) = RecordStore(folder).all()
     assert [point.epoch for point in record.curve] == [1, 2]
-    assert saved(folder / "checkpoints")[-1] == "step-000000020-epoch-0002"
+    assert checkpoint_names(folder / "checkpoints")[-1] == "step-000000020-epoch-0002"
 
 
 def operations_of_a_run(place: Path, first: Checkpoint) -> int:

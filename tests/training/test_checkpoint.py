@@ -19,9 +19,14 @@ import torch
 
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training import checkpoint
-from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
+from psvit_ray.training.checkpoint import (
+    BrokenCheckpoint,
+    Checkpoint,
+    CheckpointError,
+    CheckpointManager,
+)
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 from tests.helpers.records import BAD_JSON
 from tests.helpers.training import SPEC, assert_same_state
 
@@ -31,17 +36,19 @@ def saved() -> list[Checkpoint]:
     """After each of three epochs."""
     train = TrainConfig(epochs=3, data_fraction=0.1, model_ema_decay=0.9)
     configuration = Configuration(spec=SPEC, train=train)
-    return [report.checkpoint() for report in run(configuration, load_source(configuration))]
+    return [
+        report.checkpoint() for report in run_training(configuration, load_source(configuration))
+    ]
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Iterator[Kept]:
-    given = Kept(Folder(str(tmp_path)))
+def kept(tmp_path: Path) -> Iterator[CheckpointManager]:
+    given = CheckpointManager(Folder(str(tmp_path)))
     yield given
     given.close()
 
 
-def put_all(kept: Kept, checkpoints: list[Checkpoint], *top1: float) -> None:
+def put_all(kept: CheckpointManager, checkpoints: list[Checkpoint], *top1: float) -> None:
     for one, score in itertools.zip_longest(checkpoints, top1):
         kept.put(one, top1=score).result()
 
@@ -56,9 +63,9 @@ def names(folder: Path) -> list[str]:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, saved: list[Checkpoint]) -> None:
     saved[1].save(Folder(str(tmp_path / "a")))
-    found = checkpoint.load(Folder(str(tmp_path / "a")))
+    found = checkpoint.load_checkpoint(Folder(str(tmp_path / "a")))
     assert_same_state(found, saved[1])
-    assert found.facts == saved[1].facts
+    assert found.run == saved[1].run
 
 
 def test_a_snapshot_does_not_change_with_later_steps() -> None:
@@ -66,20 +73,22 @@ def test_a_snapshot_does_not_change_with_later_steps() -> None:
         spec=SPEC, train=TrainConfig(epochs=3, data_fraction=0.1, model_ema_decay=0.9)
     )
     source = load_source(configuration)
-    reports = run(configuration, source)
+    reports = run_training(configuration, source)
     first = next(reports).checkpoint()
     list(reports)
-    assert_same_state(first, next(run(configuration, source)).checkpoint())
+    assert_same_state(first, next(run_training(configuration, source)).checkpoint())
 
 
 def test_the_newest_and_the_best_are_kept(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+    tmp_path: Path, kept: CheckpointManager, saved: list[Checkpoint]
 ) -> None:
     put_all(kept, saved, 50.0, 40.0, 30.0)
     assert len(names(tmp_path)) == 3
     assert step_of(kept.newest()) == saved[2].step
     assert step_of(kept.best()) == saved[0].step
-    put_all(fewer := Kept(Folder(str(tmp_path / "b")), keep=1), saved, 50.0, 60.0, 30.0)
+    put_all(
+        fewer := CheckpointManager(Folder(str(tmp_path / "b")), keep=1), saved, 50.0, 60.0, 30.0
+    )
     assert names(tmp_path / "b") == [saved[1].name, saved[2].name]
     fewer.close()
 
@@ -87,7 +96,7 @@ def test_the_newest_and_the_best_are_kept(
 @pytest.mark.parametrize("file", ["model.safetensors", "ema.safetensors", "state.pt", "run.json"])
 def test_a_newest_that_is_torn_falls_back_with_one_warning(
     tmp_path: Path,
-    kept: Kept,
+    kept: CheckpointManager,
     saved: list[Checkpoint],
     file: str,
     caplog: pytest.LogCaptureFixture,
@@ -115,7 +124,10 @@ def test_a_newest_that_is_torn_falls_back_with_one_warning(
 
 
 def test_without_its_manifest_it_falls_back_too(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    kept: CheckpointManager,
+    saved: list[Checkpoint],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     put_all(kept, saved)
     (tmp_path / saved[2].name / "manifest.json").unlink()
@@ -126,7 +138,7 @@ def test_without_its_manifest_it_falls_back_too(
 
 
 def test_where_none_can_be_read_it_is_an_error_and_no_fresh_start(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+    tmp_path: Path, kept: CheckpointManager, saved: list[Checkpoint]
 ) -> None:
     assert kept.newest() is None
     put_all(kept, saved)
@@ -139,7 +151,7 @@ def test_where_none_can_be_read_it_is_an_error_and_no_fresh_start(
 def test_a_broken_one_does_not_take_the_place_of_one_that_is_kept(
     tmp_path: Path, saved: list[Checkpoint]
 ) -> None:
-    kept = Kept(Folder(str(tmp_path)), keep=1)
+    kept = CheckpointManager(Folder(str(tmp_path)), keep=1)
     put_all(kept, saved[:1])
     saved[2].save(Folder(str(tmp_path / saved[2].name)))
     (tmp_path / saved[2].name / "state.pt").write_bytes(b"")
@@ -152,7 +164,7 @@ def test_a_broken_one_does_not_take_the_place_of_one_that_is_kept(
 def test_a_write_that_was_cut_short_never_counts(
     tmp_path: Path, saved: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_all(Kept(Folder(str(tmp_path))), saved[:1])
+    put_all(CheckpointManager(Folder(str(tmp_path))), saved[:1])
 
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -160,9 +172,9 @@ def test_a_write_that_was_cut_short_never_counts(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", die)
         with pytest.raises(KeyboardInterrupt):
-            put_all(Kept(Folder(str(tmp_path))), saved[1:2])
+            put_all(CheckpointManager(Folder(str(tmp_path))), saved[1:2])
     assert names(tmp_path) == [saved[0].name, saved[1].name]
-    kept = Kept(Folder(str(tmp_path)))
+    kept = CheckpointManager(Folder(str(tmp_path)))
     assert step_of(kept.newest()) == saved[0].step
     put_all(kept, saved[2:])
     assert names(tmp_path) == [saved[0].name, saved[2].name]
@@ -185,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays(
     small_disk: Path, saved: list[Checkpoint]
 ) -> None:
-    put_all(kept := Kept(Folder(str(small_disk / "a"))), saved[:1])
+    put_all(kept := CheckpointManager(Folder(str(small_disk / "a"))), saved[:1])
     (small_disk / "filler").write_bytes(b"0" * (8 * 2**20 - 300_000))
     big = saved[1].model | {"more": torch.zeros(100_000)}
     kept.put(Checkpoint(**{**vars(saved[1]), "model": big}))
@@ -193,7 +205,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays(
     with pytest.raises(CheckpointError, match=said):
         kept.close()
     assert names(small_disk / "a") == [saved[0].name]
-    found = Kept(Folder(str(small_disk / "a"))).newest()
+    found = CheckpointManager(Folder(str(small_disk / "a"))).newest()
     assert found is not None
     assert_same_state(found, saved[0])
 
@@ -206,7 +218,7 @@ def test_nothing_read_from_a_checkpoint_executes(tmp_path: Path, saved: list[Che
     evil = Checkpoint(**{**vars(saved[0]), "optimizer": Malicious()})
     evil.save(Folder(str(tmp_path / "1")))  # with the hashes it should have
     with pytest.raises(BrokenCheckpoint, match="Weights only load failed"):
-        checkpoint.load(Folder(str(tmp_path / "1")))
+        checkpoint.load_checkpoint(Folder(str(tmp_path / "1")))
     assert not (tmp_path / "marker").exists()
 
 
@@ -236,7 +248,7 @@ def edited(path: Path, **changes: Any) -> bytes:
 )
 def test_a_manifest_that_was_edited_or_torn_is_passed_over_with_a_warning(
     tmp_path: Path,
-    kept: Kept,
+    kept: CheckpointManager,
     saved: list[Checkpoint],
     change: bytes | dict[str, Any],
     caplog: pytest.LogCaptureFixture,
@@ -253,7 +265,11 @@ def test_a_manifest_that_was_edited_or_torn_is_passed_over_with_a_warning(
 
 @pytest.mark.parametrize("file", ["manifest.json", "state.pt", "run.json"])
 def test_a_folder_where_a_file_should_be_is_passed_over_with_a_warning(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint], file: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    kept: CheckpointManager,
+    saved: list[Checkpoint],
+    file: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     put_all(kept, saved)
     (tmp_path / saved[2].name / file).unlink()
@@ -263,7 +279,10 @@ def test_a_folder_where_a_file_should_be_is_passed_over_with_a_warning(
 
 
 def test_what_others_put_among_the_checkpoints_neither_counts_nor_is_deleted(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    kept: CheckpointManager,
+    saved: list[Checkpoint],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     put_all(kept, saved[:1])
     own = tmp_path / saved[0].name
@@ -282,14 +301,14 @@ def test_what_others_put_among_the_checkpoints_neither_counts_nor_is_deleted(
     assert names(own) == ["notes.md"]  # the checkpoint is gone, the note is not
     assert step_of(kept.newest()) == saved[2].step
     for copy in others - {"notes.txt", "step-000000007", "step-000000008-epoch-0001"}:
-        assert step_of(checkpoint.load(Folder(str(tmp_path / copy)))) == saved[0].step
+        assert step_of(checkpoint.load_checkpoint(Folder(str(tmp_path / copy)))) == saved[0].step
 
 
 def test_the_same_step_is_saved_twice_without_writing_over_what_counts(
     tmp_path: Path, saved: list[Checkpoint]
 ) -> None:
     """Within the epoch, and once it is evaluated: one of the two is whole at any time."""
-    kept = Kept(Folder(str(tmp_path)), keep=1)
+    kept = CheckpointManager(Folder(str(tmp_path)), keep=1)
     within = dataclasses.replace(saved[1], epoch=saved[0].epoch)
     put_all(kept, [within])
     assert names(tmp_path) == [within.name]
@@ -300,7 +319,7 @@ def test_the_same_step_is_saved_twice_without_writing_over_what_counts(
 
 
 def test_a_checkpoint_of_an_older_version_is_gone_on_from(
-    tmp_path: Path, kept: Kept, saved: list[Checkpoint]
+    tmp_path: Path, kept: CheckpointManager, saved: list[Checkpoint]
 ) -> None:
     saved[0].save(Folder(str(tmp_path / f"step-{saved[0].step:09d}")))
     assert step_of(kept.newest()) == saved[0].step

@@ -21,7 +21,7 @@ from psvit_ray.data.loading.loader import GlobalBatchSampler, mix_seed
 from psvit_ray.data.loading.transforms import seed_generators
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import run
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.state import build_model
 from tests.helpers.pictures import IMAGENET, Pictures
 
@@ -119,7 +119,7 @@ def plain_loop() -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_fifty_steps_of_the_deit_recipe_have_the_losses_of_a_plain_loop_of_timm() -> None:
     table: Any = Pictures(IMAGES)
     source = Source("drawn", tuple("0123456789"), table, table, None)
-    reports = list(run(Configuration(spec=DEIT, train=CONFIG), source))
+    reports = list(run_training(Configuration(spec=DEIT, train=CONFIG), source))
     losses, averaged = plain_loop()
     assert [report.metrics["train/loss"] for report in reports] == pytest.approx(losses, abs=1e-5)
     assert np.ptp(losses) > 0.1

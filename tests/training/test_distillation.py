@@ -14,7 +14,7 @@ from torchvision.transforms.functional import normalize
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.engine import load_source, run_training
 from psvit_ray.training.loss import DistillationKind, Teacher, distillation_loss
 from tests.helpers.networks import (
     NAMES,
@@ -195,7 +195,7 @@ def test_a_run_learns_from_its_teacher_as_far_as_alpha_says(tmp_path: Path) -> N
             epochs=2, warmup_epochs=1, batch_size=30, data_fraction=0.1, smoothing=0, **train
         )
         configuration = Configuration(spec=arch, train=config)
-        reports = run(configuration, load_source(configuration))
+        reports = run_training(configuration, load_source(configuration))
         return [report.metrics["train/loss"] for report in reports]
 
     alone = losses()

@@ -27,10 +27,10 @@ from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.export.inference import score_batches, to_predictions
-from psvit_ray.training.config import Configuration, Paths, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import check_source, run
+from psvit_ray.training.config import Configuration, PathConfig, SupernetConfig, TrainConfig
+from psvit_ray.training.engine import check_source, run_training
 from psvit_ray.training.evaluation import evaluate
-from psvit_ray.training.execution import Place
+from psvit_ray.training.execution import Execution
 from psvit_ray.training.paths import PathSampler
 from tests.helpers.networks import exported, facts_of
 from tests.helpers.stored import write_parquet
@@ -120,7 +120,7 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
     return {"bytes": content.getvalue(), "path": None}
 
 
-def train(case: Case, folder: str, place: Place, *, num_loaders: int = 0) -> Outcome:
+def train(case: Case, folder: str, execution: Execution, *, num_loaders: int = 0) -> Outcome:
     table: ImageTable = IN_MEMORY
     if case.parquet:
         table = image_source.read(f"{folder}/all.parquet").train
@@ -142,7 +142,7 @@ def train(case: Case, folder: str, place: Place, *, num_loaders: int = 0) -> Out
         settings["teacher"] = f"{folder}/teacher"
     supernet = None
     if case.paths is not None:
-        supernet = SupernetConfig(space=SPACE, paths=Paths(**case.paths))
+        supernet = SupernetConfig(space=SPACE, paths=PathConfig(**case.paths))
     configuration = Configuration(
         spec=PathSampler(supernet, 0).largest if supernet else SPEC,
         supernet=supernet,
@@ -154,7 +154,7 @@ def train(case: Case, folder: str, place: Place, *, num_loaders: int = 0) -> Out
         check_source(configuration, source)
     except ValueError as error:
         return Outcome(str(error))
-    *_, last = run(configuration, source, place=place)
+    *_, last = run_training(configuration, source, execution=execution)
     saved = last.checkpoint()
     weights = torch.cat([weight.flatten() for weight in saved.evaluated.values()])
     holdout = last.metrics["holdout/loss"], last.metrics["holdout/top1"]
@@ -168,8 +168,8 @@ def train_in_group(rank: int, world_size: int, folder: str, cases: Sequence[Case
         # A group for each number of images: every run takes sockets, until its group is destroyed.
         Path(folder, f"{number}").mkdir(exist_ok=True)
         join_group(rank, world_size, f"{folder}/{number}")
-        place = Place(prepare_model=DistributedDataParallel)
-        outcomes += [train(case, folder, place, num_loaders=2 * case.parquet) for case in some]
+        execution = Execution(prepare_model=DistributedDataParallel)
+        outcomes += [train(case, folder, execution, num_loaders=2 * case.parquet) for case in some]
         dist.destroy_process_group()
     torch.save([tuple(outcome) for outcome in outcomes], f"{folder}/worker-{rank}")
 
@@ -195,7 +195,7 @@ def compare(folder: Path, world_size: int, cases: Sequence[Case]) -> None:
     cases = sorted(cases, key=lambda case: case.num_images)
     together = trained_in_group(folder, world_size, cases)
     for case, ours in zip(cases, together, strict=True):
-        alone = train(case, str(folder), Place())
+        alone = train(case, str(folder), Execution())
         assert ours.refused == alone.refused, case
         assert bool(ours.refused) == (case.batch_size > case.num_images), case
         if ours.refused:

@@ -15,7 +15,7 @@ from torch import nn
 
 from psvit_ray.export.networks import Network, load_network
 from psvit_ray.model import PSViT
-from psvit_ray.training.state import State
+from psvit_ray.training.state import TrainState
 from tests.helpers.networks import (
     NAMES,
     TIMM,
@@ -169,7 +169,7 @@ def test_a_network_without_published_weights_is_refused() -> None:
 def test_a_run_starts_from_the_folder(tmp_path: Path) -> None:
     theirs = exported(tmp_path / "model", facts_of(spec()))
     facts = facts_of(spec("1-1-2"), init=str(tmp_path / "model"))
-    model = State.of(facts, torch.device("cpu"), None).model
+    model = TrainState.of(facts, torch.device("cpu"), None).model
     assert isinstance(model, PSViT)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, theirs.blocks[0].mlp.fc1.weight)
     assert torch.equal(model.pos_embed, theirs.pos_embed)
@@ -179,4 +179,4 @@ def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path) -> None:
     checkpoint = saved(tmp_path / "w.pth", timms().state_dict())
     facts = facts_of(spec(), init=TIMM, init_checkpoint=checkpoint)
     with pytest.raises(ValueError, match="nothing of these weights fits: "):
-        State.of(facts, torch.device("cpu"), None)
+        TrainState.of(facts, torch.device("cpu"), None)

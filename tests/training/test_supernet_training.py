@@ -24,11 +24,11 @@ from psvit_ray.search.oneshot.subnets import (
     load_supernet,
     read_holdout,
 )
-from psvit_ray.training.config import Configuration, Paths, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import load_source, run
+from psvit_ray.training.config import Configuration, PathConfig, SupernetConfig, TrainConfig
+from psvit_ray.training.engine import load_source, run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
-from psvit_ray.training.state import facts_of
+from psvit_ray.training.state import run_info
 from tests.helpers.training import join_group
 
 SPACE = SearchSpace.model_validate(
@@ -47,7 +47,7 @@ SPACE = SearchSpace.model_validate(
 
 
 def supernet_config(limits: Limits | None = None, **paths: Any) -> SupernetConfig:
-    return SupernetConfig(space=SPACE, limits=limits or Limits(), paths=Paths(**paths))
+    return SupernetConfig(space=SPACE, limits=limits or Limits(), paths=PathConfig(**paths))
 
 
 def configuration(supernet: SupernetConfig | None = None, **train: Any) -> Configuration:
@@ -132,10 +132,10 @@ SHORT: dict[str, Any] = {
 def test_resumed_anywhere_it_ends_as_the_undisturbed_run() -> None:
     one = configuration(**SHORT)
     source = load_source(one)
-    saved = [report.checkpoint() for report in run(one, source)]
+    saved = [report.checkpoint() for report in run_training(one, source)]
     assert [each.step for each in saved] == [3, 4, 6, 8]
     for start in saved[:-1]:
-        *_, last = run(one, source, start=start)
+        *_, last = run_training(one, source, start=start)
         again = last.checkpoint()
         for name in ("model", "ema"):
             torch.testing.assert_close(
@@ -153,7 +153,7 @@ FEW: dict[str, Any] = {"epochs": 1, "batch_size": 97, "clip_grad": 0.1, "data_fr
 def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
     join_group(rank, world_size, folder)
     one = configuration(**FEW, **changes)
-    *_, last = run(one, load_source(one))
+    *_, last = run_training(one, load_source(one))
     if rank == 0:
         torch.save((last.checkpoint().model, last.metrics), f"{folder}/workers")
     dist.destroy_process_group()
@@ -164,7 +164,7 @@ def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, A
 def test_two_workers_take_the_steps_of_one(tmp_path: Path, compression: str) -> None:
     """Without DDP, which would wait for the weights that a step does not use."""
     one = configuration(**FEW)
-    *_, alone = run(one, load_source(one))
+    *_, alone = run_training(one, load_source(one))
     mp.spawn(train_in_group, (2, str(tmp_path), {"grad_compression": compression}), nprocs=2)
     ours, metrics = torch.load(tmp_path / "workers")
     theirs = alone.checkpoint().model
@@ -206,7 +206,7 @@ def overlaps(source: Source, held_out: HoldoutImages) -> dict[str, int]:
     """Images that are where they must not be, by what they show. What candidates are scored on is
     what the actors hold."""
     sees = {
-        name: hashes(read_holdout(table, facts_of(configuration(), source).preprocessing).images)
+        name: hashes(read_holdout(table, run_info(configuration(), source).preprocessing).images)
         for name, table in (("train", source.train), ("test", source.test))
         if table
     }
@@ -221,7 +221,7 @@ def overlaps(source: Source, held_out: HoldoutImages) -> dict[str, int]:
 def test_no_image_is_trained_on_and_scored() -> None:
     """And the check finds one that is."""
     source = load_source(configuration())
-    preprocessing = facts_of(configuration(), source).preprocessing
+    preprocessing = run_info(configuration(), source).preprocessing
     held_out = read_holdout(source.holdout, preprocessing)
     assert len(held_out.labels) == len(source.holdout)
     assert set(overlaps(source, held_out).values()) == {0}
@@ -234,9 +234,9 @@ def test_no_image_is_trained_on_and_scored() -> None:
 def test_scores_in_memory_are_those_of_an_evaluation() -> None:
     one = configuration(epochs=1, warmup_epochs=0, data_fraction=0.1)
     source = load_source(one)
-    *_, last = run(one, source)
+    *_, last = run_training(one, source)
     checkpoint = last.checkpoint()
-    preprocessing = checkpoint.facts.preprocessing
+    preprocessing = checkpoint.run.preprocessing
     held_out = read_holdout(source.holdout, preprocessing)
     subnets = SubnetScorer(checkpoint, held_out, device=torch.device("cpu"), batch_size=100)
     supernet = load_supernet(checkpoint)
@@ -257,6 +257,6 @@ def test_a_supernet_is_not_made_of_a_run_of_one_network() -> None:
         spec=configuration().spec,
         train=TrainConfig(epochs=1, warmup_epochs=0, data_fraction=0.1),
     )
-    *_, last = run(one, load_source(one))
+    *_, last = run_training(one, load_source(one))
     with pytest.raises(ValueError, match="checkpoint must be of a supernet, got one of"):
         load_supernet(last.checkpoint())

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.training.agreement import Hung, Request
+from psvit_ray.training.agreement import Request, WorkerHung
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import Report, load_source, run
+from psvit_ray.training.engine import Report, load_source, run_training
 from psvit_ray.training.evaluation import evaluate
-from psvit_ray.training.execution import Place
-from psvit_ray.training.state import build_model, facts_of
+from psvit_ray.training.execution import Execution
+from psvit_ray.training.state import build_model, run_info
 from psvit_ray.training.steps import Diverged
 from tests.helpers.training import SPEC, assert_same, assert_same_state, join_group, timeless
 
@@ -49,14 +49,14 @@ EVERYTHING = TrainConfig(
 def test_a_run_resumed_anywhere_ends_as_the_undisturbed_run(extra: dict[str, Any]) -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update=extra))
     source = load_source(configuration)
-    saved = [report.checkpoint() for report in run(configuration, source)]
+    saved = [report.checkpoint() for report in run_training(configuration, source)]
     # Nine and a half batches of 48 an epoch: after every fifth step, and at the end of epochs.
     assert [one.step for one in saved] == [5, 10, 10, 15, 20, 20, 25, 30]
     assert [one.epoch for one in saved] == [0, 1, 1, 1, 2, 2, 2, 3]
     for start in saved[:-1:2] if extra else saved[:-1]:
         torch.manual_seed(start.step)  # nothing of the process's randomness may matter
         np.random.seed(start.step)
-        told: list[Report] = list(run(configuration, source, start=start))
+        told: list[Report] = list(run_training(configuration, source, start=start))
         first, *others = (report for report in told if report.metrics)
         assert timeless(first.earlier) == timeless(start.curve)
         assert not any(report.earlier for report in others)
@@ -66,8 +66,8 @@ def test_a_run_resumed_anywhere_ends_as_the_undisturbed_run(extra: dict[str, Any
 def test_started_from_its_last_checkpoint_a_run_only_reports_that_epoch_again() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING)
     source = load_source(configuration)
-    *_, last = run(configuration, source, test=True)
-    (again,) = run(configuration, source, start=last.checkpoint(), test=True)
+    *_, last = run_training(configuration, source, test=True)
+    (again,) = run_training(configuration, source, start=last.checkpoint(), test=True)
     assert (again.epoch, again.step) == (last.epoch, last.step)
     assert again.metrics["holdout/loss"] == last.metrics["holdout/loss"]
     assert again.values()["test_correct"] == last.values()["test_correct"]
@@ -75,10 +75,10 @@ def test_started_from_its_last_checkpoint_a_run_only_reports_that_epoch_again() 
 
 def test_a_checkpoint_of_another_configuration_is_refused() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update={"epochs": 2}))
-    first = next(run(configuration, load_source(configuration)))
+    first = next(run_training(configuration, load_source(configuration)))
     other = configuration.model_copy(update={"spec": SPEC.with_pattern("1-1|1")})
     with pytest.raises(ValueError, match=r"checkpoint must be of .*1-1\|1.* got one of .*2\|1"):
-        next(run(other, load_source(other), start=first.checkpoint()))
+        next(run_training(other, load_source(other), start=first.checkpoint()))
 
 
 def asking(requests: dict[int, Request]) -> Callable[[], Request]:
@@ -90,12 +90,12 @@ def asking(requests: dict[int, Request]) -> Callable[[], Request]:
 def test_a_run_that_is_asked_to_stop_ends_with_a_checkpoint_of_that_moment() -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING)
     source = load_source(configuration)
-    place = Place(request=asking({3: "checkpoint", 13: "stop"}))
-    reports = list(run(configuration, source, place=place))
+    execution = Execution(request=asking({3: "checkpoint", 13: "stop"}))
+    reports = list(run_training(configuration, source, execution=execution))
     assert [report.step for report in reports] == [2, 5, 10, 10, 12]
     assert [report.stopped for report in reports] == [False] * 4 + [True]
-    *_, last = run(configuration, source, start=reports[-1].checkpoint())
-    *_, undisturbed = run(configuration, source)
+    *_, last = run_training(configuration, source, start=reports[-1].checkpoint())
+    *_, undisturbed = run_training(configuration, source)
     assert_same_state(last.checkpoint(), undisturbed.checkpoint())
 
 
@@ -104,17 +104,17 @@ def test_a_checkpoint_is_due_when_its_minutes_are_over() -> None:
         update={"checkpoint_steps": 0, "checkpoint_minutes": 1e-9, "epochs": 2, "warmup_epochs": 0}
     )
     configuration = Configuration(spec=SPEC, train=train)
-    steps = [report.step for report in run(configuration, load_source(configuration))]
+    steps = [report.step for report in run_training(configuration, load_source(configuration))]
     assert steps == [*range(10), 10, *range(10, 20), 20]
 
 
 def train_in_group(rank: int, world_size: int, folder: str, changes: dict[str, Any]) -> None:
     join_group(rank, world_size, folder)
     configuration = Configuration(spec=SPEC, train=few_steps(**changes))
-    *_, last = run(
+    *_, last = run_training(
         configuration,
         load_source(configuration),
-        place=Place(prepare_model=DistributedDataParallel),
+        execution=Execution(prepare_model=DistributedDataParallel),
     )
     if rank == 0:
         saved = last.checkpoint()
@@ -134,7 +134,7 @@ def test_any_number_of_workers_and_parts_takes_the_same_steps(
     tmp_path: Path, world_size: int, micro_batch_size: int
 ) -> None:
     configuration = Configuration(spec=SPEC, train=few_steps())
-    *_, alone = run(configuration, load_source(configuration))
+    *_, alone = run_training(configuration, load_source(configuration))
     changes = {"micro_batch_size": micro_batch_size}
     mp.spawn(train_in_group, (world_size, str(tmp_path), changes), nprocs=world_size)
     step, ours, metrics = torch.load(tmp_path / "workers")
@@ -184,15 +184,15 @@ def fault_in_group(rank: int, world_size: int, folder: str, fault: str) -> None:
             model.register_forward_hook(at_fault)
         return DistributedDataParallel(model)
 
-    place = Place(
+    execution = Execution(
         prepare_model=prepare,
         patience_s=2.0 if fault == "sleeps" else 60.0,
         request=request if fault == "sleeps" else lambda: "none",
     )
     try:
-        list(run(configuration, load_source(configuration), place=place))
+        list(run_training(configuration, load_source(configuration), execution=execution))
         said = "nothing"
-    except (Diverged, Hung) as error:
+    except (Diverged, WorkerHung) as error:
         said = f"{type(error).__name__}: {error}"
     except RuntimeError:  # the one that slept finds the others gone
         said = "RuntimeError"
@@ -220,7 +220,7 @@ def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
 def test_evaluate_equals_one_pass_over_all_images() -> None:
     configuration = Configuration(spec=SPEC)
     source, model = load_source(configuration), build_model(configuration).eval()
-    preprocessing = facts_of(configuration, source).preprocessing
+    preprocessing = run_info(configuration, source).preprocessing
     test: Any = source.test
     with torch.inference_mode():
         logits = model(preprocessing.normalize(test.images))
@@ -241,7 +241,7 @@ def test_a_step_far_above_the_others_ends_the_run() -> None:
     with pytest.raises(
         Diverged, match=r"is \S+ at step \d+, more than 1.5 times the 2\.\d+ before"
     ):
-        list(run(configuration, load_source(configuration)))
+        list(run_training(configuration, load_source(configuration)))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason() -> None:
@@ -249,14 +249,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason() -> None:
         spec=SPEC, train=TrainConfig(epochs=2, warmup_epochs=0, lr=1e9, weight_decay=0)
     )
     with pytest.raises(Diverged, match=r"train/loss is (nan|inf) at step \d+"):
-        list(run(configuration, load_source(configuration)))
+        list(run_training(configuration, load_source(configuration)))
 
 
 def test_the_learning_rate_rises_linearly_and_falls_on_a_cosine() -> None:
     config = TrainConfig(epochs=4, warmup_epochs=1, lr=1e-2, min_lr=1e-4, data_fraction=0.2)
     configuration = Configuration(spec=SPEC, train=config)
     rates = [
-        report.metrics["train/lr"] for report in run(configuration, load_source(configuration))
+        report.metrics["train/lr"]
+        for report in run_training(configuration, load_source(configuration))
     ]
     steps = 4  # of an epoch: 230 images in batches of 64
     expected = [
@@ -273,12 +274,12 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
     config = TrainConfig(epochs=2, warmup_epochs=1, model_ema_decay=0.99, data_fraction=0.3)
     configuration = Configuration(spec=SPEC, train=config)
     source = load_source(configuration)
-    reports: list[Report] = list(run(configuration, source))
+    reports: list[Report] = list(run_training(configuration, source))
     saved = reports[-1].checkpoint()
     model = build_model(configuration)
     assert saved.ema is not None
     model.load_state_dict(saved.evaluated)
-    score = evaluate(model, source.holdout, saved.facts.preprocessing)
+    score = evaluate(model, source.holdout, saved.run.preprocessing)
     assert score.top1 == reports[-1].metrics["holdout/top1"]
     assert any(not torch.equal(saved.model[name], saved.ema[name]) for name in saved.model)
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from psvit_ray.data.loading.loader import GlobalBatchSampler, ImageDataset, join_parts, train_loader
-from psvit_ray.training.engine import Report, load_source, run
+from psvit_ray.training.engine import Report, load_source, run_training
 from psvit_ray.training.evaluation import evaluate
-from psvit_ray.training.state import facts_of
+from psvit_ray.training.state import run_info
 from psvit_ray.training.steps import TooManyBadImages
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.pictures import BAD, ODD
@@ -37,14 +37,14 @@ def test_a_folder_parquet_and_that_of_datasets_give_the_same_batches_and_weights
     for kind in ("folder", "parquet", "datasets"):
         configuration = configured_for(tmp_path / kind, 4)
         source = load_source(configuration)
-        facts = facts_of(configuration, source)
+        facts = run_info(configuration, source)
         images = ImageDataset(source.train, facts.preprocessing, augmentation=configuration.train)
         sampler = GlobalBatchSampler(
             len(source.train), 24, seed=0, blocks=source.train.blocks, window=4_096, num_parts=2
         )
         loader = train_loader(images, sampler, processes=2, pin_memory=False)
         batches = list(join_parts(loader, 2, torch.device("cpu")))
-        *_, last = run(configuration, source)
+        *_, last = run_training(configuration, source)
         runs[kind] = source, batches, last.checkpoint()
     _, expected, end = runs.pop("folder")
     for source, batches, ours in runs.values():
@@ -76,7 +76,7 @@ def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
     source = load_source(configuration)
     process = psutil.Process()
     before = process.memory_info().rss
-    reports: list[Report] = list(run(configuration, source))
+    reports: list[Report] = list(run_training(configuration, source))
     assert process.memory_info().rss - before < 300 << 20
     named = [(path, reason) for report in reports for _, path, reason in report.bad_images]
     assert len(named) == len(set(named)) == 10
@@ -92,7 +92,7 @@ def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path)
     said = r"more than 0.005 of the training images cannot be read: (\d+) of \d+ up to step \d+; .+"
     reports: list[Report] = []
     with pytest.raises(TooManyBadImages) as error:
-        reports.extend(run(configuration, load_source(configuration)))
+        reports.extend(run_training(configuration, load_source(configuration)))
     assert not any(report.checkpoint_due for report in reports)
     named = [bad for report in reports for bad in report.bad_images]
     found = re.fullmatch(said, str(error.value))
@@ -104,7 +104,7 @@ def test_a_broken_image_counts_as_wrong_in_evaluation(spoilt: Path, tmp_path: Pa
     shutil.copytree(spoilt, tmp_path / "data")
     configuration = configured_for(tmp_path / "data", 10)
     source = load_source(configuration)
-    preprocessing = facts_of(configuration, source).preprocessing
+    preprocessing = run_info(configuration, source).preprocessing
     label = int(source.holdout.labels[3])
 
     class Knows(torch.nn.Module):

@@ -22,7 +22,7 @@ from psvit_ray.runtime.cluster.autoscaler import Resources, max_of_new_workers
 from psvit_ray.runtime.cluster.host_calls import HEAD, alive_hosts, call_on_hosts
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import Number, NumberOrZero, Positive, TrainConfig
+from psvit_ray.training.config import NonNegativeCount, PositiveCount, PositiveNumber, TrainConfig
 
 MAX_SOCKET_BYTES = 107  # of the address of a Unix socket
 ANSWER_S = 180.0  # of a host that must fetch the job's files first
@@ -45,11 +45,11 @@ QUIET_SETTINGS = {
 class WorkerResources(Value):
     """What one training worker asks of Ray."""
 
-    cpus_per_worker: Number = 1
+    cpus_per_worker: PositiveCount = 1
     """CPUs of a worker; it computes with as many threads."""
-    gpus_per_worker: NumberOrZero | None = None
+    gpus_per_worker: NonNegativeCount | None = None
     """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
-    wait_minutes: Positive = 30.0
+    wait_minutes: PositiveNumber = 30.0
     """How long to wait for hosts with a place for the workers, at the start or after a loss."""
 
     def resolved(self) -> dict[str, float]:

@@ -26,9 +26,9 @@ from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.engine import load_source, run
-from psvit_ray.training.execution import Place
-from psvit_ray.training.exporting import export_checkpoint, training_facts
+from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.execution import Execution
+from psvit_ray.training.exporting import export_checkpoint, training_info
 
 INHERITED = "inherited"
 MODEL = "model"
@@ -43,12 +43,12 @@ def export_inherited(
     if lacking:
         checkpoint = supernet_checkpoint()
         supernet = load_supernet(checkpoint)
-        configuration = checkpoint.facts.configuration
+        configuration = checkpoint.run.configuration
         for spec in lacking:
             alone = Configuration(spec=spec, train=configuration.train)
             subnet = dataclasses.replace(
                 checkpoint,
-                facts=checkpoint.facts.model_copy(update={"configuration": alone}),
+                run=checkpoint.run.model_copy(update={"configuration": alone}),
                 model=supernet.extract(spec).state_dict(),
                 ema=None,
                 curve=[],
@@ -57,12 +57,12 @@ def export_inherited(
     return {spec: folder.uri for spec, folder in folders.items()}
 
 
-def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **facts: Any) -> None:
+def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known: Any) -> None:
     """Replaces the network that stands there, and leaves whatever else does. It counts once
-    `config.json` is there. `facts`: what else is known, as in `training_facts`."""
-    known = training_facts(checkpoint, which="last", name=session.name, **facts)
+    `config.json` is there. `known`: what else `training_info` takes."""
+    training = training_info(checkpoint, which="last", name=session.name, **known)
     with tempfile.TemporaryDirectory() as work:
-        export_checkpoint(Path(work), checkpoint, known, splits=split_file.read(session.splits))
+        export_checkpoint(Path(work), checkpoint, training, splits=split_file.read(session.splits))
         folder.delete(CONFIG)
         for path in sorted(Path(work).iterdir(), key=lambda path: path.name == CONFIG):
             folder.write(path.name, path.read_bytes())
@@ -101,9 +101,9 @@ def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dic
     torch.set_num_threads(threads)
     one = Configuration.model_validate_json(configuration)
     on_gpu = bool(ray.get_gpu_ids())
-    place = Place(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
+    execution = Execution(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
     start = last_checkpoint(Folder(checkpoints))
-    *_, last = run(one, load_source(one), place=place, start=start, test=True)
+    *_, last = run_training(one, load_source(one), execution=execution, start=start, test=True)
     return last.values()
 
 

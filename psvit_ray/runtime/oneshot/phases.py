@@ -215,7 +215,7 @@ def first_candidates(session: Session, search: SearchConfig, source: Source) -> 
     table = source.holdout.take(np.arange(0, len(source.holdout), every))
     found = suggested_sharings(
         checkpoint,
-        read_holdout(table, checkpoint.facts.preprocessing),
+        read_holdout(table, checkpoint.run.preprocessing),
         (spec for spec in large_specs(search) if not has_sharing(spec)),
     )
     content = json.dumps([spec.model_dump(mode="json") for spec in found], indent=1).encode()

@@ -37,7 +37,7 @@ class SubnetActor:
             checkpoint,
             held_out,
             device=torch.device("cuda" if on_gpu else "cpu"),
-            amp=on_gpu and checkpoint.facts.configuration.train.amp,
+            amp=on_gpu and checkpoint.run.configuration.train.amp,
         )
 
     def score(self, spec: str) -> tuple[float, float, float]:
@@ -70,10 +70,10 @@ class SubnetActors:
         wait_minutes: float,
     ) -> None:
         """Raises ValueError where no hold-out image can be read."""
-        train = checkpoint.facts.configuration.train
+        train = checkpoint.run.configuration.train
         held_out = read_holdout(
             source.holdout,
-            checkpoint.facts.preprocessing,
+            checkpoint.run.preprocessing,
             processes=train.num_loaders,
             decoder=train.decoder,
         )

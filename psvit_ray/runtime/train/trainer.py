@@ -39,8 +39,8 @@ from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.storage.fence import Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.agreement import Hung
-from psvit_ray.training.checkpoint import saved
+from psvit_ray.training.agreement import WorkerHung
+from psvit_ray.training.checkpoint import checkpoint_names
 from psvit_ray.training.config import Configuration
 
 CHECKPOINTS = "checkpoints"
@@ -178,11 +178,11 @@ class _Fit(threading.Thread):
             self.error = error
 
     def _fails(self) -> bool:
-        before = saved(self._checkpoints)[-1:]
+        before = checkpoint_names(self._checkpoints)[-1:]
         try:
             self._trainer().fit()
         except ray.train.TrainingFailedError as error:
-            if _no_hosts(error) or saved(self._checkpoints)[-1:] == before:
+            if _no_hosts(error) or checkpoint_names(self._checkpoints)[-1:] == before:
                 raise
             return True
         return False
@@ -303,7 +303,9 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
 
 def _one_line(failures: dict[int, Exception]) -> str:
     """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
-    rank, failure = min(failures.items(), key=lambda one: (not isinstance(one[1], Hung), one[0]))
+    rank, failure = min(
+        failures.items(), key=lambda one: (not isinstance(one[1], WorkerHung), one[0])
+    )
     return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
 
 

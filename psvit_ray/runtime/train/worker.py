@@ -35,10 +35,15 @@ from psvit_ray.storage.fence import Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import Request
-from psvit_ray.training.checkpoint import BrokenCheckpoint, Checkpoint, CheckpointError, Kept
-from psvit_ray.training.config import Configuration, Positive
-from psvit_ray.training.engine import Report, check_source, run, source_of
-from psvit_ray.training.execution import Place
+from psvit_ray.training.checkpoint import (
+    BrokenCheckpoint,
+    Checkpoint,
+    CheckpointError,
+    CheckpointManager,
+)
+from psvit_ray.training.config import Configuration, PositiveNumber
+from psvit_ray.training.engine import Report, check_source, run_training, source_from_settings
+from psvit_ray.training.execution import Execution
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 TOP1 = "holdout/top1"
@@ -62,7 +67,7 @@ class WorkerTask(Value):
     """Of its driver's lease: checked before anything is written."""
     test: bool = False
     """Score the test images once, at the end."""
-    patience_s: Positive = 300.0
+    patience_s: PositiveNumber = 300.0
     """A worker that comes to a step later than the others by more is named."""
     data_digest: str
     """Names the images that the run began with."""
@@ -76,7 +81,7 @@ class WorkerTask(Value):
         those that the run began with."""
         folder = Folder(self.splits)
         known = split_file.read(folder) if self.split_by_file else None
-        source = source_of(self.configuration.train, known)
+        source = source_from_settings(self.configuration.train, known)
         if source.digest != self.data_digest:
             check_unchanged(source, self.data_digest, split_file.read(folder))
         check_source(self.configuration, source)
@@ -123,17 +128,17 @@ def _reports(
     task: WorkerTask, requests: WorkerRequests, keeper: CheckpointWriter
 ) -> Iterator[Report]:
     device = get_device()
-    place = Place(
+    execution = Execution(
         device=device,
         accelerated=device.type != "cpu",
         prepare_model=prepare_model,
         request=requests,
         patience_s=task.patience_s,
     )
-    return run(
+    return run_training(
         task.configuration,
         _agreed_source(task),
-        place=place,
+        execution=execution,
         start=keeper.agreed_start(),
         test=task.test,
     )
@@ -225,7 +230,7 @@ class CheckpointWriter:
 
     def __init__(self, task: WorkerTask, rank: int, requests: WorkerRequests) -> None:
         keep = task.configuration.train.keep_checkpoints
-        self._kept = Kept(task.fence.over(task.checkpoints), keep=keep)
+        self._kept = CheckpointManager(task.fence.over(task.checkpoints), keep=keep)
         self._quarantine = task.fence.over(task.quarantine)
         self._rank, self._requests = rank, requests
         self.written = ""

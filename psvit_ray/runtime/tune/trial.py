@@ -17,9 +17,9 @@ from psvit_ray.runtime.train.trainer import make_trainer
 from psvit_ray.runtime.train.worker import DRIVER_ERRORS, TOP1, WorkerTask, record_bad_images
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import Request
-from psvit_ray.training.checkpoint import Kept
-from psvit_ray.training.engine import run
-from psvit_ray.training.execution import Place
+from psvit_ray.training.checkpoint import CheckpointManager
+from psvit_ray.training.engine import run_training
+from psvit_ray.training.execution import Execution
 from psvit_ray.training.steps import Diverged
 
 MONITOR_S = 5.0
@@ -57,12 +57,12 @@ def _train_here(task: TrialTask) -> None:
             stack.enter_context(channel.forwarding_warnings())
             monitor = HeadMonitor(lambda: channel.read(STOP), every_s=MONITOR_S)
             stack.enter_context(contextlib.closing(monitor))
-            kept = Kept(fence.over(task.worker.checkpoints), keep=keep)
+            kept = CheckpointManager(fence.over(task.worker.checkpoints), keep=keep)
             stack.enter_context(contextlib.closing(kept))
-            reports = run(
+            reports = run_training(
                 configuration,
                 task.worker.source(),
-                place=Place(
+                execution=Execution(
                     torch.device("cuda" if on_gpu else "cpu"),
                     accelerated=on_gpu,
                     request=lambda: _check_monitor(monitor),

@@ -34,7 +34,7 @@ from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, Number, NumWorkers
+from psvit_ray.training.config import Configuration, NumWorkers, PositiveCount
 
 QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
@@ -104,7 +104,7 @@ class Trials(Value):
     workers_per_trial: NumWorkers = 1
     """Training workers of one configuration: 1 trains in the trial's own process, more are a Ray
     Train run."""
-    max_concurrent: Number | None = None
+    max_concurrent: PositiveCount | None = None
     """Configurations in training at the same time; by default what the cluster may grow to."""
     resources: WorkerResources = WorkerResources()
 

@@ -25,10 +25,10 @@ from psvit_ray.training.config import (
     BatchSize,
     Configuration,
     Epochs,
-    NumberOrZero,
+    NonNegativeCount,
     NumWorkers,
-    Paths,
-    Positive,
+    PathConfig,
+    PositiveNumber,
     Repeats,
     Runs,
     SupernetConfig,
@@ -47,7 +47,7 @@ class OneshotConfig(Value):
     """Epochs of the supernet; what else its training is stands with the recipe's."""
     supernet_workers: NumWorkers = 1
     """Workers that train it."""
-    paths: Paths = Paths()
+    paths: PathConfig = PathConfig()
     candidates: Runs = 1000
     """Specs that are scored with its weights."""
     population: Annotated[Runs, Field(ge=2)] = 50
@@ -56,7 +56,7 @@ class OneshotConfig(Value):
     """How candidates are chosen: evolution, or chance alone as its control."""
     cost: Literal["macs", "params", "latency"] = "macs"
     """What evolution keeps low beside top-1 up."""
-    max_latency_ms: Positive | None = None
+    max_latency_ms: PositiveNumber | None = None
     """Most milliseconds of a forward pass of `latency_batch_size` images, as a table predicts."""
     latency_batch_size: BatchSize = 1
     """Images whose time is taken together."""
@@ -67,10 +67,10 @@ class OneshotConfig(Value):
     """Best candidates that are then trained from scratch, with the DeiT of equal cost."""
     finalist_seeds: Repeats = 3
     """Trainings of each."""
-    finetune_epochs: NumberOrZero | None = None
+    finetune_epochs: NonNegativeCount | None = None
     """Epochs of the finalists' trainings that start from the supernet's weights; by default as many
     as from scratch, 0 leaves them out."""
-    finetune_lr: Positive | None = None
+    finetune_lr: PositiveNumber | None = None
     """Their peak learning rate; by default a quarter of that from scratch."""
 
     def check(self, search: SearchConfig, train: TrainConfig) -> None:

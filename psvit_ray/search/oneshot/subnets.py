@@ -17,7 +17,7 @@ from psvit_ray.data.tables import ImageTable
 from psvit_ray.model import redundancy
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.evaluation import judged
+from psvit_ray.training.evaluation import score_batch
 from psvit_ray.training.state import build_supernet
 
 BATCH = 64
@@ -62,7 +62,7 @@ class SubnetScorer:
         amp: bool = False,
     ) -> None:
         self._supernet = load_supernet(checkpoint).to(device)
-        self._preprocessing = checkpoint.facts.preprocessing
+        self._preprocessing = checkpoint.run.preprocessing
         self._held_out, self._device = held_out, device
         self._batch_size, self._amp = batch_size, amp
 
@@ -80,7 +80,7 @@ class SubnetScorer:
             batch = slice(start, start + self._batch_size)
             # Copied: what processes share can only be read.
             x, y = (torch.tensor(each[batch]).to(self._device) for each in (images, labels))
-            of_batch, correct = judged(subnet, x, y, self._preprocessing, amp=self._amp)
+            of_batch, correct = score_batch(subnet, x, y, self._preprocessing, amp=self._amp)
             loss += of_batch.item()
             right += int(correct.sum())
         return loss / len(labels), 100 * (right / (len(labels) + unreadable))
@@ -91,7 +91,7 @@ def suggested_sharings(
 ) -> list[ArchSpec]:
     """What of the specs' layers may share a map, as their maps in the supernet are alike: of each
     spec a sharing for every threshold, as far as the space has it."""
-    configuration, preprocessing = checkpoint.facts.configuration, checkpoint.facts.preprocessing
+    configuration, preprocessing = checkpoint.run.configuration, checkpoint.run.preprocessing
     supernet = load_supernet(checkpoint)
     found: dict[ArchSpec, None] = {}
     for spec in specs:
@@ -106,7 +106,7 @@ def suggested_sharings(
 
 def load_supernet(checkpoint: Checkpoint) -> Supernet:
     """With the weights that metrics speak of. Raises ValueError for a run of one network."""
-    configuration = checkpoint.facts.configuration
+    configuration = checkpoint.run.configuration
     if configuration.supernet is None:
         raise ValueError(
             f"checkpoint must be of a supernet, got one of {configuration.spec.pattern}"
