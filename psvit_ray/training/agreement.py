@@ -79,8 +79,8 @@ class StepAgreement:
 
     @contextlib.contextmanager
     def naming(self, step: int) -> Iterator[None]:
-        """Context of a collective of step `step`. Raises WorkerHung, which names the workers that did
-        not come, where it fails for that."""
+        """Context of a collective of step `step`. Raises WorkerHung, which names the missing
+        workers, where it fails because some did not come."""
         began = time.monotonic()
         try:
             yield
