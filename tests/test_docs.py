@@ -181,10 +181,25 @@ def test_the_files_of_the_walks_exist_and_stand_in_the_pictures() -> None:
 def test_files_that_the_pages_name_exist() -> None:
     named = {
         path
-        for page in (ROOT / "docs").glob("*.md")
+        for page in PAGES
         for path in re.findall(
             r"`((?:psvit_ray|jobs|tests|docs|cluster)/[\w/.]*)`", page.read_text()
         )
     }
     assert len(named) > 5
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_flags_that_the_pages_name_exist(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in app.COMMANDS:
+        with pytest.raises(SystemExit):
+            start(["psvit", command, "--help"], monkeypatch)
+    known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
+    assert len(known) > 100
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`((?:psvit |--)[^`]+)`", text):
+            named = set(re.findall(r"(?<!\S)--[a-z][\w-]*", code))
+            assert named <= known, f"{page.name}: {code}"

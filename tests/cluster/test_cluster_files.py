@@ -197,7 +197,7 @@ def test_on_aws_only_ssh_from_one_address_is_open_and_workers_are_spot(aws: dict
 
 def test_the_page_names_files_that_are_there() -> None:
     text = (CLUSTER / "README.md").read_text()
-    for name in re.findall(r"\bcluster/[\w./]*\w", text):
+    for name in re.findall(r"(?<![\w/])cluster/[\w./]*\w", text):
         assert (ROOT / name).exists(), name
     for name in CHECKS:
         if name.startswith("cluster/"):
