@@ -1,4 +1,4 @@
-"""How many specs of a search space meet limits, and a fair draw among them."""
+"""Counts the specs of a search space that meet limits, and draws among them uniformly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from psvit_ray.arch.spec import ArchSpec, Value
 
 
 class Size(Value):
-    """How many specs. Where counting is too much work, `count` is an estimate and `low` to `high`
-    its 95 % interval."""
+    """Number of specs. Where counting takes too long (`exact` is False), `count` is an estimate
+    and `low` to `high` is its 95 % interval."""
 
     count: int
     low: int
@@ -23,7 +23,7 @@ class Size(Value):
 
 
 def wilson_interval(hits: int, draws: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
+    """95 % interval of a proportion of which `hits` of `draws` were seen (Wilson 1927)."""
     z = 1.959964
     share, spread = hits / draws, z * z / draws
     middle = (share + spread / 2) / (1 + spread)
@@ -32,16 +32,16 @@ def wilson_interval(hits: int, draws: int) -> tuple[float, float]:
 
 
 Draw = tuple[ArchSpec, list[StageClass]]
-"""The base of a frame and a class for each stage."""
+"""A spec up to what its classes leave open: the base of its frame, and a class for each stage."""
 
 
 class Census:
-    """Counts and draws over all the frames of a space."""
+    """Counts and draws over all frames of a space."""
 
     MAX_WORK = 2_000_000  # options that an exact count may look at: about two seconds
-    DRAWS = 50_000  # for an estimate: half a second, within 0.5 % of the space
-    REJECTIONS = 20  # draws from everything before counting what is within limits
-    MAX_DRAWS = 500_000  # where counting is too much work: some ten seconds
+    DRAWS = 50_000  # draws for an estimate: half a second, within 0.5 % of the space
+    REJECTIONS = 20  # draws from the whole space before specs within limits are counted
+    MAX_DRAWS = 500_000  # draws where counting takes too long: some ten seconds
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
@@ -51,6 +51,7 @@ class Census:
         self._latest: list[tuple[Tally, int]] | None = None
 
     def size(self, limits: Limits) -> Size:
+        """Number of specs within limits."""
         if limits == Limits():
             count = sum(self.sizes)
         elif (tallies := self._tallies(limits)) is not None:
@@ -60,7 +61,7 @@ class Census:
         return Size(count=count, low=count, high=count, exact=True)
 
     def estimate(self, limits: Limits) -> Size:
-        """From draws with a fixed seed."""
+        """Number of specs within limits, estimated from draws with a fixed seed."""
         rng, whole = random.Random(0), sum(self.sizes)
         hits = sum(self._draw(rng, limits) is not None for _ in range(self.DRAWS))
         low, high = wilson_interval(hits, self.DRAWS)
@@ -72,10 +73,10 @@ class Census:
         )
 
     def draw(self, rng: random.Random, limits: Limits) -> Draw | None:
-        """A spec within limits, up to what its classes leave open; None if there is none.
+        """A spec within limits, each as likely as any other; None if there is none.
 
-        What is drawn from everything and kept if it fits is uniform over what fits; a draw by
-        counting is too; so is the one tried after the other.
+        Rejection sampling is uniform over what fits, and so is a draw by counts; hence also the
+        second tried where the first fails.
         """
         if not self._any_within(limits):
             return None
@@ -92,7 +93,8 @@ class Census:
         return tally.frame.base, tally.draw(rng)
 
     def _any_within(self, limits: Limits) -> bool:
-        """The base of a frame has both the fewest MACs and the fewest parameters in it."""
+        """Whether the base of a frame, which has its fewest MACs and parameters, is within
+        limits."""
         if limits not in self._any:
             self._any[limits] = any(limits.allows(frame.base) for frame in self.frames)
         return self._any[limits]
@@ -112,14 +114,14 @@ class Census:
         return (frame.base, classes) if limits.allows_cost(frame.cost(classes)) else None
 
     def _tallies(self, limits: Limits) -> list[tuple[Tally, int]] | None:
-        """Each frame's tally and its count; None if counting is too much work. The latest is kept,
-        as draws under the same limits follow each other."""
+        """Each frame's tally and its count; None if counting takes too long. The latest result is
+        kept, as draws under the same limits follow each other."""
         if limits != self._limits:
-            work, latest = self.MAX_WORK, []
+            budget, latest = self.MAX_WORK, []
             try:
                 for frame in self.frames:
                     tally = Tally(frame, *limits.bounds)
-                    count, work = tally.count(work)
+                    count, budget = tally.count(budget)
                     latest.append((tally, count))
                 self._latest = latest
             except TooManyError:

@@ -15,21 +15,23 @@ from psvit_ray.arch.spec import MAX_LAYERS, MAX_WIDTH, Finite, Layers, StageSpec
 from psvit_ray.text.messages import shortened
 
 MAX_CHOICES = MAX_LAYERS
-"""Choices of one thing: as many as there are depths."""
+"""Most choices for one parameter of a stage: as many as there are depths."""
 MAX_LIST_LENGTH = 200
 Parameter = int | float | str
 Choose = Callable[[str, tuple[Parameter, ...]], Parameter]
-"""Takes a decision: its name and its choices to one of them."""
+"""Makes a decision: takes the name of a parameter and its choices, returns one of them."""
 T = TypeVar("T")
 
 
 def distinct(choices: tuple[T, ...]) -> tuple[T, ...]:
+    """`choices`, unchanged. Raises ValueError if one stands there twice."""
     if len(set(choices)) < len(choices):
         raise ValueError(f"choices must be distinct, got {format_choices(choices)}")
     return choices
 
 
 def format_choices(choices: Sequence[Any]) -> str:
+    """Choices as text of bounded length, for a message."""
     return shortened(", ".join(str(choice) for choice in choices), MAX_LIST_LENGTH)
 
 
@@ -41,16 +43,18 @@ Flag = Annotated[bool, Field(strict=True)]
 
 
 class StageChoices(Value):
-    """What one stage may be: every combination of these, with every way to share maps."""
+    """Choices for one stage: it may be any combination of these, with any sharing of maps."""
 
     depth: Choices[Layers]
+    """Numbers of layers to choose from."""
     embed_dim: Choices[Width]
+    """Widths (channels of a token) to choose from."""
     head_dim: Choices[Width]
-    """Channels of one head: num_heads = embed_dim / head_dim."""
+    """Channels of one head to choose from: num_heads = embed_dim / head_dim."""
     mlp_ratio: Choices[Ratio]
-    """hidden_dim = embed_dim * mlp_ratio."""
+    """Ratios of MLP width to token width to choose from: hidden_dim = embed_dim * mlp_ratio."""
     max_group: Layers | None = None
-    """Most layers under one attention map: 1 shares nothing, None is no limit."""
+    """Most layers that may share one attention map: 1 shares nothing, None sets no limit."""
 
     @model_validator(mode="after")
     def _check_widths(self) -> Self:
@@ -82,16 +86,17 @@ class StageChoices(Value):
         return self
 
     def largest_group(self, depth: int) -> int:
+        """Most layers under one map in a stage of `depth` layers."""
         return min(self.max_group or depth, depth)
 
     @property
     def num_classes(self) -> int:
-        """How many `classes` there are, without making any."""
+        """Number of `classes()`, counted without making them."""
         ways = sum(len(self._num_groups(depth)) for depth in self.depth)
         return len(self.embed_dim) * len(self.mlp_ratio) * ways
 
     def classes(self) -> list[StageClass]:
-        """All the stages, in classes of equal cost."""
+        """All stages that the choices allow, in classes of equal cost."""
         ways = [
             (depth, groups, compositions(depth, groups, self.largest_group(depth)))
             for depth in self.depth
@@ -104,10 +109,11 @@ class StageChoices(Value):
         ]
 
     def _num_groups(self, depth: int) -> range:
-        """Share groups that as many layers may have."""
+        """Numbers of share groups that a stage of `depth` layers may have."""
         return range(-(-depth // self.largest_group(depth)), depth + 1)
 
     def cheapest(self) -> StageSpec:
+        """The stage of least MACs, which is also that of fewest parameters."""
         dim, depth = min(self.embed_dim), min(self.depth)
         full, rest = divmod(depth, self.largest_group(depth))
         return StageSpec(
@@ -118,7 +124,7 @@ class StageChoices(Value):
         )
 
     def draw(self, rng: random.Random, drawn: StageClass) -> StageSpec:
-        """A stage of the class, each as likely as any other."""
+        """A random stage of the class `drawn`, each as likely as any other."""
         dim, hidden_dim, depth, groups, _ = drawn
         return StageSpec(
             embed_dim=dim,
@@ -128,6 +134,9 @@ class StageChoices(Value):
         )
 
     def walk(self, prefix: str, choose: Choose) -> StageSpec:
+        """The stage that the decisions of `choose` lead to. Parameters are named
+        `PREFIX.depth`, `PREFIX.embed_dim`, ..., and `PREFIX.shareN` (0 or 1) says whether layer N,
+        counted from 1, uses the map of the layer before it."""
         depth = int(choose(f"{prefix}.depth", self.depth))
         dim = int(choose(f"{prefix}.embed_dim", self.embed_dim))
         head_dim = int(choose(f"{prefix}.head_dim", self.head_dim))
@@ -146,7 +155,7 @@ class StageChoices(Value):
         )
 
     def parameters(self, prefix: str) -> dict[str, tuple[Parameter, ...]]:
-        """Every parameter of the stage and its choices, in the order of `walk`."""
+        """Each parameter's name and choices, in the order of `walk`."""
         share = range(2, max(self.depth) + 1) if self.max_group != 1 else ()
         return {
             f"{prefix}.depth": self.depth,
@@ -157,7 +166,7 @@ class StageChoices(Value):
         }
 
     def encode(self, prefix: str, stage: StageSpec) -> dict[str, Parameter]:
-        """The decisions that lead to `stage`, if it is among the choices."""
+        """The decisions with which `walk` gives `stage`, if it is among the choices."""
         ratio = stage.hidden_dim / stage.embed_dim
         ratio = next(
             (r for r in self.mlp_ratio if round(stage.embed_dim * r) == stage.hidden_dim), ratio
@@ -176,4 +185,5 @@ class StageChoices(Value):
 
 
 def is_whole(number: float) -> bool:
+    """Whether a number is a whole one, from 1 on, up to rounding."""
     return math.isclose(number, round(number), rel_tol=1e-9) and number > 0.5

@@ -1,4 +1,4 @@
-"""Counts the specs that cost no more than given limits, and draws among them, unbuilt.
+"""Counts specs that cost no more than given limits, and draws among them, without building them.
 
 Specs are counted in classes of equal cost: what a stage costs depends on its width, depth and
 number of share groups, not on its heads nor on how its layers fall into the groups.
@@ -19,7 +19,7 @@ from psvit_ray.arch.spec import ArchSpec
 
 
 class StageClass(NamedTuple):
-    """Stages of equal cost; `ways` says how many they are."""
+    """Stages of equal cost; `ways` is their number."""
 
     embed_dim: int
     hidden_dim: int
@@ -29,9 +29,9 @@ class StageClass(NamedTuple):
 
 
 def compositions(depth: int, num_groups: int, largest: int) -> int:
-    """Ways to part `depth` layers into `num_groups` groups, in order, of 1 to `largest` each.
+    """Number of compositions of `depth` layers into `num_groups` groups of 1 to `largest` layers.
 
-    Inclusion-exclusion over the groups that are too large.
+    Computed by inclusion-exclusion over the groups that are too large.
     """
     return sum(
         (-1) ** large
@@ -44,7 +44,7 @@ def compositions(depth: int, num_groups: int, largest: int) -> int:
 def draw_composition(
     rng: random.Random, depth: int, num_groups: int, largest: int
 ) -> tuple[int, ...]:
-    """One of those `compositions`, each as likely as any other."""
+    """A random composition (see `compositions`), each as likely as any other."""
     groups = []
     for after in range(num_groups - 1, 0, -1):
         sizes = range(1, min(largest, depth - after) + 1)
@@ -55,13 +55,15 @@ def draw_composition(
 
 
 def draw_index(rng: random.Random, weights: Sequence[int]) -> int:
-    """An index as likely as its weight says: exact, also where a float would not hold the sum."""
+    """A random index, as likely as its weight says: exact also where a float cannot hold the sum
+    of the weights."""
     ends = list(accumulate(weights))
     return bisect_right(ends, rng.randrange(ends[-1]))
 
 
 class Frame:
-    """The specs that differ from `base` only in what stands in their stages."""
+    """The specs that differ from `base` only in their stages; `stages` are the classes that each
+    stage may have."""
 
     def __init__(self, base: ArchSpec, stages: Sequence[Sequence[StageClass]]) -> None:
         self.base = base
@@ -72,19 +74,21 @@ class Frame:
         self._layers: dict[tuple[int, StageClass], Cost] = {}
 
     def draw(self, rng: random.Random) -> list[StageClass]:
-        """A class for each stage, as likely as it is large."""
+        """A random class for each stage, as likely as it is large."""
         return [
             stage[bisect_right(ends, rng.randrange(ends[-1]))]
             for stage, ends in zip(self.stages, self._ends, strict=True)
         ]
 
     def cost(self, classes: Sequence[StageClass]) -> Cost:
+        """Cost of the specs whose stages are of these classes."""
         before = [0, *(option.embed_dim for option in classes)]
         entries = (self.entry(i, before[i], option.embed_dim) for i, option in enumerate(classes))
         return total((*entries, *(self.layers(i, option) for i, option in enumerate(classes))))
 
     def entry(self, stage: int, dim_before: int, dim: int) -> Cost:
-        """The way into stage `stage` (from 0), with the head after the last."""
+        """Cost of the embedding or pooling before stage `stage` (from 0), and of the head after the
+        last stage."""
         key = (stage, dim_before, dim)
         if key not in self._entries:
             if stage == 0:
@@ -96,6 +100,7 @@ class Frame:
         return self._entries[key]
 
     def layers(self, stage: int, option: StageClass) -> Cost:
+        """Cost of the layers of stage `stage` (from 0)."""
         if (stage, option) not in self._layers:
             dim, hidden_dim, depth, num_groups, _ = option
             self._layers[stage, option] = stage_cost(
@@ -109,11 +114,12 @@ class TooManyError(Exception):
 
 
 Option = tuple[StageClass, int, int]
-"""A class, and the MACs and parameters that it adds after what went before."""
+"""A class, and the MACs and parameters that it adds to the stages before it."""
 
 
 class Ladder:
-    """Options in the order of one of their costs, to count those below a limit."""
+    """Options sorted by one of their costs, to count those within a limit. `unit` is the position
+    of that cost in an option."""
 
     def __init__(self, options: Sequence[Option], unit: int) -> None:
         ordered = sorted(options, key=itemgetter(unit))
@@ -121,11 +127,13 @@ class Ladder:
         self._ways = [0, *accumulate(option[0].ways for option in ordered)]
 
     def count(self, limit: float) -> int:
+        """Number of stages that cost at most `limit`."""
         return self._ways[bisect_right(self._costs, limit)]
 
 
 class Branch(NamedTuple):
-    """What may follow a stage: options of the next, and sums over all that follows them."""
+    """Continuations of a spec after a stage: the options for the next stage, the number of ways to
+    complete the spec, and their least and greatest cost."""
 
     options: list[Option]
     by_macs: Ladder
@@ -138,7 +146,7 @@ class Branch(NamedTuple):
 class Tally:
     """Counts the specs of a frame that cost at most `macs` and `params`.
 
-    Goes through the stages, and stops where all or none of what may follow fits.
+    It recurses over the stages, and stops where all or none of the continuations fit.
     """
 
     def __init__(self, frame: Frame, macs: float, params: float) -> None:
@@ -147,18 +155,18 @@ class Tally:
         self._last = len(frame.stages) - 1
         self._branches: dict[tuple[int, int], Branch] = {}
         self._counts: dict[tuple[int, int, float, float], int] = {}
-        self._work = 0
+        self._budget = 0
 
-    def count(self, work: int) -> tuple[int, int]:
-        """The number of specs, and what is left of `work`, the options that may be looked at.
+    def count(self, budget: int) -> tuple[int, int]:
+        """Number of specs, and what is left of `budget`, the options that may be looked at.
 
-        Raises TooManyError if that is not enough.
+        Raises TooManyError if the budget does not suffice.
         """
-        self._work = work
-        return self._count(0, 0, self.macs, self.params), self._work
+        self._budget = budget
+        return self._count(0, 0, self.macs, self.params), self._budget
 
     def draw(self, rng: random.Random) -> list[StageClass]:
-        """A class for each stage, as likely as the number of specs in it that fit."""
+        """A random class for each stage, as likely as the number of its specs that fit."""
         dim, macs, params = 0, self.macs, self.params
         drawn: list[StageClass] = []
         for stage in range(self._last + 1):
@@ -170,15 +178,16 @@ class Tally:
         return drawn
 
     def _count(self, stage: int, dim: int, macs: float, params: float) -> int:
-        """Ways to fill the stages from `stage` on, after one of width `dim`, at no more cost."""
-        options, by_macs, by_params, size, least, most = self._branch(stage, dim)
-        if least.macs > macs or least.params > params:
+        """Number of ways to choose the stages from `stage` on, after a stage of width `dim`, at no
+        more than this cost."""
+        options, by_macs, by_params, size, minimum, maximum = self._branch(stage, dim)
+        if minimum.macs > macs or minimum.params > params:
             return 0
-        if most.macs <= macs and most.params <= params:
+        if maximum.macs <= macs and maximum.params <= params:
             return size
-        if stage == self._last and most.params <= params:
+        if stage == self._last and maximum.params <= params:
             return by_macs.count(macs)
-        if stage == self._last and most.macs <= macs:
+        if stage == self._last and maximum.macs <= macs:
             return by_params.count(params)
         key = (stage, dim, macs, params)
         if key not in self._counts:
@@ -186,13 +195,13 @@ class Tally:
             self._counts[key] = sum(self._ways(stage, options, macs, params))
         return self._counts[key]
 
-    def _spend(self, work: int) -> None:
-        self._work -= work
-        if self._work < 0:
+    def _spend(self, options: int) -> None:
+        self._budget -= options
+        if self._budget < 0:
             raise TooManyError
 
     def _ways(self, stage: int, options: Sequence[Option], macs: float, params: float) -> list[int]:
-        """Specs behind each option."""
+        """Number of specs that begin with each option."""
         if stage == self._last:
             return [o.ways if m <= macs and p <= params else 0 for o, m, p in options]
         return [
@@ -214,12 +223,12 @@ class Tally:
     def _sum_up(self, stage: int, options: list[Option]) -> Branch:
         size, low, high = 0, [], []
         for option, m, p in options:
-            ways, least, most = 1, Cost(0, 0), Cost(0, 0)
+            ways, minimum, maximum = 1, Cost(0, 0), Cost(0, 0)
             if stage < self._last:
-                *_, ways, least, most = self._branch(stage + 1, option.embed_dim)
+                *_, ways, minimum, maximum = self._branch(stage + 1, option.embed_dim)
             size += option.ways * ways
-            low.append((m + least.macs, p + least.params))
-            high.append((m + most.macs, p + most.params))
+            low.append((m + minimum.macs, p + minimum.params))
+            high.append((m + maximum.macs, p + maximum.params))
         return Branch(
             options,
             Ladder(options, unit=1),

@@ -1,8 +1,8 @@
-"""The parts of a network that take time, by name: what is named alike takes as long.
+"""Names for the parts of a network whose time a latency table holds: equal names, equal time.
 
-A name holds all that changes the time of a part, in a space of one image size. `tokens` are those
-that go in, the class token of `1d` among them. In `2d` they lie channel by channel in memory, as
-convolutions leave them, in `1d` token by token, so that the kind of pooling is in every name.
+A name holds all that changes the time of a part, for one image size. `tokens` counts the input's
+tokens, with the class token of `1d`. The kind of pooling is in every name: in `2d` tokens lie
+channel by channel in memory, as convolutions leave them, in `1d` token by token.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from psvit_ray.arch.spec import ArchSpec, Pooling, PoolOp, StageSpec
 
 
 def parts(spec: ArchSpec) -> list[str]:
-    """In the order in which they run: embedding, then of each stage its token pooling (none before
-    the first) and its share groups, then the last norm and the head."""
+    """Names of a network's parts in the order in which they run: the embedding, for each stage its
+    token pooling (none before the first) and its share groups, then the last norm and the head."""
     kind, tokens, dim = spec.pooling, _lengths(spec), spec.stages[0].embed_dim
     names = [embed_part(kind, spec.patch_size, dim)]
     for i, stage in enumerate(spec.stages):
@@ -31,20 +31,22 @@ def parts(spec: ArchSpec) -> list[str]:
 
 
 def _lengths(spec: ArchSpec) -> list[int]:
-    """Tokens of each stage, with the class token."""
+    """Number of tokens in each stage, with the class token."""
     return [patches + (spec.pooling == "1d") for patches in spec.num_tokens]
 
 
 def embed_part(kind: Pooling, patch_size: int, dim: int) -> str:
+    """Name of the patch embedding to `dim` channels."""
     return f"embed {kind} patch={patch_size} dim={dim}"
 
 
 def pool_part(kind: Pooling, op: PoolOp, num_tokens: int, dim: int, dim_out: int) -> str:
+    """Name of the pooling of `num_tokens` tokens from `dim` to `dim_out` channels."""
     return f"pool {kind} {op} tokens={num_tokens} dim={dim} out={dim_out}"
 
 
 def group_part(kind: Pooling, num_tokens: int, stage: StageSpec, size: int) -> str:
-    """`size` layers under one attention map, of the widths of `stage`."""
+    """Name of a share group of `size` layers with the widths of `stage`."""
     return (
         f"group {kind} tokens={num_tokens} dim={stage.embed_dim} heads={stage.num_heads} "
         f"hidden={stage.hidden_dim} layers={size}"
@@ -52,55 +54,65 @@ def group_part(kind: Pooling, num_tokens: int, stage: StageSpec, size: int) -> s
 
 
 def head_part(kind: Pooling, num_tokens: int, dim: int) -> str:
+    """Name of the last norm and the head."""
     return f"head {kind} tokens={num_tokens} dim={dim}"
 
 
 def cover(space: SearchSpace, times: int = 1, *, seed: int = 0) -> list[ArchSpec]:
-    """Specs of the space in which every part that it can reach stands at least `times` times.
+    """Specs of the space that together have each of its parts at least `times` times.
 
-    Few and shallow ones: each is the spec with the most parts that still lack.
+    They are few and shallow: each is the spec with the most parts that are still missing.
     """
     rng, seen, specs = random.Random(seed), Counter[str](), list[ArchSpec]()
 
-    def lacks(part: str) -> bool:
+    def is_missing(part: str) -> bool:
         return seen[part] < times
 
-    # Longer ones first: they hold most of what is in shorter ones.
+    # Specs of more stages first: they hold most parts of those of fewer.
     for frame in sorted(space.frames(), key=lambda frame: -len(frame.stages)):
-        while any(map(lacks, found := set(parts(spec := _fullest(space, frame, lacks, rng))))):
+        while True:
+            spec = _fullest(space, frame, is_missing, rng)
+            names = set(parts(spec))
+            if not any(map(is_missing, names)):
+                break
             specs.append(spec)
-            seen.update(found)
+            seen.update(names)
     return specs
 
 
-Way = tuple[float, tuple[StageSpec, ...]]
-"""Stages, and what they are worth: 1 for a part that lacks."""
+ScoredStages = tuple[float, tuple[StageSpec, ...]]
+"""Score of some stages, 1 for each part that is missing, and the stages."""
 
 
 def _fullest(
-    space: SearchSpace, frame: ArchSpec, lacks: Callable[[str], bool], rng: random.Random
+    space: SearchSpace, frame: ArchSpec, is_missing: Callable[[str], bool], rng: random.Random
 ) -> ArchSpec:
-    """The spec with the grid, pool operator and number of stages of `frame` that has most of the
-    parts that lack: the best way to each width of a stage goes on from one to a width before."""
+    """The spec with the grid, pool operator and number of stages of `frame` that has most missing
+    parts. By dynamic programming: for each width of a stage, the best stages up to it continue the
+    best ones up to some width of the stage before."""
     kind, tokens = frame.pooling, _lengths(frame)
-    ways: dict[int, Way] = {}
+    ways: dict[int, ScoredStages] = {}
     for i, choices in enumerate(space.stages[: len(frame.stages)]):
         ways_before, ways = ways, {}
         for dim in choices.embed_dim:
-            worth, stage = _fullest_stage(choices, kind, tokens[i], dim, lacks, rng)
+            score, stage = _fullest_stage(choices, kind, tokens[i], dim, is_missing, rng)
             if i == 0:
-                worth += lacks(embed_part(kind, frame.patch_size, dim))
+                score += is_missing(embed_part(kind, frame.patch_size, dim))
                 before: tuple[StageSpec, ...] = ()
             else:
                 entries = [
-                    (way[0] + lacks(pool_part(kind, frame.pool_op, tokens[i - 1], old, dim)), way)
+                    (
+                        way[0]
+                        + is_missing(pool_part(kind, frame.pool_op, tokens[i - 1], old, dim)),
+                        way,
+                    )
                     for old, way in ways_before.items()
                 ]
                 entry, (_, before) = max(entries, key=lambda entry: entry[0])
-                worth += entry
+                score += entry
             if i == len(frame.stages) - 1:
-                worth += lacks(head_part(kind, tokens[i], dim))
-            ways[dim] = worth, (*before, stage)
+                score += is_missing(head_part(kind, tokens[i], dim))
+            ways[dim] = score, (*before, stage)
     stages = max(ways.values(), key=lambda way: way[0])[1]
     return ArchSpec.model_validate({**dict(frame), "stages": stages})
 
@@ -110,7 +122,7 @@ def _fullest_stage(
     kind: Pooling,
     num_tokens: int,
     dim: int,
-    lacks: Callable[[str], bool],
+    is_missing: Callable[[str], bool],
     rng: random.Random,
 ) -> tuple[float, StageSpec]:
     options = []
@@ -123,11 +135,13 @@ def _fullest_stage(
         )
         groups: list[int] = []
         for size in range(1, choices.largest_group(depth) + 1):
-            if sum(groups) + size <= depth and lacks(group_part(kind, num_tokens, widths, size)):
+            if sum(groups) + size <= depth and is_missing(
+                group_part(kind, num_tokens, widths, size)
+            ):
                 groups.append(size)
         alone = [1] * (depth - sum(groups))
-        # What lacks weighs most, then few layers, then chance.
-        worth = len(groups) - 0.01 * depth + 0.001 * rng.random()
+        # Missing parts weigh most, then few layers, then chance.
+        score = len(groups) - 0.01 * depth + 0.001 * rng.random()
         rng.shuffle(groups)
-        options.append((worth, widths.model_copy(update={"share_groups": (*groups, *alone)})))
+        options.append((score, widths.model_copy(update={"share_groups": (*groups, *alone)})))
     return max(options, key=lambda option: option[0])

@@ -1,8 +1,8 @@
 """Named specs: DeiT, and PSViTs at 0.85 to 1.02 of its MACs. The paper's own are not public; these
-are ours, with reasons below, and none was trained on ImageNet.
+are ours, for the reasons below, and none was trained on ImageNet.
 
-All have three stages, as two pools are what FDViT's authors report of PSViT (section 4.3), and
-neighbours share a map, mostly in pairs. Heads are 64 wide as DeiT's.
+All PSViTs have three stages, as FDViT's authors (section 4.3) report two pools in PSViT.
+Neighbouring layers share a map, mostly in pairs. Heads are 64 channels wide, as DeiT's.
 
 `1d`: a pool halves the tokens, and widths grow by 1/3 and 1/2 (about the root of 2), so that the
 MACs of a layer stay about the same: PiT's rule (halve each side, double the width) carried over to
@@ -49,7 +49,7 @@ PRESETS: dict[str, ArchSpec] = {
 
 
 def preset(name: str) -> ArchSpec:
-    """The spec of that name. Raises ValueError, with the nearest name, if there is none."""
+    """The preset called `name`. Raises ValueError, with the nearest name, if there is none."""
     if name not in PRESETS:
         near = nearest(name, PRESETS)
         raise ValueError(f"no preset is called {short_repr(name)}; nearest is {near!r}")

@@ -1,4 +1,4 @@
-"""The compact set of PSViTs that a search goes through, as a value that a user writes in YAML."""
+"""The search space: a compact set of PSViTs, as a value that a user writes in YAML."""
 
 from __future__ import annotations
 
@@ -43,28 +43,37 @@ __all__ = ["Limits", "Parameter", "SearchSpace", "Size", "StageChoices"]
 
 NumStages = Annotated[int, Field(strict=True, ge=1, le=MAX_STAGES)]
 MAX_COST_CLASSES = 1_000_000
-"""Classes of equal cost that a space may have, over all its grids, pool operators and numbers of
-stages: counting them takes about a second and 100 MB. A space of three stages with 12 depths,
-8 widths and 3 ratios in each has 0.1 million."""
+"""Most classes of equal cost in a space, over all its grids, pool operators and numbers of stages:
+counting so many takes about a second and 100 MB. A space of three stages with 12 depths, 8 widths
+and 3 ratios in each has 0.1 million."""
 
 
 class SearchSpace(Value):
     """Every PSViT that these choices allow. A spec with k stages uses the first k `stages`.
 
-    A spec is reached by one sequence of decisions and no other (`walk`), so specs can be counted,
-    drawn fairly and named by flat parameters.
+    Exactly one sequence of decisions (`walk`) leads to a spec, so specs can be counted, drawn
+    uniformly and named by flat parameters.
     """
 
     img_size: Pixels = 224
+    """Side of the square images, in pixels; the same for all specs."""
     in_chans: Channels = 3
+    """Channels of an image; the same for all specs."""
     num_classes: Classes = 1000
+    """Classes that the head distinguishes; the same for all specs."""
     patch_size: Choices[Pixels] = (16,)
+    """Patch sizes to choose from, in pixels; each divides `img_size`."""
     pooling: Choices[Pooling]
+    """Kinds of token pooling to choose from: `1d` halves a sequence beside a class token, `2d`
+    halves each side of the token grid."""
     pool_op: Choices[PoolOp] = ("conv",)
+    """Operators of token pooling to choose from: a strided convolution, max or average pooling."""
     layer_scale: Flag = False
+    """Whether layers have timm's LayerScale; the same for all specs."""
     stages: Annotated[tuple[StageChoices, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    """Choices for each stage."""
     num_stages: Annotated[tuple[NumStages, ...], Field(max_length=MAX_STAGES)] = ()
-    """Empty: all of `stages`."""
+    """Numbers of stages to choose from; by default the number of `stages`."""
 
     @field_validator("num_stages")
     @classmethod
@@ -86,18 +95,18 @@ class SearchSpace(Value):
                     f"nearest is {min(near, key=lambda n: abs(n - patch))}"
                 )
             for pooling in self.pooling:
-                grid, most = self.img_size // patch, max(self.num_stages)
-                if _max_stages(grid, pooling) < most:
+                grid, num_stages = self.img_size // patch, max(self.num_stages)
+                if _max_stages(grid, pooling) < num_stages:
                     raise ValueError(
                         f"patch_size: {patch} on img_size={self.img_size} leaves {grid} x {grid} "
                         f"patches, enough for {_max_stages(grid, pooling)} stages in {pooling}, "
-                        f"got num_stages={most}; use a smaller patch_size or fewer stages"
+                        f"got num_stages={num_stages}; use a smaller patch_size or fewer stages"
                     )
         return self
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        """What the space is checked for before anything of it is enumerated."""
+        """Checks that the space can be counted, before anything of it is enumerated."""
         used = self.stages[: max(self.num_stages)]
         if (layers := sum(max(stage.depth) for stage in used)) > MAX_LAYERS:
             raise ValueError(
@@ -125,9 +134,10 @@ class SearchSpace(Value):
         return self
 
     def walk(self, choose: Choose) -> ArchSpec:
-        """Makes every decision that matters, once, in order, by `choose(name, choices)`.
+        """The spec that the decisions of `choose(name, choices)` lead to. It is asked in order for
+        each parameter that matters and has more than one choice.
 
-        Raises ValueError if what `choose` answers is not among the choices.
+        Raises ValueError if `choose` returns what is not among the choices.
         """
         return self._walk(lambda name, c: c[0] if len(c) == 1 else choose(name, c))
 
@@ -154,10 +164,10 @@ class SearchSpace(Value):
         return self._spec(**frame, stages=tuple(stages))
 
     def decode(self, params: Mapping[str, Parameter]) -> ArchSpec:
-        """The spec that flat parameters mean. Names that do not apply are ignored; one that has a
+        """The spec of flat parameters. Parameters that do not apply are ignored; those with a
         single choice may be missing.
 
-        Raises ValueError if a value is not among the choices or a name is missing.
+        Raises ValueError if a value is not among the choices or a parameter is missing.
         """
 
         def look_up(name: str, choices: tuple[Parameter, ...]) -> Parameter:
@@ -168,9 +178,9 @@ class SearchSpace(Value):
         return self._walk(look_up)
 
     def encode(self, spec: ArchSpec) -> dict[str, Parameter]:
-        """Flat parameters of a spec: every name of the space, 0 where it does not apply.
+        """Flat parameters of a spec: each parameter of the space, 0 where it does not apply.
 
-        Raises ValueError if the spec is not in the space.
+        Raises ValueError, with the reason, if the spec is not in the space.
         """
         decisions: dict[str, Parameter] = {
             "pooling": spec.pooling,
@@ -187,7 +197,7 @@ class SearchSpace(Value):
             raise ValueError(f"spec {spec.pattern} is not in the space: {error}") from None
         for name in ArchSpec.model_fields:
             if getattr(other, name) != getattr(spec, name):
-                name = "pattern" if name == "stages" else name  # all else in them was decided
+                name = "pattern" if name == "stages" else name  # their widths were decided above
                 raise ValueError(
                     f"spec {spec.pattern} is not in the space: {name} must be "
                     f"{getattr(other, name)}, got {getattr(spec, name)}"
@@ -195,7 +205,7 @@ class SearchSpace(Value):
         return {name: decisions.get(name, 0) for name in self.parameters()}
 
     def parameters(self) -> dict[str, tuple[Parameter, ...]]:
-        """Every name of the space and its choices."""
+        """Each parameter's name and its choices."""
         names: dict[str, tuple[Parameter, ...]] = {
             "pooling": self.pooling,
             "patch_size": self.patch_size,
@@ -207,6 +217,7 @@ class SearchSpace(Value):
         return names
 
     def contains(self, spec: ArchSpec) -> bool:
+        """Whether a spec is in the space."""
         try:
             self.encode(spec)
         except ValueError:
@@ -214,16 +225,16 @@ class SearchSpace(Value):
         return True
 
     def neighbours(self, spec: ArchSpec) -> list[ArchSpec]:
-        """Specs whose flat parameters differ in one. A whole stage more or less is one step too:
-        the last stage comes and goes with its first choices and nothing shared.
+        """Specs that differ from `spec` in one flat parameter. So do specs with a stage more or
+        less: a stage is added with the first of each of its choices and nothing shared.
 
-        Symmetric, and connected over the whole space. Raises ValueError as `encode`.
+        The relation is symmetric, and connects the whole space. Raises ValueError as `encode`.
         """
         params = self.encode(spec)
-        found = []
+        neighbours = []
         for name, choices in self.parameters().items():
             if name == "num_stages":
-                found += [self.decode(other) for other in self._other_stages(params)]
+                neighbours += [self.decode(other) for other in self._other_stages(params)]
                 continue
             for value in choices:
                 changed = {**params, name: value}
@@ -232,13 +243,13 @@ class SearchSpace(Value):
                 try:
                     other = self.decode(changed)
                 except ValueError:
-                    continue  # a decision that only now applies has no value
+                    continue  # a parameter that only now applies has no value
                 if self.encode(other) == changed:
-                    found.append(other)
-        return found
+                    neighbours.append(other)
+        return neighbours
 
     def _other_stages(self, params: Mapping[str, Parameter]) -> Iterator[dict[str, Parameter]]:
-        """Parameters of the neighbours with fewer or more stages."""
+        """Flat parameters of the neighbours with fewer or more stages."""
         now = int(params["num_stages"])
         for num in self.num_stages:
             if num < now:
@@ -258,30 +269,33 @@ class SearchSpace(Value):
         return [{**longer, "pool_op": op} for op in self.pool_op]
 
     def size(self, limits: Limits | None = None) -> Size:
-        """How many distinct specs meet `limits`: exact where counting takes seconds, else a seeded
-        estimate with an interval."""
+        """Number of distinct specs within `limits`: exact where counting takes seconds, else an
+        estimate from seeded draws, with an interval."""
         return _census(self).size(limits or Limits())
 
     def sample(self, rng: random.Random, limits: Limits | None = None) -> ArchSpec:
-        """One of the distinct specs that meet `limits`, each as likely as any other.
+        """A random spec within `limits`, each as likely as any other.
 
-        Raises ValueError if there is none, and says the smallest that exists.
+        Raises ValueError, which tells the smallest spec of the space, if none is.
         """
         drawn = _census(self).draw(rng, limits or Limits())
         if drawn is None:
             raise ValueError(self._nothing_within(limits or Limits()))
         frame, classes = drawn
-        stages = [s.draw(rng, one) for s, one in zip(self.stages, classes, strict=False)]
-        return ArchSpec.model_validate({**dict(frame), "stages": tuple(stages)})
+        stages = tuple(
+            choices.draw(rng, stage_class)
+            for choices, stage_class in zip(self.stages, classes, strict=False)
+        )
+        return ArchSpec.model_validate({**dict(frame), "stages": stages})
 
     def smallest(self) -> tuple[ArchSpec, ArchSpec]:
-        """The spec of least MACs and the spec of least parameters."""
+        """The spec of least MACs and the spec of fewest parameters."""
         frames = list(self.frames())
         return min(frames, key=count_macs), min(frames, key=count_params)
 
     def _nothing_within(self, limits: Limits) -> str:
         macs, params = self.smallest()
-        asked = ", ".join(f"{name}={most:,}" for name, most in limits if most is not None)
+        asked = ", ".join(f"{name}={limit:,}" for name, limit in limits if limit is not None)
         return (
             f"no configuration of the space meets {asked}; the smallest that exist have "
             f"{count_macs(macs):,} MACs ({macs.pattern}, {count_params(macs):,} parameters) and "
@@ -289,8 +303,8 @@ class SearchSpace(Value):
         )
 
     def frames(self) -> Iterator[ArchSpec]:
-        """For each grid, pool operator and number of stages, its cheapest spec: less width, depth
-        or maps always cost less."""
+        """The cheapest spec of each combination of grid, pool operator and number of stages: that
+        of least width, depth and maps."""
         for pooling, patch, num in product(self.pooling, self.patch_size, self.num_stages):
             stages = tuple(stage.cheapest() for stage in self.stages[:num])
             for pool_op in self.pool_op if num > 1 else ("conv",):
@@ -306,8 +320,8 @@ class SearchSpace(Value):
         )
 
     def unpooled(self) -> SearchSpace:
-        """The DeiTs that stand against this space: one stage, nothing shared, a class token; every
-        patch size, every depth from the least to the most layers here, every width."""
+        """The space of DeiTs to compare this space with: one stage, nothing shared, a class token,
+        and every patch size, width and depth between the least and the most layers here."""
         used = self.stages[: max(self.num_stages)]
         depths = [
             sum(bound(stage.depth) for stage in used[:num])
@@ -332,7 +346,8 @@ class SearchSpace(Value):
 
 
 def _max_stages(grid: int, pooling: Pooling) -> int:
-    """Each pooling halves (odd numbers round up) the side in 2d, the sequence in 1d, until 1."""
+    """Most stages on a grid: each pooling halves (odd numbers round up) its side in 2d, its
+    sequence in 1d, until 1 is left."""
     return 1 + ((grid if pooling == "2d" else grid * grid) - 1).bit_length()
 
 

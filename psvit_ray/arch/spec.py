@@ -1,4 +1,4 @@
-"""What a PSViT is, as a value: which layers pool tokens and which share an attention map."""
+"""The architecture of a PSViT as a value: where tokens are pooled, which layers share a map."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from psvit_ray.text.messages import nearest, short_repr
 
 MAX_LAYERS = 256
-"""Layers of a spec: five times those of the deepest vision transformers in use (CaiT-M48, ViT-e's
-56). Counting a search space takes time with the square of the depth."""
+"""Most layers of a spec: five times those of the deepest vision transformers in use (CaiT-M48,
+ViT-e's 56). Counting a search space takes time with the square of the depth."""
 MAX_STAGES = 32
-"""Stages of a spec: no grid of `MAX_IMG_SIZE` can be pooled more often."""
+"""Most stages of a spec: no grid of `MAX_IMG_SIZE` can be pooled more often."""
 MAX_WIDTH = 65_536
-"""Channels of a layer: ViT-22B has 6,144, and 24,576 in its MLP."""
+"""Most channels of a layer: ViT-22B has 6,144, and 24,576 in its MLP."""
 MAX_IMG_SIZE = 16_384
-"""Pixels along a side of an image or a patch."""
+"""Most pixels along a side of an image or a patch."""
 MAX_CHANNELS = 1_024
-"""Channels of an image: hyperspectral cameras have some hundreds."""
+"""Most channels of an image: hyperspectral cameras have some hundreds."""
 MAX_CLASSES = 1_000_000
-"""Classes: ImageNet-21k has 21,841."""
+"""Most classes: ImageNet-21k has 21,841."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-"""NaN passes every comparison of pydantic's."""
+"""A float that is neither infinite nor NaN, which passes every comparison of pydantic's."""
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
 Layers = Annotated[int, Field(strict=True, ge=1, le=MAX_LAYERS)]
 Width = Annotated[int, Field(strict=True, ge=1, le=MAX_WIDTH)]
@@ -38,7 +38,7 @@ PoolOp = Literal["conv", "max", "avg"]
 
 
 class Value(BaseModel):
-    """A frozen value: checked when it is made, unknown fields refused."""
+    """A frozen pydantic model that refuses unknown fields and names the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
@@ -55,13 +55,17 @@ class Value(BaseModel):
 class StageSpec(Value):
     """Layers on one token grid. `share_groups=(1, 2)`: one layer alone, then two under one map.
 
-    Groups cannot cross a stage, so a layer never borrows a map of another grid.
+    Groups cannot cross a stage, so a layer never uses a map of another grid.
     """
 
     embed_dim: Width
+    """Channels of a token."""
     num_heads: Width
+    """Attention heads; they divide `embed_dim`."""
     hidden_dim: Width
+    """Channels of the MLP's hidden layer."""
     share_groups: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=MAX_LAYERS)]
+    """Sizes of the share groups: consecutive layers that use one attention map."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
@@ -76,32 +80,42 @@ class StageSpec(Value):
 
     @property
     def depth(self) -> int:
+        """Number of layers."""
         return sum(self.share_groups)
 
 
 class ArchSpec(Value):
     """A whole architecture: everything that changes the function the network computes, and no more.
 
-    Stages are parted by a token pooling. Rates that act only in training (dropout, stochastic
-    depth) are configuration and stand elsewhere.
+    A token pooling stands between stages. Rates that act only in training (dropout, stochastic
+    depth) belong to the training configuration.
     """
 
     img_size: Pixels = 224
+    """Side of the square images, in pixels."""
     patch_size: Pixels = 16
+    """Side of a patch, in pixels; it divides `img_size`."""
     in_chans: Channels = 3
+    """Channels of an image."""
     num_classes: Classes = 1000
+    """Classes that the head distinguishes."""
     pooling: Pooling
+    """Kind of token pooling: `1d` halves a sequence beside a class token, `2d` halves each side of
+    the token grid."""
     pool_op: PoolOp = "conv"
+    """Operator of the token poolings: a strided convolution, or max or average pooling."""
     layer_scale: bool = False
+    """Whether layers have timm's LayerScale."""
     stages: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    """Stages from input to output."""
 
     @model_validator(mode="before")
     @classmethod
     def _no_pool_no_operator(cls, data: Any) -> Any:
         # One function must have one spec: where nothing is pooled, the operator means nothing.
         stages = data.get("stages") if isinstance(data, dict) else None
-        one = isinstance(stages, (list, tuple)) and len(stages) == 1
-        if one and data.get("pool_op") in get_args(PoolOp):
+        is_unpooled = isinstance(stages, (list, tuple)) and len(stages) == 1
+        if is_unpooled and data.get("pool_op") in get_args(PoolOp):
             return {name: value for name, value in data.items() if name != "pool_op"}
         return data
 
@@ -147,7 +161,8 @@ class ArchSpec(Value):
 
     @property
     def num_tokens(self) -> tuple[int, ...]:
-        """Patch tokens in each stage, the class token of `1d` not counted. Odd numbers round up."""
+        """Number of patch tokens in each stage, without the class token of `1d`. A pooling rounds
+        odd numbers up."""
         size = self.grid_size if self.pooling == "2d" else self.grid_size**2
         sizes = [size]
         for _ in self.stages[1:]:
@@ -156,17 +171,18 @@ class ArchSpec(Value):
 
     @property
     def depth(self) -> int:
+        """Number of layers of all stages."""
         return sum(stage.depth for stage in self.stages)
 
     @property
     def pattern(self) -> str:
-        """Pooling and sharing as text: `2-2|2-1-2|2`. `|` is a token pooling, a number the layers
-        under one attention map."""
+        """Pooling and sharing as text, such as `2-2|2-1-2|2`: `|` is a token pooling, a number is
+        the size of a share group."""
         return format_pattern([stage.share_groups for stage in self.stages])
 
     @property
     def is_deit(self) -> bool:
-        """Nothing pooled, nothing shared, a class token."""
+        """Whether this is a DeiT: nothing is pooled or shared, and there is a class token."""
         return self.pooling == "1d" and set(self.pattern) <= set("1-")
 
     def to_json(self) -> str:
@@ -177,18 +193,19 @@ class ArchSpec(Value):
 
     @classmethod
     def from_json(cls, text: str) -> ArchSpec:
+        """The spec of `to_json`'s text. Raises pydantic's ValidationError for any other text."""
         return cls.model_validate_json(text)
 
     @property
     def spec_id(self) -> str:
-        """Short stable name: equal specs have equal ids, on any machine."""
+        """Short name of the architecture: equal specs have equal ids, on any machine."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:10]
 
     def with_pattern(self, pattern: str) -> ArchSpec:
-        """This spec's widths under another pattern: stage i of the pattern takes the widths of
-        stage i here.
+        """A spec with this one's widths and another pattern: stage i of the pattern takes the
+        widths of stage i here.
 
-        Raises ValueError if the pattern does not parse or has more stages than there are widths.
+        Raises ValueError if the pattern cannot be parsed or has more stages than this spec.
         """
         groups = parse_pattern(pattern)
         if len(groups) > len(self.stages):
@@ -205,24 +222,25 @@ class ArchSpec(Value):
 
 
 def format_pattern(groups: Sequence[Sequence[int]]) -> str:
+    """The pattern of the share groups of each stage; the inverse of `parse_pattern`."""
     return "|".join("-".join(str(size) for size in stage) for stage in groups)
 
 
 def parse_pattern(text: str) -> tuple[tuple[int, ...], ...]:
-    """`"2-2|2-1-2|2"` to `((2, 2), (2, 1, 2), (2,))`.
+    """Share groups of each stage: `"2-2|2-1-2|2"` becomes `((2, 2), (2, 1, 2), (2,))`.
 
-    Raises ValueError that names the place where the text stops being a pattern, or if it has more
-    than `MAX_LAYERS` layers.
+    Raises ValueError that names the character where the text stops being a pattern, or if it has
+    more than `MAX_LAYERS` layers.
     """
-    stages, place, layers = [], 0, 0
+    stages, position, layers = [], 0, 0
     for stage in text.split("|"):
         groups = []
         for group in stage.split("-"):
             if not (group.isascii() and group.isdigit() and group.strip("0")):
-                found = short_repr(group) if group else "nothing"
+                got = short_repr(group) if group else "nothing"
                 raise ValueError(
                     f"pattern {short_repr(text)}: expected a group size of 1 or more at character "
-                    f"{place + 1}, got {found} (example: 2-2|2-1-2|2)"
+                    f"{position + 1}, got {got} (example: 2-2|2-1-2|2)"
                 )
             size = group.lstrip("0")
             # Python does not read integers of thousands of digits.
@@ -231,9 +249,9 @@ def parse_pattern(text: str) -> tuple[tuple[int, ...], ...]:
                 raise ValueError(
                     f"pattern {short_repr(text)} must have at most {MAX_LAYERS} layers; it has "
                     "more at "
-                    f"character {place + 1}"
+                    f"character {position + 1}"
                 )
             groups.append(int(size))
-            place += len(group) + 1
+            position += len(group) + 1
         stages.append(tuple(groups))
     return tuple(stages)

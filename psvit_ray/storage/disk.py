@@ -1,7 +1,7 @@
-"""Files on a disk that are still there after a power cut, once they are said to be written.
+"""Durable writes to a disk: a file is still there after a power cut once a function here returns.
 
-What a process writes is at first in memory only: a file lasts once it is synced, its name once the
-folder that holds it is. A file that was renamed but not synced is empty after a power cut.
+A process writes to memory first: content is durable once the file is synced, and its name once the
+folder that holds it is synced. A file that was renamed but not synced is empty after a power cut.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def write(
     durable: bool = True,
     before_rename: Callable[[], None] = lambda: None,
 ) -> None:
-    """Replaces a file whole, and makes the folders above it: a reader sees the old content or the
-    new, never a part. With `durable`, so does one that comes after a power cut.
+    """Replaces a file atomically, and makes the folders above it: a reader sees the old content or
+    the new, never a part. With `durable`, so does a reader after a power cut.
 
-    Raises OSError, and what `before_rename` does; then the old content stays.
+    `before_rename` is called when the content is written under a temporary name. Raises OSError, or
+    what `before_rename` raises; then the old content stays.
     """
     make_folder(path.parent, durable=durable)
     work = temporary_path(path)
@@ -46,25 +47,26 @@ def write(
 
 
 def temporary_path(path: Path) -> Path:
-    """A name in the same folder to write under until all is written; hidden from listings."""
+    """A hidden path in the same folder, to write to until all is written."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
 def rename_into_place(work: Path, path: Path, *, durable: bool = True) -> None:
-    """Renames a synced file or folder; with `durable` the new name lasts. Raises OSError."""
+    """Renames a synced file or folder; with `durable` the new name survives a power cut. Raises
+    OSError."""
     os.replace(work, path)
     if durable:
         sync_folder(path.parent)
 
 
 def make_folder(path: Path, *, durable: bool = True) -> None:
-    """Makes a folder and those above it that are missing. Raises OSError."""
+    """Makes a folder and the missing ones above it. Raises OSError."""
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
     if durable:
-        _make_last(path)
+        _sync_name(path)
     for folder in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
@@ -73,16 +75,17 @@ def make_folder(path: Path, *, durable: bool = True) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _make_last(path: Path) -> None:
-    """Of a folder that stands there already: another process may have made it and been killed."""
+def _sync_name(path: Path) -> None:
+    """Makes the name of an existing folder durable: the process that made it may have been killed
+    before it synced."""
     if path.parent != path:
         with contextlib.suppress(PermissionError):  # not made by us then
             sync_folder(path.parent)
-        _make_last(path.parent)
+        _sync_name(path.parent)
 
 
 def sync_tree(path: Path) -> None:
-    """Makes a folder last with all that is below it. Raises OSError."""
+    """Makes a folder and all below it durable. Raises OSError."""
     for folder, _, names in os.walk(path):
         for name in names:
             with Path(folder, name).open("rb") as file:
@@ -91,15 +94,15 @@ def sync_tree(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder last. Raises OSError."""
+    """Makes the names in a folder durable. Raises OSError."""
     with _descriptor(path) as folder:
         sync(folder)
 
 
 def sync(file: int) -> None:
-    """Waits until an open file, or folder, is on the disk. Raises OSError.
+    """Waits until an open file or folder is on the disk. Raises OSError.
 
-    A file system that syncs no folders, such as some network ones, says EINVAL.
+    File systems that cannot sync folders, as some network ones, answer EINVAL, which is ignored.
     """
     try:
         os.fsync(file)

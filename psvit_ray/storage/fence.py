@@ -1,8 +1,8 @@
-"""Whether this process may still write under a name: a token that is checked before every write.
+"""A fencing token: before every write under a run's name, it is checked that its lease still holds.
 
-The token is made when a driver takes the lease on the name. It travels with whatever the driver has
-written for it, in other processes and on other hosts, so that none of them writes for a driver that
-has lost its lease, however long it was suspended.
+The token is made when a driver takes the lease on the name, and goes to the processes on all hosts
+that write for the driver. So none of them writes for a driver that has lost its lease, however long
+it was suspended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from psvit_ray.storage.folder import Folder
 
 LEASE = "lease.json"
 LAST = ".lease.last"
-"""Who took the lease last: it stays when the lease is given back."""
+"""Name of the file that says who took the lease last; it stays when the lease is released."""
 
 
 class LeaseLost(RuntimeError):
@@ -27,39 +27,44 @@ class LeaseLost(RuntimeError):
 
 
 class Holder(Value):
-    """A driver that took the lease on a name."""
+    """The driver that holds the lease on a name; the content of the lease's file."""
 
     owner: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    """Random identifier of this taking of the lease."""
     number: NonNegativeInt = 0
-    """Grows with every taking of a name's lease."""
+    """How often the lease on this name had been taken before."""
     host: str
+    """Name of the driver's host."""
     pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    """Process id of the driver."""
     machine: str = ""
-    """Where `pid` means this process, as `process.machine` says."""
+    """Identifier of the machine (or container) in which `pid` is valid, as `process.machine`."""
     started: str = ""
-    """When the process started, as `process.started` says."""
+    """Start time of the process, as `process.started`."""
     time: Annotated[float, Field(ge=0, lt=1e11)]
-    """When it took the lease, by its host's clock, in seconds since 1970."""
+    """Time at which the lease was taken, by the host's clock, in seconds since 1970."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
 
 class Fence(Value):
-    """The token of one taking of a lease. Crosses process boundaries as primitives."""
+    """The token of one taking of a lease. It crosses process boundaries as primitives."""
 
     folder: str
-    """The lease's folder."""
+    """Path or URI of the lease's folder."""
     owner: str
+    """Identifier of the taking, as in `Holder`."""
     number: int
+    """Number of the taking, as in `Holder`."""
 
     def check(self) -> None:
-        """Raises LeaseLost unless the lease is this token's, and OSError where the storage does not
+        """Raises LeaseLost unless the lease is this token's, and OSError if the storage does not
         answer.
 
-        Reads one small file and remembers nothing. What may still be written for a lease that was
-        just lost is what follows the check at once: on a disk a rename, within microseconds;
-        elsewhere one request.
+        It reads one small file, and nothing is cached. After a lease was lost, one write can still
+        follow a check that just passed: on a disk a rename, within microseconds; in an object store
+        one request.
         """
         folder = Folder(self.folder)
         content = read_lease(folder)
@@ -71,7 +76,7 @@ class Fence(Value):
             )
 
     def over(self, uri: str) -> Folder:
-        """A folder under the same name, that is written only while the lease lasts."""
+        """A folder that is written only while the lease holds."""
         return Folder(uri, guard=self)
 
     def _reason(self, folder: Folder, content: bytes | None) -> str:
@@ -85,20 +90,21 @@ class Fence(Value):
 
 
 def read_lease(folder: Folder) -> bytes | None:
-    """What stands in a lease's place: None where nothing does. Raises OSError where the storage
-    does not answer."""
+    """Content of a lease's file; None if there is none, and empty if something else is in its
+    place. Raises OSError if the storage does not answer."""
     return b"" if is_unreadable(folder) else folder.read(LEASE)
 
 
 def is_unreadable(folder: Folder) -> bool:
-    """Whether something stands in a lease's place that cannot be read: a folder, or a pipe, which
-    would be waited for."""
+    """Whether a folder, or a pipe, which would block a reader, is in the place of a lease's
+    file."""
     path = Path(folder.uri, LEASE)
     return folder.is_local and path.exists() and not path.is_file()
 
 
 def parse_holder(content: bytes | None) -> Holder | None:
-    """None for what is no lease: half of one, say."""
+    """The holder in a lease's file; None if the content is not that of a lease, such as half of
+    one."""
     try:
         return Holder.model_validate_json(content or b"")
     except ValidationError:

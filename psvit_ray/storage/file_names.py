@@ -1,15 +1,16 @@
-"""Which names a user may give to a file or a folder."""
+"""Rules for the names that a user gives to files and folders."""
 
 from __future__ import annotations
 
 MAX_NAME_BYTES = 240
-"""File systems take 255; what is being written is called `.NAME.0123abcd` until it is complete."""
+"""Longest name, in bytes of UTF-8. File systems take 255, and until a file is complete it is called
+`.NAME.0123abcd`."""
 MAX_SHOWN = 40
 
 
 def check_file_name(name: str, field: str) -> None:
-    """Raises ValueError, naming `field`, for a name that some disk, terminal or database that it
-    comes to would not take: empty, too long or with control characters."""
+    """Raises ValueError, naming `field`, for a name that some disk, terminal or database does not
+    take: one that is empty, too long or has control characters."""
     if not name:
         raise ValueError(f"{field} must not be empty")
     if not name.isprintable():
@@ -23,8 +24,8 @@ def check_file_name(name: str, field: str) -> None:
 
 
 def check_folder_name(name: str, field: str) -> None:
-    """Raises ValueError, as `check_file_name` does, and for what would name a hidden folder or one
-    somewhere else."""
+    """Raises ValueError as `check_file_name` does, and for names of hidden folders and paths to
+    other folders."""
     check_file_name(name, field)
     if "/" in name or "\\" in name or name[0] in ".-" or name != name.strip():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Files below a folder, on a disk or in an object store: which there are, and their content."""
+"""Listing of files below a folder, on a disk or in an object store."""
 
 from __future__ import annotations
 
@@ -35,31 +35,33 @@ FILE_ERRORS = {
     errno.ENODEV,
     errno.EOVERFLOW,
 }
-"""What is wrong with one file. A disk that fails (EIO), a server that has forgotten the file
-(ESTALE), too many open files and whatever else there is are the storage's."""
+"""Errors of a single file. All others are errors of the storage, such as a failing disk (EIO), a
+server that has forgotten a file (ESTALE), or too many open files."""
 UNKNOWN_SIZE = -1
-"""In place of the size of a file."""
+"""Stands for the size of a file whose size cannot be read."""
 STAT_THREADS, STATS_PER_TASK = 16, 1_000
-"""Threads that ask for the sizes of files, and of how many in turn."""
+"""Threads that read the sizes of files, and files of each task."""
 NOT_DATA = ("__MACOSX", "@eaDir", "lost+found")
+"""Names of folders that systems leave among data, which are skipped."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What is below a folder, as paths relative to it, in order; hidden names, and the folders that
-    a Mac or a NAS leaves, are not among them."""
+    """Sorted paths below a folder, relative to it, without hidden ones and those of `NOT_DATA`."""
 
     folders: list[str]
+    """Folders below the folder."""
     files: list[str]
+    """Files below the folder, each once."""
     links: dict[str, str]
-    """Names left out, as they lead to a folder or file that is there under another name, which is
-    the value. Links to a folder around them, which never end, lead to that folder."""
+    """Second names that were left out, and the name under which the same file or folder is listed.
+    For a link to a folder around it, which would never end, that name is empty."""
     sizes: dict[str, int] | None = None
-    """Bytes of the files, where listing an object store has told them."""
+    """Bytes of each file, if listing an object store gave them."""
 
     @property
     def notes(self) -> list[str]:
-        """What a user should be told, a line each."""
+        """Notes for the user, one line each."""
         if not self.links:
             return []
         name, kept = next(iter(self.links.items()))
@@ -70,54 +72,56 @@ class Listing:
 
 
 def is_file_error(error: OSError) -> bool:
-    """Whether an error is this file's own; any other is the storage's, and meets all files."""
+    """Whether an error concerns a single file, rather than the storage and so all files."""
     return isinstance(error, FileNotFoundError | PermissionError) or error.errno in FILE_ERRORS
 
 
 def file_type(folder: Folder) -> fs.FileType:
-    """File, Directory or NotFound. Raises as `Folder.open`."""
+    """pyarrow's FileType (File, Directory or NotFound) of a path. Raises as `Folder.open`."""
     filesystem, path = folder.open()
     return filesystem.get_file_info(path).type
 
 
 def list_below(folder: Folder, only: Iterable[str] = ("",)) -> Listing:
-    """All folders and files below it, or below `only` some folders in it. Links are followed, but
-    each file comes once: by its own name rather than by a link's with the same suffix, and else by
-    the first. Raises as `Folder.open`."""
+    """All folders and files below a folder, or below the folders `only` in it.
+
+    Links are followed, but each file is listed once: under its own name rather than a link's with
+    the same suffix, else under the first name. Raises as `Folder.open`.
+    """
     if folder.is_local:
         return _walked(folder.uri, only)
     folders: list[str] = []
     sizes: dict[str, int] = {}
     filesystem, path = folder.open()
-    for found in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
-        relative = found.path[len(path) :].strip("/")
+    for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+        relative = info.path[len(path) :].strip("/")
         if all(map(_is_visible, relative.split("/"))):
-            if found.is_file:
-                sizes[relative] = UNKNOWN_SIZE if found.size is None else found.size
+            if info.is_file:
+                sizes[relative] = UNKNOWN_SIZE if info.size is None else info.size
             else:
                 folders.append(relative)
     return Listing(sorted(folders), sorted(sizes), {}, sizes)
 
 
 def sizes(folder: Folder, paths: Sequence[str], listing: Listing) -> np.ndarray:
-    """(N,) int64: bytes of these files; UNKNOWN_SIZE for what cannot be asked, as a link that leads
-    nowhere. Many are asked at the same time: on a network disk nearly all the time is waiting."""
+    """Bytes of each of `paths`, (N,) int64; UNKNOWN_SIZE where it cannot be read, as of a broken
+    link. Threads read many at a time, as on a network disk nearly all the time is waiting."""
     if listing.sizes is not None:
         return np.array([listing.sizes[path] for path in paths], dtype=np.int64)
     parts = [
         paths[first : first + STATS_PER_TASK] for first in range(0, len(paths), STATS_PER_TASK)
     ]
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        found = list(pool.map(functools.partial(_sizes, folder.uri), parts))
-    return np.concatenate([np.empty(0, dtype=np.int64), *found])
+        sizes_of_parts = list(pool.map(functools.partial(_sizes, folder.uri), parts))
+    return np.concatenate([np.empty(0, dtype=np.int64), *sizes_of_parts])
 
 
 def _sizes(root: str, paths: Sequence[str]) -> np.ndarray:
-    found = np.full(len(paths), UNKNOWN_SIZE, dtype=np.int64)
+    sizes = np.full(len(paths), UNKNOWN_SIZE, dtype=np.int64)
     for number, path in enumerate(paths):
-        with contextlib.suppress(OSError, ValueError):  # whoever reads it says what is wrong
-            found[number] = os.stat(f"{root}/{path}").st_size
-    return found
+        with contextlib.suppress(OSError, ValueError):  # reading the file will tell the reason
+            sizes[number] = os.stat(f"{root}/{path}").st_size
+    return sizes
 
 
 def _is_visible(name: str) -> bool:
@@ -125,7 +129,8 @@ def _is_visible(name: str) -> bool:
 
 
 def _walked(root: str, only: Iterable[str]) -> Listing:
-    """Asks for nothing but names, which on a network disk is much faster; links are looked at."""
+    """Listing of a folder on a disk. Only names are read, which is much faster on a network disk;
+    links are resolved."""
     top = os.path.realpath(root)
     name_of: dict[str, str] = {}  # of each real folder, and of each file that a link leads to
     folders: list[str] = []
@@ -183,12 +188,12 @@ def _walked(root: str, only: Iterable[str]) -> Listing:
 
 
 def is_in(path: str, folder: str) -> bool:
-    """Whether a path is that of a folder, or of something in it."""
+    """Whether `path` is `folder` or below it."""
     return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _is_own(real: str) -> bool:
-    """Whether a file in a folder that was walked is in the listing."""
+    """Whether a path in a listed folder is in the listing itself."""
     return _is_visible(os.path.basename(real)) and os.path.isfile(real)
 
 
@@ -197,7 +202,7 @@ def _suffix(path: str) -> str:
 
 
 def _inode(path: str) -> int:
-    """0 for what cannot be had, as a link that leads nowhere."""
+    """Inode of a path, or 0 if it cannot be read, as of a broken link."""
     try:
         return os.stat(path).st_ino
     except OSError:
@@ -205,8 +210,8 @@ def _inode(path: str) -> int:
 
 
 def _hard_links(root: str, files: list[str], inodes: list[int]) -> dict[str, str]:
-    """Names of files that have another name before them, and that name. What only looks so by its
-    number, which some file systems give to several files, is asked for."""
+    """Later names of each file with several, and its first name. Some file systems give one inode
+    number to several files, so equal numbers are checked with `os.stat`."""
     numbers = np.array(inodes, dtype=np.uint64)
     values, counts = np.unique(numbers, return_counts=True)
     several = np.flatnonzero(np.isin(numbers, values[(counts > 1) & (values > 0)]))
@@ -224,20 +229,21 @@ def _hard_links(root: str, files: list[str], inodes: list[int]) -> dict[str, str
 
 
 def parent(folder: Folder) -> tuple[Folder, str]:
-    """The folder that holds what this path or URI names, and its name."""
+    """The folder above a path or URI, and the last name of that path."""
     base, mark, query = _parts(folder.uri)
     above, _, name = base.rpartition("/")
     return Folder(f"{above}{mark}{query}" or "/"), name if folder.is_local else unquote(name)
 
 
 def has_wildcards(folder: Folder) -> bool:
+    """Whether a path or URI is a pattern."""
     return re.search(r"[*?[]", _parts(folder.uri)[0]) is not None
 
 
 def list_matching(folder: Folder) -> tuple[Folder, list[str]]:
-    """For a path or URI with wildcards, the folder above the first, and the files below it that
-    match, in order, relative to it; of several names of one file the first. `*` stays within a
-    name. Raises as `Folder.open`."""
+    """Files that match a path or URI with wildcards: the folder above the first wildcard, and the
+    sorted paths relative to it. Of several names of one file the first is given; `*` does not match
+    a slash. Raises as `Folder.open`."""
     pattern: list[str] = []
     while has_wildcards(folder):
         folder, name = parent(folder)
@@ -260,21 +266,21 @@ def list_matching(folder: Folder) -> tuple[Folder, list[str]]:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a relative path is as a pattern says, name by name."""
+    """Whether a relative path matches a pattern, name by name."""
     names, wanted = PurePosixPath(path).parts, PurePosixPath(pattern).parts
     return len(names) == len(wanted) and all(map(fnmatch.fnmatchcase, names, wanted))
 
 
 def printable_path(path: str) -> str:
-    """A path fit to be shown and written down: bytes that are not UTF-8 are escaped."""
+    """A path as text to show or record: bytes that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _parts(uri: str) -> tuple[str, str, str]:
-    """What is before the `?` of a URI, the `?`, and what is after it. A path has none."""
+    """A URI's text before its `?`, the `?`, and its query; a path has neither of the two."""
     return uri.partition("?") if "://" in uri else (uri, "", "")
 
 
 def error_text(error: Exception) -> str:
-    """What a library says, in one line and without secrets."""
+    """A library's message on one line and without secrets."""
     return " ".join(without_secrets(str(error)).split())

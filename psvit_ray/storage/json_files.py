@@ -1,5 +1,5 @@
-"""JSON files that the product wrote and reads back: a value, or one line that says which file
-cannot be read, why, and what to do."""
+"""JSON files that the product writes and reads back; an error names the file, the reason and the
+remedy in one line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from psvit_ray.storage.folder import Folder
 
 
 class UnreadableFile(ValueError):
-    """A file that is there and cannot be used, with its path, the reason and what to do."""
+    """A file exists and cannot be used; the message has its path, the reason and the remedy."""
 
 
 def read_json(
     folder: Folder, name: str, kind: TypeAdapter[Any], noun: str, remedy: str = ""
 ) -> Any:
-    """The value in a JSON file, checked; None where there is no such file.
+    """The validated value in a JSON file; None if there is no such file.
 
-    `noun` says what should stand there, such as `a record`; `remedy` what a user may do where
-    something else does. Raises UnreadableFile, and OSError where the storage itself fails.
+    `noun` names in messages what the file should be, such as "a record"; `remedy` says what a user
+    may do if it is not. Raises UnreadableFile, and OSError if the storage itself fails.
     """
     content = content_of(folder, name, remedy)
     if content is None:
@@ -33,7 +33,7 @@ def read_json(
 
 
 def content_of(folder: Folder, name: str, remedy: str = "") -> bytes | None:
-    """What stands in a file; None where there is none. Raises as `read_json`."""
+    """Content of a file; None if there is none. Raises as `read_json`."""
     try:
         return folder.read(name)
     except (IsADirectoryError, PermissionError) as error:
@@ -46,7 +46,7 @@ def _unreadable(fault: str, remedy: str) -> UnreadableFile:
 
 
 def reason_of(error: ValidationError) -> str:
-    """The first fault that pydantic found, with its place."""
+    """The first error that pydantic reports, with the path of its field."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return f"{where}: {first['msg']}" if where else str(first["msg"])

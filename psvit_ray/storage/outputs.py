@@ -1,4 +1,4 @@
-"""Results that appear whole or not at all, on a disk or in an object store."""
+"""Output files and folders that appear complete or not at all, on a disk or in an object store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from psvit_ray.storage.folder import Folder
 
 
 def writable(uri: str, field: str) -> Folder:
-    """The folder, which need not exist. Raises ValueError, naming `field`, where nothing that is
-    written to it would stay."""
+    """The folder at `uri`, which need not exist. Raises ValueError, naming `field`, if it cannot be
+    written, or if Ray would delete what is written to it."""
     folder = Folder.at(uri)
     job_package = "/runtime_resources/working_dir_files/"
     if folder.is_local and job_package in folder.uri:
@@ -31,8 +31,8 @@ def writable(uri: str, field: str) -> Folder:
 
 
 def check_new_folder(out: Folder, field: str = "out") -> None:
-    """Raises ValueError, naming `field`, where something stands in it, hidden or not, or where its
-    name is none that `check_file_name` takes."""
+    """Raises ValueError, naming `field`, if the folder holds anything, hidden or not, or if
+    `check_file_name` refuses its name."""
     _check_name(out, field)
     if files.file_type(out) == fs.FileType.File:
         raise ValueError(f"{field} must be a new or empty folder, got {out}, which is a file")
@@ -41,24 +41,26 @@ def check_new_folder(out: Folder, field: str = "out") -> None:
 
 
 def check_new_file(out: Folder, field: str = "out") -> None:
-    """Raises ValueError, naming `field`, where there is a file or a folder of this name, or where
-    its name is none that `check_file_name` takes."""
+    """Raises ValueError, naming `field`, if there is a file or a folder of this name, or if
+    `check_file_name` refuses the name."""
     _check_name(out, field)
     if files.file_type(out) != fs.FileType.NotFound:
         raise ValueError(f"{field} must be new, got {out}, which exists")
 
 
 def _check_name(out: Folder, field: str) -> None:
-    """What is being written has a longer name on the same disk until it is complete."""
+    """Checks that the name leaves room for the longer one that a file on a disk has until it is
+    complete."""
     if out.is_local and (name := Path(out.uri).name):  # `/` has none
         check_file_name(name, field)
 
 
 @contextlib.contextmanager
 def new_folder(out: Folder) -> Iterator[Path]:
-    """An empty folder to write to, which becomes `out` at the end. After an error nothing is left.
+    """Context of an empty folder to write to, which becomes `out` at the end. After an error
+    nothing is left.
 
-    Raises OSError where it cannot be put there.
+    Raises OSError if it cannot be moved or uploaded there.
     """
     with _beside(out) as work:
         work.mkdir()
@@ -74,9 +76,10 @@ def new_folder(out: Folder) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(out: Folder) -> Iterator[TextIO]:
-    """A text file to write to, which becomes `out` at the end. After an error nothing is left.
+    """Context of a text file to write to, which becomes `out` at the end. After an error nothing is
+    left.
 
-    Raises OSError where it cannot be put there.
+    Raises OSError if it cannot be moved or uploaded there.
     """
     with _beside(out) as work:
         with work.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -94,7 +97,7 @@ def new_file(out: Folder) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _beside(out: Folder) -> Iterator[Path]:
-    """A name to write under, on the same disk so that it can be renamed; hidden from listings."""
+    """Context of a hidden path to write to, on the same disk so that it can be renamed."""
     if not out.is_local:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, "work")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CLEAN = ("psvit_ray/text",)
+CLEAN = ("psvit_ray/text", "psvit_ray/arch")
 """Rooms whose words are plain. When all of them are, this list becomes psvit_ray and jobs."""
 
 NO_SUBJECT = re.compile(
