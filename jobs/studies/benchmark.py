@@ -107,12 +107,12 @@ def work(job: BenchmarkJob) -> int:
         "tracking": tracking,
         "scoring": scoring,
     }
-    found: dict[str, Any] = {"torch": torch.__version__, "threads": job.threads}
+    results: dict[str, Any] = {"torch": torch.__version__, "threads": job.threads}
     for section in job.only:
-        found[section] = measure[section](job)
-        print(json.dumps({section: found[section]}), flush=True)
+        results[section] = measure[section](job)
+        print(json.dumps({section: results[section]}), flush=True)
     if job.out:
-        Path(job.out).write_text(json.dumps(found, indent=2))
+        Path(job.out).write_text(json.dumps(results, indent=2))
     return 0
 
 
@@ -133,7 +133,7 @@ def sharing(job: BenchmarkJob) -> dict[str, Any]:
     shared = preset("psvit_2d_tiny")
     alone = shared.with_pattern("|".join("-".join("1" * s.depth) for s in shared.stages))
     saved_macs = 1 - count_macs(shared) / count_macs(alone)
-    found: dict[str, Any] = {"macs_saved": saved_macs}
+    results: dict[str, Any] = {"macs_saved": saved_macs}
     nets = {"shared": PSViT(shared), "alone": PSViT(alone)}
     for kind, step in (("forward", _forward), ("training", _train)):
         works = {name: partial(step, net, _images(job)) for name, net in nets.items()}
@@ -141,14 +141,14 @@ def sharing(job: BenchmarkJob) -> dict[str, Any]:
         saved = 1 - statistics.median(
             a / b for a, b in zip(seconds["shared"], seconds["alone"], strict=True)
         )
-        found[kind] = {"time_saved": saved, "part": saved / saved_macs}
-    return found
+        results[kind] = {"time_saved": saved, "part": saved / saved_macs}
+    return results
 
 
 def loader(job: BenchmarkJob) -> dict[str, Any]:
     """Training images/s of 224 x 224 over those of bare processes that decode and transform the
     same images, for our loader and timm's; without and with DeiT's RandAugment and erasing."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         tables: dict[str, ImageTable] = {
             name: read(name).train for name in job.images or (_photographs(folder),)
@@ -169,8 +169,11 @@ def loader(job: BenchmarkJob) -> dict[str, Any]:
             for name, each in images_per_s.items():
                 of_bare = statistics.median(a / b for a, b in zip(each, bare, strict=True))
                 shown = "ours" if name in tables and not job.images else name
-                found[f"{kind} {shown}"] = {"img_per_s": statistics.median(each), "ratio": of_bare}
-    return found
+                results[f"{kind} {shown}"] = {
+                    "img_per_s": statistics.median(each),
+                    "ratio": of_bare,
+                }
+    return results
 
 
 def _photographs(folder: str) -> str:
@@ -231,8 +234,8 @@ def _engine_and_bare_loop(task: dict[str, Any]) -> None:
             images_per_s["bare loop"].append(len(labels) / (time.perf_counter() - began))
             images_per_s["engine"].append(report.metrics["perf/img_per_s"])
     each = [a / b for a, b in zip(*images_per_s.values(), strict=True)]
-    found = {name: statistics.median(rate) for name, rate in images_per_s.items()}
-    Path(task["out"]).write_text(json.dumps(found | {"ratio": statistics.median(each)}))
+    medians = {name: statistics.median(rate) for name, rate in images_per_s.items()}
+    Path(task["out"]).write_text(json.dumps(medians | {"ratio": statistics.median(each)}))
 
 
 def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
@@ -285,7 +288,7 @@ def trials(job: BenchmarkJob) -> dict[str, Any]:
     """Seconds of a trial beyond its training, after the first one: one worker and two."""
     config = job.train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
     source = load_source(Configuration(spec=job.base, train=config))
-    found = {}
+    results = {}
     for num_workers, number in ((1, 8), (2, 3)):
         configurations = [
             Configuration(spec=job.base, train=config.model_copy(update={"seed": seed}))
@@ -302,9 +305,11 @@ def trials(job: BenchmarkJob) -> dict[str, Any]:
                     num_trials=number,
                 )
         whole = statistics.median(b - a for a, b in itertools.pairwise(ends))
-        bare = statistics.median(_seconds_alone(one) for one in configurations[:3])
-        found[f"{num_workers} workers"] = {"seconds_outside_training": whole - bare}
-    return found
+        bare = statistics.median(
+            _seconds_alone(configuration) for configuration in configurations[:3]
+        )
+        results[f"{num_workers} workers"] = {"seconds_outside_training": whole - bare}
+    return results
 
 
 class _Timed(FixedProposals):
@@ -345,9 +350,9 @@ def tracking(job: BenchmarkJob) -> dict[str, Any]:
                     tracker.put(record)
 
         works = {"tracked": partial(train, True), "alone": partial(train, False)}
-        found = _ratio(works, job.rounds, inverse=True)
+        result = _ratio(works, job.rounds, inverse=True)
         tracker.close("FINISHED")
-    return found
+    return result
 
 
 def scoring(job: BenchmarkJob) -> dict[str, Any]:
@@ -421,9 +426,9 @@ def _ratio(
     seconds = interleaved(works, rounds=rounds)
     first, second = seconds.values()
     each = [b / a for a, b in zip(first, second, strict=True)]
-    found = {name: statistics.median(times) for name, times in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     ratio = statistics.median(each)
-    return {f"{name} s": s for name, s in found.items()} | {
+    return {f"{name} s": s for name, s in medians.items()} | {
         "ratio": 1 / ratio if inverse else ratio
     }
 

@@ -49,18 +49,20 @@ def rates(
         timms = _timms(limit, preprocessing, augmentation, processes, batch_size)
         works["timm"] = lambda: sum(_received(images) for images, _ in timms)
         for name, table in tables.items():
-            works[name] = _ours(table, preprocessing, augmentation, processes, batch_size)
-        found: Rates = {name: [] for name in works}
+            works[name] = _epoch_of_our_loader(
+                table, preprocessing, augmentation, processes, batch_size
+            )
+        images_per_s: Rates = {name: [] for name in works}
         for number in range(rounds + 1):
             for name, work in works.items():
                 began = time.perf_counter()
                 images = work()
                 if number:  # the first starts processes and fills caches
-                    found[name].append(images / (time.perf_counter() - began))
-    return found
+                    images_per_s[name].append(images / (time.perf_counter() - began))
+    return images_per_s
 
 
-def _ours(
+def _epoch_of_our_loader(
     table: ImageTable,
     preprocessing: Preprocessing,
     augmentation: Augmentation,

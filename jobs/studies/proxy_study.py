@@ -90,7 +90,11 @@ def work(job: ProxyStudy) -> int:
         for name, train in fidelities.items()
     }
     source, *_ = [load_source(several[0]) for several in configurations.values()]
-    everything = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    everything = [
+        configuration
+        for each in zip(*configurations.values(), strict=True)
+        for configuration in each
+    ]
     with train_each(
         job.launch,
         everything,
@@ -111,9 +115,9 @@ def write(
     by_key = {record.key: record for record in records}
     names = list(configurations)
     trained = [
-        [by_key[one.key] for one in several]
+        [by_key[each.key] for each in several]
         for several in zip(*configurations.values(), strict=True)
-        if all(one.key in by_key and by_key[one.key].ranks for one in several)
+        if all(each.key in by_key and by_key[each.key].ranks for each in several)
     ]
     if len(trained) < 3:
         return "fewer than three architectures are trained in every way: go on with --resume"
@@ -126,15 +130,15 @@ def write(
     }
     truth, *proxies = scores
     lines = [["ranked by", "tau (95 % interval)", "time", "top-1 %"]]
-    found: dict[str, Any] = {"n": len(trained)}
+    results: dict[str, Any] = {"n": len(trained)}
     for name in proxies:
         tau = agreement(scores[name], scores[truth]).tau
         time = seconds[name] / seconds[truth] if name in seconds else 0.0
         mean = statistics.mean(scores[name])
-        found[name] = {"tau": tau.model_dump(), "time": time, "scores": scores[name]}
+        results[name] = {"tau": tau.model_dump(), "time": time, "scores": scores[name]}
         lines.append([name, str(tau), f"{time:.2f}", f"{mean:.2f}" if name in seconds else "-"])
-    found[truth] = {"scores": scores[truth], "seconds": seconds[truth]}
-    folder.write("proxies.json", json.dumps(found, indent=2).encode())
+    results[truth] = {"scores": scores[truth], "seconds": seconds[truth]}
+    folder.write("proxies.json", json.dumps(results, indent=2).encode())
     mean, deviation = statistics.mean(scores[truth]), statistics.stdev(scores[truth])
     return (
         f"{len(trained)} architectures; the truth is their hold-out top-1, trained in full: mean "

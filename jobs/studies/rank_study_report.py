@@ -46,16 +46,16 @@ class RankStudyData:
         records: Sequence[Record],
     ) -> RankStudyData:
         """Of the architectures that were trained in full with every seed."""
-        found: dict[ArchSpec, list[float]] = {}
-        for record in sorted(records, key=lambda one: one.configuration.train.seed):
+        top1_of: dict[ArchSpec, list[float]] = {}
+        for record in sorted(records, key=lambda record: record.configuration.train.seed):
             if record.ranks:
-                found.setdefault(record.configuration.spec, []).append(record.top1 or 0.0)
-        seeds = max(map(len, found.values()), default=0)
-        whole = [spec for spec in specs if len(found.get(spec, ())) == seeds]
+                top1_of.setdefault(record.configuration.spec, []).append(record.top1 or 0.0)
+        seeds = max(map(len, top1_of.values()), default=0)
+        whole = [spec for spec in specs if len(top1_of.get(spec, ())) == seeds]
         by_spec = [{score.spec: score for score in scores} for scores in supernets]
         return cls(
             whole,
-            np.array([found[spec] for spec in whole]),
+            np.array([top1_of[spec] for spec in whole]),
             np.array([[scores[spec].top1 for scores in by_spec] for spec in whole]),
             np.array([[scores[spec].loss for scores in by_spec] for spec in whole]),
         )
@@ -84,23 +84,23 @@ class RankStudyData:
     def agreements(self) -> dict[str, RankAgreement | None]:
         """Of each way to rank with the truth; None where it finds all alike."""
         ways = {
-            **{f"supernet {i}, top-1": one for i, one in enumerate(self.top1.T)},
+            **{f"supernet {i}, top-1": column for i, column in enumerate(self.top1.T)},
             "all supernets, top-1": self.top1.mean(axis=1),
-            **{f"supernet {i}, loss": -one for i, one in enumerate(self.loss.T)},
+            **{f"supernet {i}, loss": -column for i, column in enumerate(self.loss.T)},
             "all supernets, loss": -self.loss.mean(axis=1),
             "one scratch seed": self.scratch[:, 0],
             "MACs": np.array([count_macs(spec) for spec in self.specs]),
             "parameters": np.array([count_params(spec) for spec in self.specs]),
         }
-        found: dict[str, RankAgreement | None] = {}
+        agreements: dict[str, RankAgreement | None] = {}
         for name, scores in ways.items():
             # A seed that is part of the truth would be compared with itself.
             rest = self.scratch[:, 1:] if name == "one scratch seed" else self.scratch
             try:
-                found[name] = agreement(scores, rest.mean(axis=1))
+                agreements[name] = agreement(scores, rest.mean(axis=1))
             except ValueError:
-                found[name] = None
-        return found
+                agreements[name] = None
+        return agreements
 
 
 def write(
@@ -125,12 +125,12 @@ def write(
 
 def _table(study: RankStudyData, which: str) -> str:
     lines = [["ranked by", "tau", "rho", "best quarter"]]
-    for name, found in study.agreements().items():
-        values = [found.tau, found.rho, found.top] if found else ["-"] * 3
+    for name, result in study.agreements().items():
+        values = [result.tau, result.rho, result.top] if result else ["-"] * 3
         lines.append([name, *map(str, values)])
     ceiling = between_halves(study.scratch)
-    said = "-" if ceiling is None else f"{ceiling:.2f}"
-    lines.append(["half of the seeds, by the other", said, "", ""])
+    ceiling_text = "-" if ceiling is None else f"{ceiling:.2f}"
+    lines.append(["half of the seeds, by the other", ceiling_text, "", ""])
     num_specs, num_seeds = study.scratch.shape
     return (
         f"{num_specs} architectures ({which}), {num_seeds} seeds each: mean "
@@ -147,7 +147,7 @@ def _content(study: RankStudyData) -> dict[str, Any]:
             "deviation_between": study.between,
             "deviation_within": study.within,
             "agreement": {
-                name: found.model_dump() for name, found in study.agreements().items() if found
+                name: result.model_dump() for name, result in study.agreements().items() if result
             },
         }
 

@@ -58,21 +58,21 @@ class Truth:
     @classmethod
     def of(cls, records: Iterable[Record]) -> Truth:
         """Raises ValueError unless there are two seeds or more of each architecture."""
-        found: dict[ArchSpec, dict[int, Record]] = {}
+        by_seed: dict[ArchSpec, dict[int, Record]] = {}
         for record in records:
             if record.ranks:
                 configuration = record.configuration
-                found.setdefault(configuration.spec, {})[configuration.train.seed] = record
-        seeds = sorted({seed for runs in found.values() for seed in runs})
-        lacking = sum(seed not in runs for runs in found.values() for seed in seeds)
+                by_seed.setdefault(configuration.spec, {})[configuration.train.seed] = record
+        seeds = sorted({seed for runs in by_seed.values() for seed in runs})
+        lacking = sum(seed not in runs for runs in by_seed.values() for seed in seeds)
         if lacking or len(seeds) < 2:
             raise ValueError(
                 "study must have two seeds or more of each architecture, got "
                 f"{len(seeds)} with {lacking} trainings missing; go on with --resume"
             )
-        rows = [[runs[seed] for seed in seeds] for runs in found.values()]
+        rows = [[runs[seed] for seed in seeds] for runs in by_seed.values()]
         return cls(
-            list(found),
+            list(by_seed),
             np.array([[run.top1 for run in row] for row in rows]),
             np.array([[run.seconds for run in row] for row in rows]),
         )
@@ -89,7 +89,7 @@ class Truth:
         rng = np.random.default_rng(seed)
         num_specs, num_seeds = self.top1.shape
         others = (self.top1.sum(axis=1, keepdims=True) - self.top1) / (num_seeds - 1)
-        most = self.top1.mean(axis=1).max()
+        best_mean = self.top1.mean(axis=1).max()
         regrets = []
         for _ in range(DRAWS):
             order = rng.permutation(num_specs)
@@ -97,7 +97,7 @@ class Truth:
             spent = self.seconds[order, seeds].cumsum()
             trained = max(1, int((spent <= seconds).sum()))
             chosen = self.top1[order, seeds][:trained].argmax()
-            regrets.append(most - others[order[chosen], seeds[chosen]])
+            regrets.append(best_mean - others[order[chosen], seeds[chosen]])
         return statistics.mean(regrets), statistics.pstdev(regrets)
 
 
@@ -118,14 +118,14 @@ class SearchOutcome:
                 f"search must be of other seeds than the study, got trainings of it in {name!r}; "
                 "give the search another --seed"
             )
-        found = winner(records) or best(records)
-        if found is None:
+        winning = winner(records) or best(records)
+        if winning is None:
             raise ValueError(f"search must have trained a PSViT in full, got {name!r}, with none")
         scores = ScoreStore(storage / name).all()
         trainings = records + RecordStore(storage / name / SUPERNET).all()
         return cls(
             name,
-            found.configuration.spec,
+            winning.configuration.spec,
             "oneshot" if scores else "scratch",
             sum(map(worker_seconds, trainings)) + sum(score.seconds for score in scores),
         )
@@ -173,7 +173,7 @@ def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
             + [f"{spec.pooling} {spec.pool_op}", f"{means.max() - regret:.2f}", f"{regret:.2f}"]
             + [f"{mean:.2f} ± {deviation:.2f}"]
         )
-    said = [
+    paragraphs = [
         f"{num_specs} architectures, {num_seeds} seeds each, {whole:,.0f} s of training; the best, "
         f"{truth.specs[int(means.argmax())].pattern}, has {means.max():.2f} % hold-out top-1; "
         f"standard error of a mean, in the better half, {error:.2f} points",
@@ -181,11 +181,11 @@ def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
     ]
     for strategy, regrets in by_strategy.items():
         if len(regrets) > 1:
-            said.append(
+            paragraphs.append(
                 f"{strategy}: {statistics.mean(regrets):.2f} ± {statistics.stdev(regrets):.2f} "
                 f"points below the best, over {len(regrets)} searches"
             )
-    return "\n\n".join(said)
+    return "\n\n".join(paragraphs)
 
 
 if __name__ == "__main__":

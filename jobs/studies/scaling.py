@@ -125,7 +125,7 @@ def rates_of(job: ScalingJob) -> dict[str, float]:
         size: (cost(preset(f"{kind}_{size}")).macs for kind in ("deit", "psvit_2d"))
         for size in job.sizes
     }
-    return {size: published[size] * deit / ours for size, (deit, ours) in macs.items()}
+    return {size: published[size] * deit / psvit for size, (deit, psvit) in macs.items()}
 
 
 def step_of(
@@ -180,7 +180,14 @@ def loader(job: ScalingJob) -> Rows:
     for size, rate in rates_of(job).items():
         host = rate * job.gpus_per_host
         rows.append(
-            [size, _rate(host), *(str(math.ceil(host / one)) for one in job.loader_images_per_s)]
+            [
+                size,
+                _rate(host),
+                *(
+                    str(math.ceil(host / rate_per_core))
+                    for rate_per_core in job.loader_images_per_s
+                ),
+            ]
         )
     return rows
 
@@ -222,9 +229,9 @@ def candidates(job: ScalingJob) -> Rows:
 
     for actors in (1, 2, *job.gpus):
         for population in sorted({POPULATION, max(POPULATION, 4 * actors)}):
-            found = rate(actors, population)
-            times = found / rate(1, POPULATION)
-            rows.append([str(actors), str(population), f"{found:.3g}", f"{times:.3g}"])
+            per_s = rate(actors, population)
+            times = per_s / rate(1, POPULATION)
+            rows.append([str(actors), str(population), f"{per_s:.3g}", f"{times:.3g}"])
     return rows
 
 

@@ -57,23 +57,29 @@ class SharingStudy(Value):
 
 
 def work(job: SharingStudy) -> int:
-    found = proposal(job.redundancy)
-    assert found.spec, "checked by `proposal`"
-    unshared = format_pattern([(1,) * stage.depth for stage in found.spec.stages])
+    measured = proposal(job.redundancy)
+    assert measured.spec, "checked by `proposal`"
+    unshared = format_pattern([(1,) * stage.depth for stage in measured.spec.stages])
     patterns = {
-        PROPOSED: found.pattern,
-        **random_sharings(found.pattern, job.sharings, job.draw_seed),
+        PROPOSED: measured.pattern,
+        **random_sharings(measured.pattern, job.sharings, job.draw_seed),
         UNSHARED: unshared,
     }
     configurations = {
         name: [
-            Configuration(spec=found.spec.with_pattern(pattern), train=with_seed(job.train, seed))
+            Configuration(
+                spec=measured.spec.with_pattern(pattern), train=with_seed(job.train, seed)
+            )
             for seed in range(job.train.seed, job.train.seed + job.seeds)
         ]
         for name, pattern in patterns.items()
     }
     source = load_source(configurations[PROPOSED][0])
-    interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    interleaved = [
+        configuration
+        for each in zip(*configurations.values(), strict=True)
+        for configuration in each
+    ]
     with train_each(
         job.launch,
         interleaved,
@@ -81,7 +87,7 @@ def work(job: SharingStudy) -> int:
         job.trials,
         default_name=f"{Path(job.recipe).stem}-sharings",
     ) as (session, outcome):
-        print(write(found, configurations, outcome.records, session.folder))
+        print(write(measured, configurations, outcome.records, session.folder))
     return outcome.exit_code
 
 
@@ -100,26 +106,26 @@ def proposal(where: str) -> SharingProposal:
             f"{redundancy.JSON}"
         )
     try:
-        found = SharingProposal.model_validate_json(content)
+        measured = SharingProposal.model_validate_json(content)
     except ValidationError as error:
         raise ValueError(f"{folder / redundancy.JSON}: {command_line.one_line(error)}") from None
-    if not found.spec:
+    if not measured.spec:
         raise ValueError(
-            f"redundancy must be of a network that an ArchSpec describes, got {found.model}"
+            f"redundancy must be of a network that an ArchSpec describes, got {measured.model}"
         )
-    if not redundancy.followers(found.pattern):
+    if not redundancy.followers(measured.pattern):
         raise ValueError(
-            f"redundancy must propose to share something, got {found.pattern}; lower the threshold "
-            "of jobs/redundancy.py, or give it --followers"
+            f"redundancy must propose to share something, got {measured.pattern}; lower the "
+            "threshold of jobs/redundancy.py, or give it --followers"
         )
-    return found
+    return measured
 
 
 def random_sharings(pattern: str, number: int, seed: int) -> dict[str, str]:
     """Distinct patterns with as many groups in each stage as `pattern`, each as likely as any
     other. Raises ValueError where there are not so many."""
     stages = parse_pattern(pattern)
-    ways = math.prod(compositions(sum(one), len(one), sum(one)) for one in stages) - 1
+    ways = math.prod(compositions(sum(groups), len(groups), sum(groups)) for groups in stages) - 1
     if number > ways:
         raise ValueError(
             f"sharings must be at most {ways}, as no more cost what {pattern} does, got {number}"
@@ -127,7 +133,7 @@ def random_sharings(pattern: str, number: int, seed: int) -> dict[str, str]:
     rng = random.Random(seed)
     drawn: dict[str, None] = {}
     while len(drawn) < number:
-        groups = [draw_composition(rng, sum(one), len(one), sum(one)) for one in stages]
+        groups = [draw_composition(rng, sum(sizes), len(sizes), sum(sizes)) for sizes in stages]
         if (other := format_pattern(groups)) != pattern:
             drawn[other] = None
     return {f"random {place}": other for place, other in enumerate(drawn, start=1)}
@@ -138,7 +144,7 @@ def with_seed(train: TrainConfig, seed: int) -> TrainConfig:
 
 
 def write(
-    found: SharingProposal,
+    measured: SharingProposal,
     configurations: Mapping[str, Sequence[Configuration]],
     records: Iterable[Record],
     folder: Folder,
@@ -147,14 +153,16 @@ def write(
     by_key = {record.key: record for record in records}
     scores: dict[str, list[float]] = {}
     for name, seeds in configurations.items():
-        trained = [by_key[one.key] for one in seeds if one.key in by_key]
+        trained = [
+            by_key[configuration.key] for configuration in seeds if configuration.key in by_key
+        ]
         scores[name] = [record.top1 or 0.0 for record in trained if record.ranks]
         if len(scores[name]) < len(seeds):
             return f"{name} is not trained with all {len(seeds)} seeds: go on with --resume"
     specs = {name: seeds[0].spec for name, seeds in configurations.items()}
     rows = [
-        row_of(name, spec, found, scores[name])
-        for name, spec in sorted(specs.items(), key=lambda one: -statistics.mean(scores[one[0]]))
+        row_of(name, spec, measured, scores[name])
+        for name, spec in sorted(specs.items(), key=lambda item: -statistics.mean(scores[item[0]]))
     ]
     names = [row["name"] for row in rows if row["name"] != UNSHARED]
     randoms = [name for name in names if name != PROPOSED]
@@ -184,7 +192,7 @@ def write(
 
 
 def row_of(
-    name: str, spec: ArchSpec, found: SharingProposal, top1: Sequence[float]
+    name: str, spec: ArchSpec, measured: SharingProposal, top1: Sequence[float]
 ) -> dict[str, Any]:
     shares = redundancy.followers(spec.pattern) > 0
     return {
@@ -192,7 +200,7 @@ def row_of(
         "pattern": spec.pattern,
         "mmacs": count_macs(spec) / 1e6,
         "mean_to_leader": (
-            mean_to_leader(found.redundancy.similarity, spec.pattern) if shares else None
+            mean_to_leader(measured.redundancy.similarity, spec.pattern) if shares else None
         ),
         "top1": statistics.mean(top1),
         "top1_std": statistics.stdev(top1),

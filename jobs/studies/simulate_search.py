@@ -143,23 +143,23 @@ class TimedProposals:
         self._proposing_s += time.thread_time() - began
 
     def _sample(self) -> Sample:
-        writers = {one.native_id for one in threading.enumerate() if one.name == "mlflow"}
+        writers = {thread.native_id for thread in threading.enumerate() if thread.name == "mlflow"}
         return Sample(
             ended=self._ended,
             new=self._new,
             at=time.monotonic(),
             cpu_s=time.process_time(),
             mlflow_s=sum(
-                one.user_time + one.system_time
-                for one in self._process.threads()
-                if one.id in writers
+                thread.user_time + thread.system_time
+                for thread in self._process.threads()
+                if thread.id in writers
             ),
             proposing_s=self._proposing_s,
             rss=self._process.memory_info().rss,
         )
 
 
-def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> None:
+def drive(job: SimulateSearch, folder: str, resumes: bool, connection: Connection) -> None:
     """A search as jobs/tune_psvit.py has it, but for the trials. In a process of its own."""
     recorded = json.loads(RECORDED.read_text())
     trials = Trials(max_concurrent=job.slots, resources=WorkerResources(gpus_per_worker=0))
@@ -177,7 +177,7 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> 
         outcome = run_trials(
             session,
             TimedProposals(
-                Proposals(job.search, job.train, session.records), session.records, said.send
+                Proposals(job.search, job.train, session.records), session.records, connection.send
             ),
             trials,
             num_trials=job.search.num_trials,
@@ -191,7 +191,7 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, said: Connection) -> 
         )
         searched_at = time.monotonic()
         leaderboard.write(outcome.records, session.folder, title=session.name)
-        said.send(DriverEnd(searched_at, time.monotonic(), outcome.untracked))
+        connection.send(DriverEnd(searched_at, time.monotonic(), outcome.untracked))
 
 
 def session_config(folder: str, resumes: bool) -> SessionConfig:
@@ -241,12 +241,12 @@ def run_driver(
     says.close()
     with contextlib.suppress(EOFError):
         while True:
-            said = hears.recv()
-            if isinstance(said, DriverEnd):
-                end = said
+            message = hears.recv()
+            if isinstance(message, DriverEnd):
+                end = message
                 continue
-            samples.append(said)
-            if said.ended >= kill_at:
+            samples.append(message)
+            if message.ended >= kill_at:
                 driver.kill()
                 break
     driver.join()
@@ -284,15 +284,15 @@ def growth(first: DriverRun, second: DriverRun, num_trials: int) -> Rows:
         ["driver", "configurations", "s", "driver's CPU s each", "of it proposals", "MLflow"]
         + ["MiB"]
     ]
-    for number, one in (("first", first), ("second", second)):
-        before = one.samples[0]
+    for number, run in (("first", first), ("second", second)):
+        before = run.samples[0]
         for row in range(1, ROWS + 1):
-            after = next((s for s in one.samples if s.ended * ROWS >= row * num_trials), None)
+            after = next((s for s in run.samples if s.ended * ROWS >= row * num_trials), None)
             if after is None or after.ended <= before.ended:
                 continue
             ended = after.ended - before.ended
             rows.append(
-                [number, str(after.ended), f"{after.at - one.began:.0f}"]
+                [number, str(after.ended), f"{after.at - run.began:.0f}"]
                 + [f"{(after.cpu_s - before.cpu_s) / ended:.2f}"]
                 + [f"{(after.proposing_s - before.proposing_s) / ended:.2f}"]
                 + [f"{(after.mlflow_s - before.mlflow_s) / ended:.2f}"]
@@ -329,7 +329,7 @@ def store_facts(folder: str) -> Rows:
     RecordStore(Folder(folder) / NAME).all()
     read_s = time.perf_counter() - began
     client = MlflowClient(store_uri.sqlite_uri(Path(folder, "mlflow.db")))
-    experiments = [one.experiment_id for one in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (parent,) = client.search_runs(experiments, "tags.`psvit.role` = 'search'")
 
     def timed(**query: Any) -> str:
@@ -362,17 +362,17 @@ def find_faults(folder: str, num_trials: int) -> list[str]:
         twice = "(SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1)"
         checks = {
             "ended configurations": (
-                sum(one.status in FINAL_STATUSES for one in records),
+                sum(record.status in FINAL_STATUSES for record in records),
                 num_trials,
             ),
             "configurations of distinct numbers": (
-                len({one.number for one in records}),
+                len({record.number for record in records}),
                 num_trials,
             ),
             "runs in MLflow": (count("runs"), num_trials + 1),
             "epochs in MLflow": (
                 count("metrics WHERE key = 'epoch'"),
-                sum(len(one.curve) for one in records),
+                sum(len(record.curve) for record in records),
             ),
             "points that MLflow has twice": (count(twice), 0),
         }

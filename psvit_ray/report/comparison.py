@@ -33,11 +33,11 @@ def pair(
         within = "" if max_macs is None else f" with at most {max_macs:,.0f} MACs"
         raise ValueError(f"baseline_search has no DeiT that was trained in full{within}")
     psvits = [record for record in search if not record.is_deit]
-    most, whose = (deit.macs, " of the best DeiT") if max_macs is None else (max_macs, "")
-    winner = best(psvits, max_macs=most)
+    limit, whose = (deit.macs, " of the best DeiT") if max_macs is None else (max_macs, "")
+    winner = best(psvits, max_macs=limit)
     if winner is None:
         raise ValueError(
-            f"search has no PSViT trained in full with at most {most:,.0f} MACs{whose}; search "
+            f"search has no PSViT trained in full with at most {limit:,.0f} MACs{whose}; search "
             "again with --max-gmacs, or compare within a budget by --budget-gmacs"
         )
     return {"PSViT": winner, "DeiT": deit}
@@ -50,7 +50,9 @@ def write(
     by_key = {record.key: record for record in records}
     correct = {}
     for name, seeds in pairs.items():
-        tested = [by_key[one.key] for one in seeds if one.key in by_key]
+        tested = [
+            by_key[configuration.key] for configuration in seeds if configuration.key in by_key
+        ]
         if len(tested) < len(seeds) or any(not record.test_correct for record in tested):
             return f"{name} is not trained with all {len(seeds)} seeds yet: go on with --resume"
         correct[name] = np.array([[c == "1" for c in record.test_correct] for record in tested])
@@ -58,11 +60,11 @@ def write(
     speed = images_per_second(
         {name: build_model(seeds[0]) for name, seeds in pairs.items()}, shape=_shape(pairs)
     )
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, seeds in pairs.items():
         errors = 100 - 100 * correct[name].mean(axis=1)
         spec, train = seeds[0].spec, seeds[0].train
-        found[name] = {
+        results[name] = {
             "pattern": spec.pattern,
             "patch_size": spec.patch_size,
             "embed_dims": [stage.embed_dim for stage in spec.stages],
@@ -74,20 +76,20 @@ def write(
             "test_error": errors.mean(),
             "test_error_std": errors.std(ddof=1) if len(errors) > 1 else 0.0,
         }
-    table = _table(found)
-    found["error_ratio"] = error_ratio(correct["PSViT"], correct["DeiT"])
-    folder.write("comparison.json", json.dumps(found, indent=2, allow_nan=False).encode())
-    return f"{table}\n\n{_ratio_line(found['error_ratio'], *correct['DeiT'].shape)}"
+    table = _table(results)
+    results["error_ratio"] = error_ratio(correct["PSViT"], correct["DeiT"])
+    folder.write("comparison.json", json.dumps(results, indent=2, allow_nan=False).encode())
+    return f"{table}\n\n{_ratio_line(results['error_ratio'], *correct['DeiT'].shape)}"
 
 
-def error_ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | None] | None:
+def error_ratio(winner: np.ndarray, baseline: np.ndarray) -> dict[str, float | None] | None:
     """Our errors over theirs, `mean`, with its interval `low` to `high` (see
     `error_ratio_interval`); `high` is None where it has no bound. None where they make no error.
     (seeds, images) bool, where rightly classified."""
-    if theirs.all():
+    if baseline.all():
         return None
-    low, high = error_ratio_interval(ours, theirs)
-    mean = float((~ours).sum() / (~theirs).sum())
+    low, high = error_ratio_interval(winner, baseline)
+    mean = float((~winner).sum() / (~baseline).sum())
     return {"mean": mean, "low": low, "high": high if math.isfinite(high) else None}
 
 
@@ -102,28 +104,28 @@ def _ratio_line(ratio: Mapping[str, float | None] | None, num_seeds: int, num_im
     )
 
 
-def _table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
     heading = "pattern", "patch", "widths", "lr", "MMACs", "k params", "images/s", "test error %"
     lines = [["", *heading]]
-    for name, one in found.items():
+    for name, result in results.items():
         lines.append(
             [
                 name,
-                one["pattern"],
-                str(one["patch_size"]),
-                "|".join(map(str, one["embed_dims"])),
-                f"{one['lr']:g}",
-                f"{one['mmacs']:.3f}",
-                f"{one['params_k']:.1f}",
-                f"{one['img_per_s']:.0f}",
-                f"{one['test_error']:.2f} ± {one['test_error_std']:.2f}",
+                result["pattern"],
+                str(result["patch_size"]),
+                "|".join(map(str, result["embed_dims"])),
+                f"{result['lr']:g}",
+                f"{result['mmacs']:.3f}",
+                f"{result['params_k']:.1f}",
+                f"{result['img_per_s']:.0f}",
+                f"{result['test_error']:.2f} ± {result['test_error_std']:.2f}",
             ]
         )
     return aligned(lines)
 
 
 def error_ratio_interval(
-    ours: np.ndarray, theirs: np.ndarray, *, seed: int = 0, resamples: int = 10_000
+    winner: np.ndarray, baseline: np.ndarray, *, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float]:
     """95 % bootstrap interval of our errors over theirs. (seeds, images) bool, where rightly
     classified; seeds and images are drawn again together for both, so that what is hard for both
@@ -131,13 +133,13 @@ def error_ratio_interval(
     infinity. Draws in which neither makes one say that they are alike.
     """
     rng = np.random.default_rng(seed)
-    seeds, images = ours.shape
+    seeds, images = winner.shape
     ratios = np.empty(resamples)
     for i in range(resamples):
         # Drawing images with replacement is weighing them by a multinomial.
         weights = rng.multinomial(images, np.full(images, 1 / images))
         rows = rng.integers(seeds, size=seeds)
-        wrong = [(~each[rows] @ weights).sum() for each in (ours, theirs)]
+        wrong = [(~each[rows] @ weights).sum() for each in (winner, baseline)]
         ratios[i] = wrong[0] / wrong[1] if wrong[1] else np.inf if wrong[0] else 1.0
     # Without interpolation, which knows no infinity.
     low, high = np.percentile(ratios, [2.5, 97.5], method="inverted_cdf")

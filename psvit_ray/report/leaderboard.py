@@ -34,13 +34,13 @@ def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]
 
 def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
     """One table and one picture of several searches. A rank is one within its search."""
-    found = {name: list(records) for name, records in searches.items()}
+    by_name = {name: list(records) for name, records in searches.items()}
     table = [
         {"search": name, **row}
-        for name, records in found.items()
+        for name, records in by_name.items()
         for row in leaderboard_rows(records)
     ]
-    return write_files(folder, _tables(table) | {"pareto.png": pareto_png(found)})
+    return write_files(folder, _tables(table) | {"pareto.png": pareto_png(by_name)})
 
 
 def leaderboard_rows(records: Iterable[Record]) -> list[Row]:

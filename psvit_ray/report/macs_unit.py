@@ -23,8 +23,8 @@ class MacsUnit:
     @classmethod
     def of(cls, costed: Iterable[Costed]) -> MacsUnit:
         """GMACs, as papers say, but for networks of tiny images."""
-        most = max((one.macs for one in costed), default=0)
-        return cls("GMACs", 1e9) if most >= 1e8 else cls("MMACs", 1e6)
+        largest = max((item.macs for item in costed), default=0)
+        return cls("GMACs", 1e9) if largest >= 1e8 else cls("MMACs", 1e6)
 
-    def value(self, one: Costed) -> float:
-        return one.macs / self.macs
+    def value(self, item: Costed) -> float:
+        return item.macs / self.macs

@@ -155,7 +155,7 @@ def _mark(
 
 
 def style_cost_axis(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
-    costs = [unit.value(one) for one in shown]
+    costs = [unit.value(item) for item in shown]
     if max(costs) > LOG_SCALE_FROM * min(costs):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

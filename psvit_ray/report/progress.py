@@ -24,14 +24,14 @@ def with_progress(
     say: Callable[[str], None] = print_line,
 ) -> Iterator[Piece]:
     """`pieces` as they are; `size` is how many of the `total` images one has."""
-    began = said = time.monotonic()
+    began = last_line_at = time.monotonic()
     images = 0
     for piece in pieces:
         yield piece
         images += size(piece)
         now = time.monotonic()
-        if now - said >= every_s and images < total:
-            said = now
+        if now - last_line_at >= every_s and images < total:
+            last_line_at = now
             rate = images / max(now - began, 1e-9)
             minutes, seconds = divmod(round((total - images) / rate), 60)
             left = f"{minutes} min {seconds:02} s left"

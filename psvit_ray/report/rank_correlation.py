@@ -40,12 +40,12 @@ class RankAgreement(Value):
 def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankAgreement:
     """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
     ranked."""
-    ours, theirs = _check_scores(scores, truth)
+    scored, true = _check_scores(scores, truth)
     return RankAgreement(
-        tau=_estimate(_tau, ours, theirs, seed),
-        rho=_estimate(lambda a, b: float(spearmanr(a, b).statistic), ours, theirs, seed),
-        top=_estimate(_overlap, ours, theirs, seed),
-        n=len(ours),
+        tau=_estimate(_tau, scored, true, seed),
+        rho=_estimate(lambda a, b: float(spearmanr(a, b).statistic), scored, true, seed),
+        top=_estimate(_overlap, scored, true, seed),
+        n=len(scored),
     )
 
 
@@ -54,30 +54,30 @@ def tau(scores: ArrayLike, truth: ArrayLike) -> float:
     return _tau(*_check_scores(scores, truth))
 
 
-def _tau(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return float(kendalltau(ours, theirs).statistic)
+def _tau(scored: np.ndarray, true: np.ndarray) -> float:
+    return float(kendalltau(scored, true).statistic)
 
 
 def _estimate(
-    of: Callable[[np.ndarray, np.ndarray], float], ours: np.ndarray, theirs: np.ndarray, seed: int
+    of: Callable[[np.ndarray, np.ndarray], float], scored: np.ndarray, true: np.ndarray, seed: int
 ) -> Estimate:
-    drawn = np.random.default_rng(seed).integers(len(ours), size=(RESAMPLES, len(ours)))
+    drawn = np.random.default_rng(seed).integers(len(scored), size=(RESAMPLES, len(scored)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
-        values = [of(ours[rows], theirs[rows]) for rows in drawn]
+        values = [of(scored[rows], true[rows]) for rows in drawn]
     low, high = np.nanpercentile(values, [2.5, 97.5])  # a draw of one thing alone ranks nothing
-    return Estimate(value=of(ours, theirs), low=float(low), high=float(high))
+    return Estimate(value=of(scored, true), low=float(low), high=float(high))
 
 
-def _overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    best = max(1, round(len(ours) / 4))
+def _overlap(scored: np.ndarray, true: np.ndarray) -> float:
+    best = max(1, round(len(scored) / 4))
     # What was drawn more than once counts as often: places, not values, are compared.
-    first, second = (set(np.argsort(-each, kind="stable")[:best]) for each in (ours, theirs))
+    first, second = (set(np.argsort(-each, kind="stable")[:best]) for each in (scored, true))
     return len(first & second) / best
 
 
 def _check_scores(scores: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    ours, theirs = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
-    if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
-        raise ValueError(f"scores must be three or more that differ, got {len(ours)}")
-    return ours, theirs
+    scored, true = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
+    if len(scored) < 3 or np.ptp(scored) == 0 or np.ptp(true) == 0:
+        raise ValueError(f"scores must be three or more that differ, got {len(scored)}")
+    return scored, true

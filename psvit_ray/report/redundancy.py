@@ -42,11 +42,11 @@ def followers(pattern: str) -> int:
     return sum(size - 1 for groups in parse_pattern(pattern) for size in groups)
 
 
-def write(found: SharingProposal, folder: Path) -> None:
+def write(proposal: SharingProposal, folder: Path) -> None:
     """`redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row for each
     layer; empty where there is none) and `redundancy.png`."""
-    (folder / JSON).write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    measured = found.redundancy
+    (folder / JSON).write_text(proposal.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    measured = proposal.redundancy
     heading = ["layer", *map(str, range(1, len(measured.similarity) + 1)), "tokens"]
     rows = [
         [layer, *("" if math.isnan(value) else value for value in [*row, tokens])]
@@ -55,16 +55,16 @@ def write(found: SharingProposal, folder: Path) -> None:
         )
     ]
     (folder / "redundancy.csv").write_bytes(csv_file.content(heading, rows))
-    title = f"{found.model}: {measured.num_images:,} hold-out images of {found.data}"
-    (folder / "redundancy.png").write_bytes(redundancy_png(measured, found.pattern, title))
+    title = f"{proposal.model}: {measured.num_images:,} hold-out images of {proposal.data}"
+    (folder / "redundancy.png").write_bytes(redundancy_png(measured, proposal.pattern, title))
 
 
-def summary(found: SharingProposal) -> str:
+def summary(proposal: SharingProposal) -> str:
     """For a terminal: each layer with its leader, and the pattern."""
-    measured = found.redundancy
+    measured = proposal.redundancy
     lines = [["layer", "map as the one before", "leader", "map as the leader", "tokens"]]
     layer = 0
-    for size in (size for groups in parse_pattern(found.pattern) for size in groups):
+    for size in (size for groups in parse_pattern(proposal.pattern) for size in groups):
         for leader, member in ((layer, layer + i) for i in range(size)):
             row = measured.similarity[member]
             before = row[member - 1] if member else math.nan
@@ -79,21 +79,24 @@ def summary(found: SharingProposal) -> str:
                 ]
             )
         layer += size
-    return f"{aligned(lines)}\n\n{_proposal_line(found)}"
+    return f"{aligned(lines)}\n\n{_proposal_line(proposal)}"
 
 
-def _proposal_line(found: SharingProposal) -> str:
-    borrowing = followers(found.pattern)
-    alike = mean_to_leader(found.redundancy.similarity, found.pattern)
-    rule = "" if found.threshold is None else f" under threshold {found.threshold:g}"
-    said = f"sharing{rule}: {found.pattern}\n{borrowing} of {len(found.redundancy.similarity)} "
-    said += "layers borrow a map"
+def _proposal_line(proposal: SharingProposal) -> str:
+    borrowing = followers(proposal.pattern)
+    alike = mean_to_leader(proposal.redundancy.similarity, proposal.pattern)
+    rule = "" if proposal.threshold is None else f" under threshold {proposal.threshold:g}"
+    text = (
+        f"sharing{rule}: {proposal.pattern}\n{borrowing} of {len(proposal.redundancy.similarity)} "
+    )
+    text += "layers borrow a map"
     if borrowing:
-        said += f", {alike:.3f} similar to their leaders' on average"
-    if found.spec and found.proposed:
-        ours, theirs = count_macs(found.proposed), count_macs(found.spec)
-        said += f"; {ours / 1e6:,.4g} MMACs, {ours / theirs:.3f} of the network's"
-    return said
+        text += f", {alike:.3f} similar to their leaders' on average"
+    if proposal.spec and proposal.proposed:
+        proposed_macs, measured_macs = count_macs(proposal.proposed), count_macs(proposal.spec)
+        share = proposed_macs / measured_macs
+        text += f"; {proposed_macs / 1e6:,.4g} MMACs, {share:.3f} of the network's"
+    return text
 
 
 def _number(value: float) -> str:

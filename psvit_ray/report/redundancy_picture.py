@@ -68,5 +68,7 @@ def _number_cells(axes: Axes, similarity: np.ndarray, white_from: float) -> None
     for (row, column), value in np.ndenumerate(similarity):
         if not math.isnan(value):
             colour = "white" if value > white_from else "black"
-            said = f"{value:.2f}".lstrip("0")
-            axes.text(column + 1, row + 1, said, ha="center", va="center", color=colour, fontsize=7)
+            label = f"{value:.2f}".lstrip("0")
+            axes.text(
+                column + 1, row + 1, label, ha="center", va="center", color=colour, fontsize=7
+            )

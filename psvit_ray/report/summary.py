@@ -43,13 +43,13 @@ def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str
 
 def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
     """The best PSViT and the best DeiT of each search."""
-    found = {name: list(records) for name, records in searches.items()}
-    unit = MacsUnit.of([record for records in found.values() for record in records])
+    by_name = {name: list(records) for name, records in searches.items()}
+    unit = MacsUnit.of([record for records in by_name.values() for record in records])
     lines = [["search", *_heading(unit)]]
-    for name, records in found.items():
+    for name, records in by_name.items():
         ranked = [record for record in ranking(records) if record.ranks]
         winners = [record for record in (best(records), best_deit(records)) if record]
-        lines += [[name, *_cells(ranked.index(one) + 1, one, unit)] for one in winners]
+        lines += [[name, *_cells(ranked.index(record) + 1, record, unit)] for record in winners]
         if not winners:
             lines.append([name, *["-"] * len(_heading(unit))])
     return aligned(lines)
@@ -58,9 +58,9 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
 def count_statuses(records: Sequence[Record]) -> str:
     """How many were trained in full, and what became of the others."""
     counts = Counter(record.status for record in records)
-    said = [f"{sum(record.ranks for record in records)} trained in full"]
-    said += [f"{counts[status]} {text}" for status, text in NOT_RANKED.items() if counts[status]]
-    return ", ".join(said)
+    parts = [f"{sum(record.ranks for record in records)} trained in full"]
+    parts += [f"{counts[status]} {text}" for status, text in NOT_RANKED.items() if counts[status]]
+    return ", ".join(parts)
 
 
 def _heading(unit: MacsUnit) -> list[str]:

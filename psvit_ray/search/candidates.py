@@ -43,10 +43,12 @@ class ConfigurationSpace:
     def count(self) -> int | None:
         """How many there are; None where they cannot be counted."""
         size = self._space.size(self.limits)
-        choices = [one for one in self._overrides.values() if not isinstance(one, Range)]
+        choices = [
+            override for override in self._overrides.values() if not isinstance(override, Range)
+        ]
         if not size.exact or len(choices) < len(self._overrides):
             return None
-        return size.count * math.prod(len(one) for one in choices)
+        return size.count * math.prod(len(override) for override in choices)
 
     def __contains__(self, configuration: Configuration) -> bool:
         train, spec = configuration.train, configuration.spec
@@ -75,20 +77,20 @@ class ConfigurationSpace:
             return cast(Parameter, trial.suggest_categorical(name, choices))
 
         settings: dict[str, Setting] = {}
-        for name, one in self._overrides.items():
-            if isinstance(one, Range):
-                number = trial.suggest_float(name, one.low, one.high, log=one.log)
-                settings[name] = one.rounded(number)
+        for name, override in self._overrides.items():
+            if isinstance(override, Range):
+                number = trial.suggest_float(name, override.low, override.high, log=override.log)
+                settings[name] = override.rounded(number)
             else:
-                settings[name] = cast(Setting, trial.suggest_categorical(name, one))
+                settings[name] = cast(Setting, trial.suggest_categorical(name, override))
         return self._configuration(self._space.walk(decide), settings)
 
     def draw(self, rng: random.Random) -> Configuration:
         """Each spec within limits as likely as any other, each setting too."""
         spec = self._space.sample(rng, self.limits)
         settings = {
-            name: one.draw(rng) if isinstance(one, Range) else rng.choice(one)
-            for name, one in self._overrides.items()
+            name: override.draw(rng) if isinstance(override, Range) else rng.choice(override)
+            for name, override in self._overrides.items()
         }
         return self._configuration(spec, settings)
 
@@ -100,12 +102,12 @@ class ConfigurationSpace:
     def first_points(self, rng: random.Random) -> list[Configuration]:
         """Large PSViTs, trained as `train` says as far as the overrides allow."""
         settings: dict[str, Setting] = {}
-        for name, one in self._overrides.items():
+        for name, override in self._overrides.items():
             value = getattr(self._train, name)
-            if isinstance(one, Range):
-                settings[name] = one.rounded(value)
+            if isinstance(override, Range):
+                settings[name] = override.rounded(value)
             else:
-                settings[name] = value if value in one else one[0]
+                settings[name] = value if value in override else override[0]
         specs = first_points(self._space, self.limits, rng)
         return [self._configuration(spec, settings) for spec in specs]
 
@@ -147,13 +149,13 @@ def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]
     while there is one left. Empty if every DeiT is over the limits."""
     if limits.max_macs is None:
         limits = Limits(max_macs=count_macs(largest_spec(space)), max_params=limits.max_params)
-    found = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
+    deits = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
     chosen: list[_Deit] = []
-    while found and len(chosen) < number:
+    while deits and len(chosen) < number:
         taken = {deit.patch_size for deit in chosen}
-        other = [deit for deit in found if deit.patch_size not in taken]
-        chosen.append((other or found)[0])
-        found.remove(chosen[-1])
+        other = [deit for deit in deits if deit.patch_size not in taken]
+        chosen.append((other or deits)[0])
+        deits.remove(chosen[-1])
     return [_build_deit(space.unpooled(), deit) for deit in chosen]
 
 
@@ -193,15 +195,15 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
     """For each pooling kind, the PSViT of most MACs within limits that shares nothing, and the one
     that shares in pairs: the largest of some that are drawn."""
     drawn = [space.sample(rng, limits) for _ in range(DRAWS)]
-    found: dict[tuple[str, int], ArchSpec] = {}
+    largest: dict[tuple[str, int], ArchSpec] = {}
     for spec, group in product(drawn, (1, 2)):
         other = _with_groups_of(space, spec, group)
         family = (other.pooling, group)
         if limits.allows(other) and (
-            family not in found or count_macs(other) > count_macs(found[family])
+            family not in largest or count_macs(other) > count_macs(largest[family])
         ):
-            found[family] = other
-    return list(dict.fromkeys(found[family] for family in sorted(found)))
+            largest[family] = other
+    return list(dict.fromkeys(largest[family] for family in sorted(largest)))
 
 
 def spread_over_macs(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[ArchSpec]:

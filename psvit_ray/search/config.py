@@ -137,8 +137,8 @@ class SearchConfig(Value):
 
     @property
     def limits(self) -> Limits:
-        def whole(most: float | None, unit: float) -> int | None:
-            return None if most is None else max(1, round(most * unit))
+        def whole(limit: float | None, unit: float) -> int | None:
+            return None if limit is None else max(1, round(limit * unit))
 
         return Limits(max_macs=whole(self.max_gmacs, 1e9), max_params=whole(self.max_params_m, 1e6))
 
@@ -152,7 +152,7 @@ class SearchConfig(Value):
             if self.limits.allows(macs) or self.limits.allows(params):
                 raise  # there are some, but too few among too many to find
             limits = {"max_gmacs": self.max_gmacs, "max_params_m": self.max_params_m}
-            given = ", ".join(f"{name}={most:g}" for name, most in limits.items() if most)
+            given = ", ".join(f"{name}={limit:g}" for name, limit in limits.items() if limit)
             raise ValueError(
                 f"no configuration of the space meets {given}; the smallest there are: "
                 f"{_cost(macs)}; {_cost(params)}"
@@ -161,8 +161,8 @@ class SearchConfig(Value):
             try:
                 SearchSpace.model_validate({**dict(self.space), "img_size": train.img_size})
             except ValidationError as error:
-                said = error.errors()[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"img_size={train.img_size} of training: {said}") from None
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"img_size={train.img_size} of training: {message}") from None
         for settings in self._corners():
             try:
                 with_settings(train, settings)
@@ -211,8 +211,8 @@ def _checked(name: str, override: Override) -> Override:
         try:
             valid.append(checker.validate_python(value))
         except ValidationError as error:
-            said = error.errors()[0]["msg"].replace("Input should be", "must be")
-            raise ValueError(f"overrides: {name!r} {said}, got {short_repr(value)}") from None
+            message = error.errors()[0]["msg"].replace("Input should be", "must be")
+            raise ValueError(f"overrides: {name!r} {message}, got {short_repr(value)}") from None
     if not isinstance(override, Range):
         if not valid or len(set(valid)) < len(valid):
             raise ValueError(

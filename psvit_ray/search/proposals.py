@@ -84,8 +84,8 @@ class Proposals:
         first = self._candidates.first_points(random.Random(config.search_seed))
         self._unfinished = deque(unfinished)
         self._first = deque(
-            [self._proposal("baseline", one) for one in baselines]
-            + [self._proposal("first", one) for one in first]
+            [self._proposal("baseline", configuration) for configuration in baselines]
+            + [self._proposal("first", configuration) for configuration in first]
         )
 
     def ask(self) -> Proposal | None:
@@ -161,11 +161,11 @@ class Proposals:
         trial = self._study.ask()
         configuration = self._candidates.suggest(trial)
         macs, params = cost(configuration.spec)
-        most_macs, most_params = self._candidates.limits.bounds
+        max_macs, max_params = self._candidates.limits.bounds
         trial.set_user_attr("macs", macs)
         # TPE learns from what is over the limits too, which costs no training.
-        trial.set_constraint("macs", macs / most_macs - 1)
-        trial.set_constraint("params", params / most_params - 1)
+        trial.set_constraint("macs", macs / max_macs - 1)
+        trial.set_constraint("params", params / max_params - 1)
         return trial, configuration
 
     def _finish(self, trial: optuna.Trial, top1: float) -> None:
@@ -183,7 +183,11 @@ class FixedProposals:
     ) -> None:
         self._kinds = kinds or {}
         ended = {record.key for record in records if record.status in FINAL_STATUSES}
-        distinct = {one.key: one for one in configurations if one.key not in ended}
+        distinct = {
+            configuration.key: configuration
+            for configuration in configurations
+            if configuration.key not in ended
+        }
         self._waiting = deque(distinct.values())
 
     def ask(self) -> Proposal | None:

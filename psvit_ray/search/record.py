@@ -219,7 +219,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def _is_list_of_objects(value: Any) -> bool:
     """A list of objects, to be compared one by one; a list of plain values is one choice."""
-    return isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+    return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
 def _text(value: Any) -> str:

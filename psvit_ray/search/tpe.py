@@ -27,8 +27,8 @@ class OneSplitTPE(TPESampler):
     ) -> dict[str, Any]:
         if self._parted[0] != trial.number:
             known = study.get_trials(deepcopy=False, states=KNOWN)
-            others = [one for one in known if one.number != trial.number]
-            ended = sum(one.state == TrialState.COMPLETE for one in others)
+            others = [other for other in known if other.number != trial.number]
+            ended = sum(other.state == TrialState.COMPLETE for other in others)
             good, bad = _split_trials(study, others, default_gamma_multiobjective(ended))
             self._parted = trial.number, good, bad
         _, good, bad = self._parted
@@ -36,4 +36,7 @@ class OneSplitTPE(TPESampler):
         of_bad = self._build_parzen_estimator(study, search_space, bad, handle_below=False)
         samples = of_good.sample(self._rng.rng, self._n_ei_candidates)
         chosen = self._compare(samples, self._compute_acquisition_func(samples, of_good, of_bad))
-        return {name: one.to_external_repr(chosen[name]) for name, one in search_space.items()}
+        return {
+            name: distribution.to_external_repr(chosen[name])
+            for name, distribution in search_space.items()
+        }

@@ -370,7 +370,7 @@ def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
 def test_a_long_reason_is_cut_not_refused(experiment: Experiment) -> None:
     written(experiment, record(0, (), "failed", reason="x" * 100_000))
     _, (run,) = runs(experiment)
-    assert run.data.tags["psvit.reason"] == "x" * mlflow_tracker.MOST_OF_A_REASON
+    assert run.data.tags["psvit.reason"] == "x" * mlflow_tracker.MAX_REASON
 
 
 def test_a_machine_without_git_tracks_all_the_same(

@@ -30,8 +30,8 @@ def write(
 ) -> None:
     """`metrics.json` (with `about` before the numbers), `per_class.csv`, `confusion.csv` and
     `.png`, `reliability.png`, `hardest.csv`, and `quarantine.csv` where images cannot be read."""
-    found = {**about, **metrics(answers)}
-    (folder / "metrics.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    content = {**about, **metrics(answers)}
+    (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     rows = per_class(answers)
     _write_csv(folder / "per_class.csv", list(rows[0]), [list(row.values()) for row in rows])
     names = answers.class_names
@@ -54,16 +54,16 @@ def write(
 
 def summary(answers: Evaluation) -> str:
     """A few lines for a terminal."""
-    found = metrics(answers)
-    numbers = [f"top-1 {found['top1']:.2f} %"]
-    if found["top5"] is not None:
-        numbers.append(f"top-5 {found['top5']:.2f} %")
-    if found["loss"] is not None:
-        numbers += [f"loss {found['loss']:.4f}", f"ECE {100 * found['ece']:.2f} %"]
-    lines = [f"{found['correct']:,} of {found['images']:,} right: {', '.join(numbers)}"]
-    if found["unreadable"]:
+    values = metrics(answers)
+    numbers = [f"top-1 {values['top1']:.2f} %"]
+    if values["top5"] is not None:
+        numbers.append(f"top-5 {values['top5']:.2f} %")
+    if values["loss"] is not None:
+        numbers += [f"loss {values['loss']:.4f}", f"ECE {100 * values['ece']:.2f} %"]
+    lines = [f"{values['correct']:,} of {values['images']:,} right: {', '.join(numbers)}"]
+    if values["unreadable"]:
         lines.append(
-            f"{found['unreadable']:,} cannot be read and count as wrong: {quarantine.QUARANTINE} "
+            f"{values['unreadable']:,} cannot be read and count as wrong: {quarantine.QUARANTINE} "
             "names "
             "them"
         )
@@ -74,9 +74,9 @@ def summary(answers: Evaluation) -> str:
     return "\n".join([*lines, f"lowest recall: {worst}"])
 
 
-def _hardest(answers: Evaluation, place: Locate, most: int) -> Iterable[Sequence[object]]:
+def _hardest(answers: Evaluation, place: Locate, count: int) -> Iterable[Sequence[object]]:
     names = answers.class_names
-    for index in hardest(answers, most).tolist():
+    for index in hardest(answers, count).tolist():
         yield (
             *place(index),
             names[answers.labels[index]],

@@ -67,24 +67,24 @@ def reliability_png(answers: Evaluation, title: str) -> bytes:
     axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     if answers.readable.any():
         bins = reliability(answers)
-        middle = [50 * (one.low + one.high) for one in bins]
+        middle = [50 * (bin_.low + bin_.high) for bin_ in bins]
         width = 96 / len(bins)
         axes.bar(
             middle,
-            [100 * one.accuracy for one in bins],
+            [100 * bin_.accuracy for bin_ in bins],
             width,
             color=COLOUR,
             label="right, of the images of a bin",
         )
         axes.plot(
-            [100 * one.confidence for one in bins if one.count],
-            [100 * one.accuracy for one in bins if one.count],
+            [100 * bin_.confidence for bin_ in bins if bin_.count],
+            [100 * bin_.accuracy for bin_ in bins if bin_.count],
             "o",
             color="black",
             markersize=4,
             label="at the mean probability of its images",
         )
-        below.bar(middle, [one.count for one in bins], width, color="grey")
+        below.bar(middle, [bin_.count for bin_ in bins], width, color="grey")
         title += f"\nexpected calibration error {100 * calibration_error(bins):.2f} %"
     axes.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="as sure as right")
     axes.set_title(title, loc="left", fontsize=11)
@@ -94,8 +94,8 @@ def reliability_png(answers: Evaluation, title: str) -> bytes:
     axes.legend(loc="upper left", frameon=False, fontsize=8.5)
     below.set_xlabel("probability of the prediction, %")
     below.set_ylabel("images")
-    for one in (axes, below):
-        one.spines[["top", "right"]].set_visible(False)
+    for panel in (axes, below):
+        panel.spines[["top", "right"]].set_visible(False)
     return png(figure)
 
 
@@ -115,11 +115,11 @@ def _name_classes(axes: Axes, answers: Evaluation, unreadable: bool) -> None:
 
 
 def _mistakes(answers: Evaluation) -> str:
-    found = metrics(answers)
-    wrong = found["images"] - found["correct"]
-    lines = [f"{found['images']:,} images, {wrong:,} wrong"]
-    if found["unreadable"]:
-        lines.append(f"of these {found['unreadable']:,} unreadable")
+    numbers = metrics(answers)
+    wrong = numbers["images"] - numbers["correct"]
+    lines = [f"{numbers['images']:,} images, {wrong:,} wrong"]
+    if numbers["unreadable"]:
+        lines.append(f"of these {numbers['unreadable']:,} unreadable")
     pairs = confused_pairs(answers, MAX_PAIRS)
     if pairs:
         lines += ["", "most frequent mistakes:"]

@@ -141,9 +141,9 @@ def reliability(answers: Evaluation, num_bins: int = NUM_BINS) -> list[Reliabili
 def calibration_error(bins: Iterable[ReliabilityBin]) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599), in 0 to 1: how far accuracy
     is from confidence, as the mean over bins by their number of images."""
-    filled = [one for one in bins if one.count]
-    gaps = sum(one.count * abs(one.accuracy - one.confidence) for one in filled)
-    return gaps / sum(one.count for one in filled)
+    filled = [bin_ for bin_ in bins if bin_.count]
+    gaps = sum(bin_.count * abs(bin_.accuracy - bin_.confidence) for bin_ in filled)
+    return gaps / sum(bin_.count for bin_ in filled)
 
 
 ClassRow = dict[str, Any]
@@ -159,7 +159,7 @@ def per_class(answers: Evaluation) -> list[ClassRow]:
         correct = int(confusion[number, number])
         mistaken = confusion[number].copy()
         mistaken[number] = 0
-        most = int(mistaken[:-1].argmax()) if mistaken[:-1].any() else None
+        mistaken_for = int(mistaken[:-1].argmax()) if mistaken[:-1].any() else None
         rows.append(
             {
                 "class": name,
@@ -168,23 +168,25 @@ def per_class(answers: Evaluation) -> list[ClassRow]:
                 "correct": correct,
                 "precision": 100 * correct / predicted if predicted else None,
                 "recall": 100 * correct / support if support else None,
-                "mostly_mistaken_for": answers.class_names[most] if most is not None else None,
+                "mostly_mistaken_for": answers.class_names[mistaken_for]
+                if mistaken_for is not None
+                else None,
             }
         )
     return rows
 
 
-def hardest(answers: Evaluation, most: int) -> np.ndarray:
+def hardest(answers: Evaluation, count: int) -> np.ndarray:
     """Indices of the images with the highest loss, that first."""
     order = np.argsort(-answers.losses, kind="stable")  # NaN, of an unreadable one, comes last
-    return order[: min(most, int(answers.readable.sum()))]
+    return order[: min(count, int(answers.readable.sum()))]
 
 
-def confused_pairs(answers: Evaluation, most: int) -> list[tuple[str, str, int]]:
+def confused_pairs(answers: Evaluation, count: int) -> list[tuple[str, str, int]]:
     """Label, prediction and count of the most frequent mistakes."""
     counts = answers.confusion()[:, :-1].copy()
     np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:most]
+    order = np.argsort(-counts, axis=None, kind="stable")[:count]
     names = answers.class_names
     return [
         (names[label], names[prediction], int(counts[label, prediction]))

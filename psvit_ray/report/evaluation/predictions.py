@@ -29,7 +29,7 @@ def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> WriteRow:
     file.write(csv_file.line(["path", "label", "probability", *numbered, "error"]))
 
     def write(path: str, answer: Prediction) -> None:
-        cells = [cell for one in _top_classes(answer, class_names) for cell in one]
+        cells = [cell for pair in _top_classes(answer, class_names) for cell in pair]
         file.write(csv_file.line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
 
     return write

@@ -49,10 +49,10 @@ def picture(
 ) -> Figure:
     """Below, every candidate with the supernet's weights; above, on an axis of its own, what
     training made of the finalists and of DeiT. A finalist's number is its rank as a candidate."""
-    trained = [one for one in finalists if one.runs]
+    trained = [finalist for finalist in finalists if finalist.runs]
     unit = MacsUnit.of([*scores, *trained])
     ranks = {score.spec: rank for rank, score in enumerate(rank_scores(scores), start=1)}
-    psvits = {one.spec for one in finalists if one.kind != "baseline"}
+    psvits = {finalist.spec for finalist in finalists if finalist.kind != "baseline"}
     chosen = [score for score in scores if score.spec in psvits]
     figure = new_figure(8, 9 if trained else 5.5)
     if trained:
@@ -68,8 +68,8 @@ def picture(
         _draw_scores(figure, axes, scores, unit, must)
         _draw_marks(axes, scores, marked, unit)
         _ring(axes, chosen, unit)
-        said = f"{len(scores):,} candidates with the supernet's weights"
-        axes.set_title(said, loc="left", fontsize=9)
+        heading = f"{len(scores):,} candidates with the supernet's weights"
+        axes.set_title(heading, loc="left", fontsize=9)
     else:
         axes.text(0.5, 0.5, "no candidate is scored yet", ha="center", transform=axes.transAxes)
     if scores or trained:
@@ -80,25 +80,31 @@ def picture(
     figure.draw_without_rendering()  # lays it out: numbers are placed where there is room
     _number(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
     if trained:
-        best = {one.spec: one for one in reversed(trained) if one.spec in ranks and one.top1}
-        tops = [(ranks[spec], unit.value(one), _top(one)) for spec, one in best.items()]
+        best = {
+            finalist.spec: finalist
+            for finalist in reversed(trained)
+            if finalist.spec in ranks and finalist.top1
+        }
+        tops = [
+            (ranks[spec], unit.value(finalist), _top(finalist)) for spec, finalist in best.items()
+        ]
         _number(above, tops)
     return figure
 
 
-def _top(one: Finalist) -> float:
+def _top(finalist: Finalist) -> float:
     """Of the error bar."""
-    return one.top1.mean + (one.top1.sd or 0.0) if one.top1 else 0.0
+    return finalist.top1.mean + (finalist.top1.sd or 0.0) if finalist.top1 else 0.0
 
 
 def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> None:
     for kind, (name, marker, colour, aside) in STYLES.items():
-        mine = [one for one in trained if one.kind == kind]
+        mine = [finalist for finalist in trained if finalist.kind == kind]
         if not mine:
             continue
-        means = [one.top1 for one in mine if one.top1]
+        means = [finalist.top1 for finalist in mine if finalist.top1]
         axes.errorbar(
-            [unit.value(one) for one in mine],
+            [unit.value(finalist) for finalist in mine],
             [mean.mean for mean in means],
             yerr=[mean.sd or 0.0 for mean in means],
             fmt=marker,
@@ -112,9 +118,9 @@ def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> No
             label=f"{name}, {_seeds([mean.n for mean in means])}",
             zorder=3,
         )
-        for one, mean in zip(mine, means, strict=True):  # matplotlib omits what is moved aside
+        for finalist, mean in zip(mine, means, strict=True):  # matplotlib omits what is moved aside
             ends = (mean.mean - (mean.sd or 0.0), mean.mean + (mean.sd or 0.0))
-            axes.update_datalim([(unit.value(one), end) for end in ends])
+            axes.update_datalim([(unit.value(finalist), end) for end in ends])
     axes.margins(y=0.15)  # room for the numbers
 
 

@@ -12,30 +12,30 @@ from psvit_ray.search.oneshot.scores import Score, rank_scores
 from psvit_ray.search.rows import Row, spec_columns
 
 
-def finalist_rows(found: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
+def finalist_rows(finalists: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
     """`shared_top1` is with the supernet's weights, `rank` and `number` are the candidate's; None
     of what was not scored, as DeiT."""
     places = {score.spec: (rank, score) for rank, score in enumerate(rank_scores(scores), start=1)}
     table = []
-    for one in found:
-        rank, score = places.get(one.spec, (None, None))
+    for finalist in finalists:
+        rank, score = places.get(finalist.spec, (None, None))
         table.append(
             {
-                "how": one.how,
-                "seeds": len(one.runs),
-                "missing": one.missing,
-                **_columns("holdout_top1", one.top1),
-                **_columns("test_top1", one.test_top1),
-                "test_seeds": one.test_top1.n if one.test_top1 else 0,
-                "gmacs": one.macs / 1e9,
-                "params_m": count_params(one.spec) / 1e6,
+                "how": finalist.how,
+                "seeds": len(finalist.runs),
+                "missing": finalist.missing,
+                **_columns("holdout_top1", finalist.top1),
+                **_columns("test_top1", finalist.test_top1),
+                "test_seeds": finalist.test_top1.n if finalist.test_top1 else 0,
+                "gmacs": finalist.macs / 1e9,
+                "params_m": count_params(finalist.spec) / 1e6,
                 "rank": rank,
                 "number": score.number if score else None,
                 "shared_top1": score.top1 if score else None,
-                **spec_columns(one.spec),
-                "epochs": one.epochs,
-                "seconds_per_run": round(one.seconds.mean, 1) if one.seconds else None,
-                "spec_id": one.spec.spec_id,
+                **spec_columns(finalist.spec),
+                "epochs": finalist.epochs,
+                "seconds_per_run": round(finalist.seconds.mean, 1) if finalist.seconds else None,
+                "spec_id": finalist.spec.spec_id,
             }
         )
     return table
@@ -45,26 +45,26 @@ def _columns(name: str, mean: SeedMean | None) -> Row:
     return {name: mean.mean if mean else None, f"{name}_sd": mean.sd if mean else None}
 
 
-def table(found: Sequence[Finalist], scores: Iterable[Score]) -> str:
+def table(finalists: Sequence[Finalist], scores: Iterable[Score]) -> str:
     """For a terminal: the columns of `rows` that fit."""
-    unit = MacsUnit.of(found)
+    unit = MacsUnit.of(finalists)
     heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
     heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]
     lines = [heading]
-    for one, row in zip(found, finalist_rows(found, scores), strict=True):
+    for finalist, row in zip(finalists, finalist_rows(finalists, scores), strict=True):
         lines.append(
             [
-                one.how,
+                finalist.how,
                 str(row["seeds"]),
-                str(one.top1 or "-"),
-                str(one.test_top1 or "-"),
-                f"{unit.value(one):#.3g}",
+                str(finalist.top1 or "-"),
+                str(finalist.test_top1 or "-"),
+                f"{unit.value(finalist):#.3g}",
                 f"{row['params_m']:#.3g}",
                 "-" if row["rank"] is None else f"{row['shared_top1']:.2f} (#{row['rank']})",
                 str(row["patch_size"]),
                 row["pattern"],
                 str(row["epochs"] or "-"),
-                "-" if one.seconds is None else f"{one.seconds.mean:.0f}",
+                "-" if finalist.seconds is None else f"{finalist.seconds.mean:.0f}",
             ]
         )
     return aligned(lines)

@@ -11,30 +11,41 @@ from psvit_ray.report.pareto_picture import COLOURS, new_figure, style_axes
 from psvit_ray.search.oneshot.scores import Generation
 
 
-def picture(found: Sequence[Generation], *, title: str) -> Figure:
+def picture(generations: Sequence[Generation], *, title: str) -> Figure:
     """Top-1 with the supernet's weights, as the search went on."""
     figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
-    if found:
-        x = [one.number for one in found]
+    if generations:
+        x = [generation.number for generation in generations]
         axes.fill_between(
             x,
-            [one.quartiles[0] for one in found],
-            [one.quartiles[2] for one in found],
+            [generation.quartiles[0] for generation in generations],
+            [generation.quartiles[2] for generation in generations],
             color=COLOURS[3],
             alpha=0.35,
             linewidth=0,
             label="middle half of a generation",
         )
-        axes.plot(x, [one.quartiles[1] for one in found], color=COLOURS[0], label="its median")
-        axes.plot(x, [one.best for one in found], "o", color=COLOURS[1], label="its best")
         axes.plot(
             x,
-            [one.best_so_far for one in found],
+            [generation.quartiles[1] for generation in generations],
+            color=COLOURS[0],
+            label="its median",
+        )
+        axes.plot(
+            x,
+            [generation.best for generation in generations],
+            "o",
+            color=COLOURS[1],
+            label="its best",
+        )
+        axes.plot(
+            x,
+            [generation.best_so_far for generation in generations],
             drawstyle="steps-post",
             color="black",
             linewidth=1,
-            label=f"best so far, {found[-1].best_so_far:.2f} % at the end",
+            label=f"best so far, {generations[-1].best_so_far:.2f} % at the end",
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8.5)

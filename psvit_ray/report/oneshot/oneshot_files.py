@@ -38,10 +38,12 @@ def write(
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    found, chosen = finalists(records), traits.trait_choices(scores)
+    best_finalists, chosen = finalists(records), traits.trait_choices(scores)
     best = f"{title}: the best {len(traits.best_scores(scores))} of {len(scores):,} candidates"
     pictures = {
-        "candidates.png": candidates_picture.picture(scores, found, marked or {}, title=title),
+        "candidates.png": candidates_picture.picture(
+            scores, best_finalists, marked or {}, title=title
+        ),
         "generations.png": generations_picture.picture(generations(scores), title=title),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
     }
@@ -51,11 +53,13 @@ def write(
 
 def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
     """`candidates.csv`, `traits.csv` and `finalists.csv`."""
-    found = finalists(records)
+    best_finalists = finalists(records)
     return {
         "candidates.csv": csv_bytes(score_rows(scores)),
         "traits.csv": csv_bytes(traits.trait_rows(traits.trait_choices(scores)), first="trait"),
-        "finalists.csv": csv_bytes(finalist_table.finalist_rows(found, scores), first="how"),
+        "finalists.csv": csv_bytes(
+            finalist_table.finalist_rows(best_finalists, scores), first="how"
+        ),
     }
 
 

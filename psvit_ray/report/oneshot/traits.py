@@ -58,16 +58,16 @@ def traits(spec: ArchSpec) -> dict[str, Parameter]:
     """Each decision that led to the spec, under its name in a search space, and `tokens`: of each
     layer of the stage, a class token not counted. `stage1.share2` is 1 where the second layer takes
     the first one's map."""
-    found: dict[str, Parameter] = {
+    values: dict[str, Parameter] = {
         "pooling": spec.pooling,
         "patch_size": spec.patch_size,
         "num_stages": len(spec.stages),
     }
     if len(spec.stages) > 1:
-        found["pool_op"] = spec.pool_op
+        values["pool_op"] = spec.pool_op
     for number, stage in enumerate(spec.stages, start=1):
         prefix = f"stage{number}"
-        found |= {
+        values |= {
             f"{prefix}.depth": stage.depth,
             f"{prefix}.embed_dim": stage.embed_dim,
             f"{prefix}.head_dim": stage.embed_dim // stage.num_heads,
@@ -75,8 +75,11 @@ def traits(spec: ArchSpec) -> dict[str, Parameter]:
             f"{prefix}.tokens": spec.num_tokens[number - 1],
         }
         shares = [int(place > 0) for size in stage.share_groups for place in range(size)]
-        found |= {f"{prefix}.share{layer}": one for layer, one in enumerate(shares[1:], start=2)}
-    return found
+        values |= {
+            f"{prefix}.share{layer}": is_shared
+            for layer, is_shared in enumerate(shares[1:], start=2)
+        }
+    return values
 
 
 def best_scores(scores: Sequence[Score]) -> list[Score]:
@@ -121,24 +124,24 @@ def _order(trait: str) -> tuple[str, int]:
     return stage, int(layer) if layer.isdigit() else 0
 
 
-def trait_rows(found: Sequence[TraitChoice]) -> list[Row]:
+def trait_rows(choices: Sequence[TraitChoice]) -> list[Row]:
     """Shares are in percent."""
     table = []
-    for one in found:
-        low, high = one.interval or (None, None)
+    for choice in choices:
+        low, high = choice.interval or (None, None)
         table.append(
             {
-                "trait": one.trait,
-                "choice": one.choice,
-                "lift": one.lift,
-                "top_percent": _percent(one.top_share),
+                "trait": choice.trait,
+                "choice": choice.choice,
+                "lift": choice.lift,
+                "top_percent": _percent(choice.top_share),
                 "top_low": _percent(low),
                 "top_high": _percent(high),
-                "all_percent": _percent(one.share),
-                "top": one.top,
-                "top_of": one.top_of,
-                "all": one.all,
-                "all_of": one.all_of,
+                "all_percent": _percent(choice.share),
+                "top": choice.top,
+                "top_of": choice.top_of,
+                "all": choice.all,
+                "all_of": choice.all_of,
             }
         )
     return table

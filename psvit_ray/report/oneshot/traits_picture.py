@@ -28,19 +28,19 @@ Rows = list[tuple[str, TraitChoice | None]]
 """A label and its choice; None under which a group begins."""
 
 
-def picture(found: Sequence[TraitChoice], *, title: str) -> Figure:
+def picture(choices: Sequence[TraitChoice], *, title: str) -> Figure:
     """A column for the whole spec and one for each stage."""
-    columns = {name: list(_rows(list(group))) for name, group in groupby(found, _stage)}
+    columns = {name: list(_rows(list(group))) for name, group in groupby(choices, _stage)}
     if not columns:
         figure = new_figure(8, 3)
         message = f"no comparison of fewer than {MIN_CANDIDATES} candidates, or of equal ones"
         figure.text(0.5, 0.5, message, ha="center")
     else:
-        most = max(len(rows) for rows in columns.values())
-        figure = new_figure(0.6 + 3.6 * len(columns), 1.5 + ROW * most)
+        max_rows = max(len(rows) for rows in columns.values())
+        figure = new_figure(0.6 + 3.6 * len(columns), 1.5 + ROW * max_rows)
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, (name, rows) in zip(panels, columns.items(), strict=True):
-            _draw(axes, rows, most)
+            _draw(axes, rows, max_rows)
             axes.set_title(name, loc="left", fontsize=10)
         figure.legend(
             *panels[0].get_legend_handles_labels(),
@@ -53,48 +53,51 @@ def picture(found: Sequence[TraitChoice], *, title: str) -> Figure:
     return figure
 
 
-def _stage(one: TraitChoice) -> str:
-    stage, dot, _ = one.trait.rpartition(".")
+def _stage(choice: TraitChoice) -> str:
+    stage, dot, _ = choice.trait.rpartition(".")
     return f"stage {stage.removeprefix('stage')}" if dot else "whole spec"
 
 
-def _rows(found: Sequence[TraitChoice]) -> Iterator[tuple[str, TraitChoice | None]]:
+def _rows(choices: Sequence[TraitChoice]) -> Iterator[tuple[str, TraitChoice | None]]:
     """Of a layer that shares or does not, one row says both."""
-    for heading, group in groupby(found, _heading):
+    for heading, group in groupby(choices, _heading):
         yield heading, None
-        for one in group:
+        for choice in group:
             if heading != SHARES:
-                yield one.choice if isinstance(one.choice, str) else f"{one.choice:g}", one
-            elif one.choice:
-                yield f"layer {one.trait.rpartition('share')[2]}", one
+                yield (
+                    choice.choice if isinstance(choice.choice, str) else f"{choice.choice:g}",
+                    choice,
+                )
+            elif choice.choice:
+                yield f"layer {choice.trait.rpartition('share')[2]}", choice
 
 
-def _heading(one: TraitChoice) -> str:
-    name = one.trait.rpartition(".")[2]
+def _heading(choice: TraitChoice) -> str:
+    name = choice.trait.rpartition(".")[2]
     return SHARES if name.startswith("share") else NAMES.get(name, name)
 
 
-def _draw(axes: Axes, rows: Rows, most: int) -> None:
-    labels = [label if one else "" for label, one in rows]
-    for y, (label, one) in enumerate(rows):
-        if one is None:
+def _draw(axes: Axes, rows: Rows, max_rows: int) -> None:
+    labels = [label if choice else "" for label, choice in rows]
+    for y, (label, choice) in enumerate(rows):
+        if choice is None:
             axes.text(0, y + 0.2, label, va="center", fontsize=8, fontweight="bold")
     axes.text(104, 0.2, "lift", va="center", fontsize=7.5)
-    shown = [(y, one) for y, (_, one) in enumerate(rows) if one]
+    shown = [(y, choice) for y, (_, choice) in enumerate(rows) if choice]
     axes.barh(
         [y for y, _ in shown],
-        [100 * one.share for _, one in shown],
+        [100 * choice.share for _, choice in shown],
         height=0.75,
         color="lightgrey",
         label="of all candidates",
     )
-    for likes, colour, said in (
+    for sign, colour, legend in (
         (1, COLOURS[0], "of the best: more often"),
         (-1, DEIT_COLOUR, "of the best: less often"),
         (0, "dimgrey", "of the best: as often, within the 95 % interval"),
     ):
-        mine = [(y, one) for y, one in shown if _difference_sign(one) == likes]
-        ends = [one.interval or (0.0, 0.0) for _, one in mine]
+        mine = [(y, choice) for y, choice in shown if _difference_sign(choice) == sign]
+        ends = [choice.interval or (0.0, 0.0) for _, choice in mine]
         axes.hlines(
             [y for y, _ in mine],
             [100 * low for low, _ in ends],
@@ -103,19 +106,19 @@ def _draw(axes: Axes, rows: Rows, most: int) -> None:
             linewidth=1.3,
         )
         axes.scatter(
-            [100 * (one.top_share or 0.0) for _, one in mine],
+            [100 * (choice.top_share or 0.0) for _, choice in mine],
             [y for y, _ in mine],
             s=20,
             color=colour,
-            label=said,
+            label=legend,
             zorder=3,
             clip_on=False,
         )
-        for y, one in mine:
-            axes.text(104, y, f"x {one.lift:.2f}", va="center", fontsize=7.5, color=colour)
+        for y, choice in mine:
+            axes.text(104, y, f"x {choice.lift:.2f}", va="center", fontsize=7.5, color=colour)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(most - 0.4, -0.8)
+    axes.set_ylim(max_rows - 0.4, -0.8)
     axes.set_xlim(0, 100)
     axes.set_xlabel("candidates that chose it, %", fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8)
@@ -123,10 +126,10 @@ def _draw(axes: Axes, rows: Rows, most: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _difference_sign(one: TraitChoice) -> int | None:
+def _difference_sign(choice: TraitChoice) -> int | None:
     """1 where the best chose it more often than all did, -1 where less, 0 where that may be chance;
     None where the trait applies to none of them."""
-    if one.interval is None:
+    if choice.interval is None:
         return None
-    low, high = one.interval
-    return int(one.share < low) - int(one.share > high)
+    low, high = choice.interval
+    return int(choice.share < low) - int(choice.share > high)

@@ -35,7 +35,7 @@ class InferenceActor:
         self._batch_size, self._top_k, self._decoder = batch_size, top_k, decoder
 
     def answers(self, table: ImageTable) -> list[Prediction]:
-        found = score_batches(
+        batches = score_batches(
             self._model,
             table,
             self._preprocessing,
@@ -43,7 +43,7 @@ class InferenceActor:
             batch_size=self._batch_size,
             decoder=self._decoder,
         )
-        return list(to_predictions(found, self._top_k))
+        return list(to_predictions(batches, self._top_k))
 
 
 def predict_tables(

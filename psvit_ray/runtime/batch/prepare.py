@@ -92,13 +92,13 @@ def prepare(
         progress = _Progress(planned, todo, say)
         _check_bad(planned, written, max_bad_fraction, out)
         with catch_stop_signals() as stop_signal:
-            for shard, found in _write_all(splits, out, settings, todo, workers, stop_signal):
-                written[shard.name] = found
+            for shard, result in _write_all(splits, out, settings, todo, workers, stop_signal):
+                written[shard.name] = result
                 progress.step(shard)
                 _check_bad(planned, written, max_bad_fraction, out)
         if stop_signal.number and len(written) < len(planned):
-            said = f"{stop_signal.name}: {len(written)} of {len(planned)} shards are written"
-            raise PrepareInterrupted(said, stop_signal.number)
+            message = f"{stop_signal.name}: {len(written)} of {len(planned)} shards are written"
+            raise PrepareInterrupted(message, stop_signal.number)
         return _finish(splits, out, identity, planned, written)
     except OSError as error:
         raise ValueError(
@@ -165,21 +165,22 @@ def _answer(ref: Any) -> Any:
 
 
 def _check_bad(
-    planned: Sequence[Shard], written: dict[str, WrittenShard], most: float, out: Folder
+    planned: Sequence[Shard], written: dict[str, WrittenShard], max_bad_fraction: float, out: Folder
 ) -> None:
     images = sum(len(shard.indices) for shard in planned)
     bad = _bad_images(written)
-    if len(bad) > most * images:
+    if len(bad) > max_bad_fraction * images:
+        seen = sum(len(shard.bad) + shard.rows for shard in written.values())
         quarantine.add(out, bad)
         raise ValueError(
-            f"data has {len(bad):,} images that cannot be used among the first "
-            f"{sum(len(one.bad) + one.rows for one in written.values()):,} of {images:,}, more "
-            f"than max_bad_fraction={most:g}; {out / quarantine.QUARANTINE} names them"
+            f"data has {len(bad):,} images that cannot be used among the first {seen:,} of "
+            f"{images:,}, more than max_bad_fraction={max_bad_fraction:g}; "
+            f"{out / quarantine.QUARANTINE} names them"
         )
 
 
 def _bad_images(written: dict[str, WrittenShard]) -> list[quarantine.BadImageRow]:
-    return [row for one in written.values() for row in one.bad]
+    return [row for shard in written.values() for row in shard.bad]
 
 
 def _finish(
@@ -207,15 +208,15 @@ def _finish(
 
 
 def _split_manifest(written: dict[str, WrittenShard], class_names: Sequence[str]) -> SplitManifest:
-    counts = zip(*(one.classes for one in written.values()), strict=True)
+    counts = zip(*(shard.classes for shard in written.values()), strict=True)
     return SplitManifest(
-        rows=sum(one.rows for one in written.values()),
-        bytes=sum(one.bytes for one in written.values()),
-        bad_images=sum(len(one.bad) for one in written.values()),
+        rows=sum(shard.rows for shard in written.values()),
+        bytes=sum(shard.bytes for shard in written.values()),
+        bad_images=sum(len(shard.bad) for shard in written.values()),
         classes=dict(zip(class_names, map(sum, counts), strict=True)),
         files={
-            name: ShardFile(rows=one.rows, bytes=one.bytes, sha256=one.sha256)
-            for name, one in written.items()
+            name: ShardFile(rows=shard.rows, bytes=shard.bytes, sha256=shard.sha256)
+            for name, shard in written.items()
         },
     )
 
@@ -229,7 +230,7 @@ class _Progress:
         self._total, self._left = len(planned), len(todo)
         self._images_left = sum(len(shard.indices) for shard in todo)
         self._images, self._say = 0, say
-        self._began = self._said = time.monotonic()
+        self._began = self._last_line_at = time.monotonic()
         if done := self._total - self._left:
             say(f"{done} of {self._total} shards are there already")
 
@@ -238,9 +239,9 @@ class _Progress:
         self._images += len(shard.indices)
         self._images_left -= len(shard.indices)
         now = time.monotonic()
-        if now - self._said < SAY_EVERY_S and self._left:
+        if now - self._last_line_at < SAY_EVERY_S and self._left:
             return
-        self._said = now
+        self._last_line_at = now
         rate = self._images / (now - self._began)
         minutes, seconds = divmod(round(self._images_left / rate), 60)
         self._say(

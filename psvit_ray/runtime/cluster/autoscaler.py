@@ -37,9 +37,9 @@ def max_of_new_workers(count: Callable[[Resources], float]) -> float:
 
 def max_by_config(config: dict[str, Any], count: Callable[[Resources], float]) -> float:
     """By an autoscaler's configuration: as many hosts of each kind as may be, the best first."""
-    left = most = config.get("max_workers", 0)
+    left = max_workers = config.get("max_workers", 0)
     kinds = [
-        (count(kind["resources"]), kind.get("max_workers", most))
+        (count(kind["resources"]), kind.get("max_workers", max_workers))
         for name, kind in config["available_node_types"].items()
         if name != config["head_node_type"]
     ]

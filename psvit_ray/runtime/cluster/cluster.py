@@ -119,12 +119,12 @@ def start_ray(**options: Any) -> None:
     with socket.socket() as free:
         free.bind((here, 0))
         port = free.getsockname()[1]
-    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
-    os.environ.update(told)
+    variables = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
+    os.environ.update(variables)
     try:
         ray.init(address="local", _node_ip_address=here, **options)
     finally:
-        for name in told:
+        for name in variables:
             del os.environ[name]
 
 
@@ -135,10 +135,10 @@ def check_socket_paths() -> None:
     session = f"session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{os.getpid():07}"
     longest = len(os.fsencode(os.path.join(folder, "ray", session, "sockets", "plasma_store.0")))
     if longest > MAX_SOCKET_BYTES:
-        most = len(os.fsencode(folder)) - (longest - MAX_SOCKET_BYTES)
+        max_length = len(os.fsencode(folder)) - (longest - MAX_SOCKET_BYTES)
         raise ValueError(
-            f"{name} must be at most {most} bytes long, as Ray puts sockets there, got {folder!r}; "
-            "set RAY_TMPDIR=/tmp"
+            f"{name} must be at most {max_length} bytes long, as Ray puts sockets there, got "
+            f"{folder!r}; set RAY_TMPDIR=/tmp"
         )
 
 
@@ -204,23 +204,25 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
         storage.delete(marker)
     if not (blind := {host.name: reason for host, reason in answers.items() if reason}):
         return
-    said = "; ".join(f"{name}: {reason}" for name, reason in blind.items())
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in blind.items())
     path = "the local path " if storage.is_local else ""
     hint = "; use a shared path or a URI such as s3://bucket/prefix" if storage.is_local else ""
-    raise ValueError(f"{field} must be seen by every host, got {path}{storage}; {said}{hint}")
+    raise ValueError(f"{field} must be seen by every host, got {path}{storage}; {reasons}{hint}")
 
 
 def check_readable(table: ImageTable, data: str) -> None:
     """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
     all that it would be given to read would be missing, and count as bad."""
-    one = table.take(np.arange(1))
-    if num_hosts() == 1 or read_error(one):
+    first_image = table.take(np.arange(1))
+    if num_hosts() == 1 or read_error(first_image):
         return
-    for host, reason in call_on_hosts(alive_hosts(), read_error, one, limit_s=ANSWER_S).items():
+    for host, reason in call_on_hosts(
+        alive_hosts(), read_error, first_image, limit_s=ANSWER_S
+    ).items():
         if reason:
             raise ValueError(
                 f"data must be seen by every host, got {data}, of which {host.name} cannot read "
-                f"{' '.join(one.place(0))}: {reason}"
+                f"{' '.join(first_image.place(0))}: {reason}"
             )
 
 

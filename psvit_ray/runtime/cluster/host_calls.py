@@ -39,14 +39,14 @@ def alive_hosts() -> tuple[Host, ...]:
     """All hosts, that of this process first. Names that several have are told apart."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     times = Counter(node["NodeManagerHostname"] for node in nodes)
-    found = []
+    hosts = []
     for node in nodes:
         name, ident = node["NodeManagerHostname"], node["NodeID"]
-        found.append(
+        hosts.append(
             Host(name if times[name] == 1 else f"{name}-{ident[:6]}", ident, node["Resources"])
         )
     here = ray.get_runtime_context().get_node_id()
-    return tuple(sorted(found, key=lambda host: (host.node != here, host.name)))
+    return tuple(sorted(hosts, key=lambda host: (host.node != here, host.name)))
 
 
 def call_on_hosts(

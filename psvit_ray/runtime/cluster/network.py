@@ -25,6 +25,6 @@ class UseRayInterface(WorkerCallback):
 def interface_of(address: str) -> str:
     """The network interface that has this IP address; empty where none has."""
     for interface, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
+        if any(entry.address == address for entry in addresses):
             return interface
     return ""

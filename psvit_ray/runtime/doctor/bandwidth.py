@@ -170,14 +170,14 @@ class BandwidthWorker:
         """Seconds of a training step with random images; scaled from fewer images where that would
         take longer than `within_s`."""
         train = step.configuration.train
-        most = min(step.images, train.micro_batch_size or step.images)
+        max_images = min(step.images, train.micro_batch_size or step.images)
         model = build_model(step.configuration).to(_device()).train()
         optimizer = create_optimizer_v2(model, opt=train.opt, lr=train.peak_lr)
-        few = min(PROBE_IMAGES, most)
+        few = min(PROBE_IMAGES, max_images)
         _train(model, optimizer, step.configuration, few)  # the first one is slower
         images, seconds = few, _train(model, optimizer, step.configuration, few)
-        if most > few and seconds * most / few < within_s:
-            images, seconds = most, _train(model, optimizer, step.configuration, most)
+        if max_images > few and seconds * max_images / few < within_s:
+            images, seconds = max_images, _train(model, optimizer, step.configuration, max_images)
         return seconds * step.images / images
 
 

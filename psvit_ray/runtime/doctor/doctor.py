@@ -86,8 +86,8 @@ def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
         return CheckResult(False, f"the data is not listed within {LISTING_S:g} s", advice)
     if isinstance(answer, Exception):
         return CheckResult(False, _reason(answer), "correct --data, or mount it on this host")
-    found: Source = answer
-    return found
+    source: Source = answer
+    return source
 
 
 def examine(subject: CheckContext) -> Iterator[Finding]:
@@ -107,14 +107,16 @@ def examine(subject: CheckContext) -> Iterator[Finding]:
 def versions(subject: CheckContext) -> Iterator[Finding]:
     mine = host_checks.versions()
     advice = "give all hosts one image, or the same packages; see PYTHONPATH there"
-    for host, theirs in call_on_hosts(subject.hosts, host_checks.versions, limit_s=LIMIT_S).items():
-        if isinstance(theirs, Exception):
-            yield _error_finding(host, "versions", theirs)
+    for host, versions_there in call_on_hosts(
+        subject.hosts, host_checks.versions, limit_s=LIMIT_S
+    ).items():
+        if isinstance(versions_there, Exception):
+            yield _error_finding(host, "versions", versions_there)
             continue
         other = [
-            f"{name} {theirs[name]} ({version} on {subject.driver.name})"
+            f"{name} {versions_there[name]} ({version} on {subject.driver.name})"
             for name, version in mine.items()
-            if theirs[name] != version
+            if versions_there[name] != version
         ]
         yield Finding(host.name, "versions", not other, ", ".join(other) or "equal", advice)
 
@@ -154,9 +156,9 @@ def storage(subject: CheckContext) -> Iterator[Finding]:
             yield Finding(host.name, "storage", False, _reason(faults[host]), advice)
         elif not (files[seeing[0]] in sees[host] and files[host] in sees[seeing[0]]):
             other = seeing[0].name
-            said = f"{subject.storage} is not that of {other}: what one writes, the other lacks"
+            message = f"{subject.storage} is not that of {other}: what one writes, the other lacks"
             advice = "mount the same there on all hosts, or use a URI such as s3://bucket/prefix"
-            yield Finding(host.name, "storage", False, said, advice)
+            yield Finding(host.name, "storage", False, message, advice)
         else:
             yield Finding(host.name, "storage", True, "shared" if len(seeing) > 1 else "written")
 
@@ -164,8 +166,8 @@ def storage(subject: CheckContext) -> Iterator[Finding]:
 def data(subject: CheckContext) -> Iterator[Finding]:
     if isinstance(subject.source, CheckResult):
         return iter([Finding(subject.driver.name, "data", *subject.source)])
-    one = subject.source.train.take(np.arange(1))
-    return _on_each_host(subject.hosts, "data", host_checks.read, one)
+    first_image = subject.source.train.take(np.arange(1))
+    return _on_each_host(subject.hosts, "data", host_checks.read, first_image)
 
 
 def mlflow(subject: CheckContext) -> Iterator[Finding]:
@@ -259,8 +261,8 @@ def clock_skew_result(sent: float, read: float, received: float) -> CheckResult:
     if least <= MAX_SKEW_S:
         return CheckResult(True, f"{least:.2f} s")
     direction = "ahead" if ahead > 0 else "behind"
-    said = f"{least:.1f} s {direction}: so are its times in MLflow and in logs"
-    return CheckResult(False, said, "set it by NTP, with chrony or systemd-timesyncd")
+    message = f"{least:.1f} s {direction}: so are its times in MLflow and in logs"
+    return CheckResult(False, message, "set it by NTP, with chrony or systemd-timesyncd")
 
 
 def bandwidth_result(measured: BandwidthResult, step: MeasuredStep | None) -> CheckResult:
@@ -274,7 +276,7 @@ def bandwidth_result(measured: BandwidthResult, step: MeasuredStep | None) -> Ch
     share = sums / (sums + measured.step_s)
     if share <= 0.5:
         return CheckResult(True, f"{rate}, {share:.0%} of a step")
-    said = (
+    message = (
         f"{rate}: {share:.0%} of a step is communication, {sums:.3g} s for "
         f"{step.gradient_bytes / 1e6:.3g} MB of gradients beside {measured.step_s:.3g} s for "
         f"{step.images} images a worker"
@@ -286,7 +288,7 @@ def bandwidth_result(measured: BandwidthResult, step: MeasuredStep | None) -> Ch
     advice = (
         f"fewer, larger batches{enough}, {halved}trainings that stay on one host, or a faster link"
     )
-    return CheckResult(False, said, advice)
+    return CheckResult(False, message, advice)
 
 
 def _on_each_host(
@@ -315,5 +317,5 @@ def _error_finding(host: Host, check: str, error: Exception) -> Finding:
 
 def _reason(error: Exception) -> str:
     line = without_secrets(next(iter(str(error).strip().splitlines()), ""))
-    ours = isinstance(error, ValueError | TimeoutError | TooSlowError)
-    return line if ours else f"{type(error).__name__}: {line}"
+    is_plain = isinstance(error, ValueError | TimeoutError | TooSlowError)
+    return line if is_plain else f"{type(error).__name__}: {line}"

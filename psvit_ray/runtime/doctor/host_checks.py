@@ -47,17 +47,17 @@ def now() -> float:
 
 def versions() -> dict[str, str]:
     """Of what must be the same everywhere; a build's own mark (+cu128) need not be."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name).partition("+")[0]
+            installed[name] = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
-            found[name] = "missing"
+            installed[name] = "missing"
     code = hashlib.sha256()
     package = Path(__file__).parents[2]
     for file in sorted(package.rglob("*.py")):
         code.update(str(file.relative_to(package)).encode() + file.read_bytes())
-    return found | {"psvit_ray": code.hexdigest()[:8]}
+    return installed | {"psvit_ray": code.hexdigest()[:8]}
 
 
 def gpus(counted: int) -> CheckResult:
@@ -65,16 +65,18 @@ def gpus(counted: int) -> CheckResult:
 
     seen = torch.cuda.device_count()
     if seen < counted:
-        said = f"Ray counts {counted}, torch {torch.__version__} sees {seen}"
-        return CheckResult(False, said, "install NVIDIA's driver, and a torch built for its CUDA")
+        message = f"Ray counts {counted}, torch {torch.__version__} sees {seen}"
+        return CheckResult(
+            False, message, "install NVIDIA's driver, and a torch built for its CUDA"
+        )
     for number in range(counted):
         ones = torch.ones(256, 256, device=f"cuda:{number}")
         if (got := float((ones @ ones).mean())) != 256:
-            said = f"GPU {number} multiplies wrongly: 256 ones make {got:g}"
-            return CheckResult(False, said, "take it out of the cluster")
+            message = f"GPU {number} multiplies wrongly: 256 ones make {got:g}"
+            return CheckResult(False, message, "take it out of the cluster")
     names = Counter(torch.cuda.get_device_name(number) for number in range(counted))
-    said = ", ".join(f"{times} {name}" for name, times in names.items())
-    return CheckResult(True, f"{said}, driver {_driver() or 'unknown'}")
+    message = ", ".join(f"{times} {name}" for name, times in names.items())
+    return CheckResult(True, f"{message}, driver {_driver() or 'unknown'}")
 
 
 def _driver() -> str:
@@ -90,7 +92,7 @@ def write(uri: str, mark: str) -> list[str]:
     folder = writable(uri, "storage")
     path = Path(folder.uri)
     above = (path, *path.parents) if folder.is_local else ()
-    made = [str(one) for one in above if not one.exists()]
+    made = [str(parent) for parent in above if not parent.exists()]
     folder.write(file_of(mark, ray.get_runtime_context().get_node_id()), b"", durable=False)
     return made
 
@@ -115,9 +117,9 @@ def clear(uri: str, names: Sequence[str], made: Mapping[str, Sequence[str]]) -> 
 
 def read(table: ImageTable) -> CheckResult:
     if reason := read_error(table):
-        said = f"cannot read {' '.join(table.place(0))}: {reason}"
+        message = f"cannot read {' '.join(table.place(0))}: {reason}"
         return CheckResult(
-            False, said, "mount the data there on this host, or use a URI such as s3://"
+            False, message, "mount the data there on this host, or use a URI such as s3://"
         )
     return CheckResult(True, "read")
 
@@ -136,9 +138,11 @@ def disk() -> CheckResult:
     total, _, free = shutil.disk_usage(folder)
     if 1 - free / total < FULL:
         return CheckResult(True, f"{size(free)} free")
-    said = f"{folder} has {size(free)} of {size(total)} free: Ray makes no objects on such a disk"
+    message = (
+        f"{folder} has {size(free)} of {size(total)} free: Ray makes no objects on such a disk"
+    )
     advice = f"keep {size(total * (1 - FULL))} free, or `ray start --temp-dir` on another disk"
-    return CheckResult(False, said, advice)
+    return CheckResult(False, message, advice)
 
 
 def shm(store: int, batches: int) -> CheckResult:
@@ -149,11 +153,11 @@ def shm(store: int, batches: int) -> CheckResult:
     total, _, free = shutil.disk_usage(SHM)
     advice = "give the container more (--shm-size; an emptyDir of medium Memory at /dev/shm)"
     if total < store:
-        said = f"{SHM} has {size(total)}, Ray's object store {size(store)}: it is on the disk"
-        return CheckResult(False, said, f"{advice}, or `ray start --object-store-memory`")
+        message = f"{SHM} has {size(total)}, Ray's object store {size(store)}: it is on the disk"
+        return CheckResult(False, message, f"{advice}, or `ray start --object-store-memory`")
     if free < batches:
-        said = f"{SHM} has {size(free)} free, the loaders hold {size(batches)} of batches"
-        return CheckResult(False, said, f"{advice}, or fewer --num-loaders")
+        message = f"{SHM} has {size(free)} free, the loaders hold {size(batches)} of batches"
+        return CheckResult(False, message, f"{advice}, or fewer --num-loaders")
     return CheckResult(True, f"{size(free)} free")
 
 
@@ -162,12 +166,14 @@ def token(url: str) -> CheckResult:
     try:
         code = requests.get(f"http://{url}/api/jobs/", timeout=5).status_code
     except requests.RequestException as error:
-        said = f"the dashboard at {url} does not say: {type(error).__name__}"
-        return CheckResult(False, said, f"start the head with its dashboard; {advice}")
+        message = f"the dashboard at {url} does not say: {type(error).__name__}"
+        return CheckResult(False, message, f"start the head with its dashboard; {advice}")
     if code == requests.codes.unauthorized:
         return CheckResult(True, "asked for")
-    said = f"who asks {url}/api/jobs/ without a token gets HTTP {code}: anybody may run code here"
-    return CheckResult(False, said, advice)
+    message = (
+        f"who asks {url}/api/jobs/ without a token gets HTTP {code}: anybody may run code here"
+    )
+    return CheckResult(False, message, advice)
 
 
 def size(num_bytes: float) -> str:

@@ -32,7 +32,7 @@ class ScoringResult:
 
 
 class SpecProposals(Protocol):
-    def ask(self, most: int) -> list[ArchSpec]:
+    def ask(self, max_specs: int) -> list[ArchSpec]:
         """A generation, of `most` at most; none where there is nothing left to score."""
 
     def tell(self, top1: Sequence[float]) -> None:
@@ -68,14 +68,14 @@ def score_candidates(
                 break
             generation = scores[-1].generation + 1 if scores else 0
             numbers = {spec: len(scores) + i for i, spec in enumerate(specs)}
-            found = {spec: known[spec] for spec in specs if spec in known}
+            by_spec = {spec: known[spec] for spec in specs if spec in known}
             if missing := [spec for spec in specs if spec not in known]:
                 if actors is None:
                     actors = _actors(checkpoint(), source, trials)
                     stack.callback(actors.close)
                 put_at = time.monotonic() + PUT_EVERY_S
                 for spec, loss, top1, seconds in actors.scores(missing):
-                    found[spec] = Score(
+                    by_spec[spec] = Score(
                         number=numbers[spec],
                         generation=generation,
                         spec=spec,
@@ -87,12 +87,12 @@ def score_candidates(
                     if stop_signal.reason:
                         break
                     if time.monotonic() > put_at:
-                        store.put(generation, found.values())
+                        store.put(generation, by_spec.values())
                         put_at = time.monotonic() + PUT_EVERY_S
-                store.put(generation, found.values())
-            scores += found.values()
-            if len(found) == len(specs):
-                proposed.tell([found[spec].top1 for spec in specs])
+                store.put(generation, by_spec.values())
+            scores += by_spec.values()
+            if len(by_spec) == len(specs):
+                proposed.tell([by_spec[spec].top1 for spec in specs])
                 tracker.put_scores(scores)
                 best = rank_scores(scores)[0]
                 print(

@@ -99,11 +99,13 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
 def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
     """What the last report of a training says, asked for again with the test images."""
     torch.set_num_threads(threads)
-    one = Configuration.model_validate_json(configuration)
+    config = Configuration.model_validate_json(configuration)
     on_gpu = bool(ray.get_gpu_ids())
     execution = Execution(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
     start = last_checkpoint(Folder(checkpoints))
-    *_, last = run_training(one, load_source(one), execution=execution, start=start, test=True)
+    *_, last = run_training(
+        config, load_source(config), execution=execution, start=start, test=True
+    )
     return last.values()
 
 
@@ -117,9 +119,11 @@ def export_winner(
         return list(records)
     if source.test:
         groups = finalists(records)
-        deit = [one for one in groups if one.kind == "baseline"][:1]
-        best = [one for one in groups if chosen in one.runs]
-        tested = score_test(session, [run for one in deit + best for run in one.runs], trials)
+        deit = [finalist for finalist in groups if finalist.kind == "baseline"][:1]
+        best = [finalist for finalist in groups if chosen in finalist.runs]
+        tested = score_test(
+            session, [run for finalist in deit + best for run in finalist.runs], trials
+        )
         now = {record.key: record for record in [*records, *tested]}
         records, chosen = [now[record.key] for record in records], now[chosen.key]
     export_to(

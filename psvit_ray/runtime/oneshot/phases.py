@@ -83,7 +83,7 @@ def search(
         latency_ms = latency_table(session, config, search, trials).predict
     config.evolution(search, latency_ms)  # raises, before hours are spent
     gpus_of_supernet = config.supernet_workers * gpus
-    before = sum(one.seconds for one in RecordStore(session.folder / SUPERNET).all())
+    before = sum(record.seconds for record in RecordStore(session.folder / SUPERNET).all())
     supernet = train_supernet(
         session,
         config.supernet(search, train),
@@ -91,11 +91,11 @@ def search(
         workers=config.supernet_workers,
         deadline=budget.without(before * gpus_of_supernet).until(gpus_of_supernet),
     )
-    found = OneshotResult([], session.records, supernet.record, supernet.signal)
+    result = OneshotResult([], session.records, supernet.record, supernet.signal)
     if supernet.record.status == "interrupted":
-        return replace(found, reason=supernet.record.reason)
+        return replace(result, reason=supernet.record.reason)
     if supernet.record.status != "completed":
-        return replace(found, fault=supernet.record.reason)
+        return replace(result, fault=supernet.record.reason)
     budget = budget.without(supernet.record.seconds * gpus_of_supernet)
     scored_before = sum(score.seconds for score in ScoreStore(session.folder).all())
     scored = score_candidates(
@@ -108,9 +108,9 @@ def search(
         latency_ms=latency_ms,
         deadline=budget.without(scored_before * gpus).until(gpus * trials.concurrency()),
     )
-    found = replace(found, scores=scored.scores, signal=scored.signal, reason=scored.reason)
+    result = replace(result, scores=scored.scores, signal=scored.signal, reason=scored.reason)
     if scored.signal or scored.reason:
-        return found
+        return result
     budget = budget.without(sum(score.seconds for score in scored.scores) * gpus)
     specs = best_scored_specs(scored.scores, config.finalists)
     inherited = export_inherited(session, specs, lambda: supernet_checkpoint(session))
@@ -122,18 +122,20 @@ def search(
         num_trials=len(configurations),
         budget=budget,
     )
-    found = replace(
-        found,
+    result = replace(
+        result,
         records=outcome.records,
         signal=outcome.signal,
-        reason=next((one.reason for one in outcome.records if one.status == "interrupted"), ""),
+        reason=next(
+            (record.reason for record in outcome.records if record.status == "interrupted"), ""
+        ),
         fault=outcome.storage_fault,
         untracked=outcome.untracked,
     )
     whole = all(record.status in FINAL_STATUSES for record in outcome.records)
     if outcome.signal or outcome.storage_fault or not whole:
-        return found
-    return replace(found, records=export_winner(session, outcome.records, source, trials))
+        return result
+    return replace(result, records=export_winner(session, outcome.records, source, trials))
 
 
 def latency_table(
@@ -213,14 +215,14 @@ def first_candidates(session: Session, search: SearchConfig, source: Source) -> 
     checkpoint = supernet_checkpoint(session)
     every = max(1, len(source.holdout) // IMAGES_FOR_MAPS)
     table = source.holdout.take(np.arange(0, len(source.holdout), every))
-    found = suggested_sharings(
+    suggested = suggested_sharings(
         checkpoint,
         read_holdout(table, checkpoint.run.preprocessing),
         (spec for spec in large_specs(search) if not has_sharing(spec)),
     )
-    content = json.dumps([spec.model_dump(mode="json") for spec in found], indent=1).encode()
+    content = json.dumps([spec.model_dump(mode="json") for spec in suggested], indent=1).encode()
     session.folder.write(FIRST, content)
-    return found
+    return suggested
 
 
 def has_sharing(spec: ArchSpec) -> bool:

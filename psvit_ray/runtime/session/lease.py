@@ -97,13 +97,13 @@ class Lease:
     def _once_free(self, attempt: Callable[[], Result | None]) -> Result:
         """What the attempt gives, once it gives something."""
         patience = time.monotonic() + (EXPIRES_S + HEARTBEAT_S if self._wait else 0)
-        told = False
+        announced = False
         while (result := attempt()) is None:
             if self._watch.state == "held" and time.monotonic() >= patience:
                 raise NameInUse(self._watch.refusal())
-            if not told:
+            if not announced:
                 logger.warning(self._watch.waiting())
-                told = True
+                announced = True
             time.sleep(LOOK_S)
         return result
 

@@ -37,10 +37,10 @@ class Gauges:
     def training(self, runs: Iterable[Mapping[str, float]]) -> None:
         """The newest metrics of each run that is under way."""
         now = list(runs)
-        self._set("images_per_second", sum(one[IMAGES] for one in now))
+        self._set("images_per_second", sum(metrics[IMAGES] for metrics in now))
         if now:
-            self._set("train_loss", statistics.mean(one[LOSS] for one in now))
-            self._set("data_wait_fraction", statistics.mean(one[WAIT] for one in now))
+            self._set("train_loss", statistics.mean(metrics[LOSS] for metrics in now))
+            self._set("data_wait_fraction", statistics.mean(metrics[WAIT] for metrics in now))
 
     def trials(self, *, running: int, waiting: int) -> None:
         self._set("trials_running", running)

@@ -39,7 +39,7 @@ from psvit_ray.text.secrets import without_secrets
 RETRY_S = 5.0
 FLUSH_S = 60.0
 CANDIDATES = "candidates"
-MOST_OF_A_REASON = 1000  # MLflow refuses a tag that is much longer
+MAX_REASON = 1000  # MLflow refuses a tag that is much longer
 MAX_EXPERIMENT_NAME, MAX_RUN_NAME = 256, 250  # columns of MLflow's databases
 LONGEST_DATASET_NAME = 500
 POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
@@ -150,11 +150,11 @@ class _ParentRun:
         if not digest or (run.inputs and run.inputs.dataset_inputs):
             return
         self.client.set_tag(run.info.run_id, "psvit.data_digest", digest)
-        scheme, found, _ = data.partition("://")
+        scheme, has_scheme, _ = data.partition("://")
         dataset = Dataset(
             name=data[-LONGEST_DATASET_NAME:],
             digest=digest,
-            source_type=scheme if found else "local",
+            source_type=scheme if has_scheme else "local",
             source=json.dumps({"uri": data}),
         )
         context = InputTag("mlflow.data.context", "training")
@@ -294,7 +294,7 @@ class Tracker:
         now = int(time.time() * 1000)
         tags = [
             RunTag("psvit.status", record.status),
-            RunTag("psvit.reason", printable(record.reason)[:MOST_OF_A_REASON]),
+            RunTag("psvit.reason", printable(record.reason)[:MAX_REASON]),
         ]
         lacking = [point for point in record.curve if point.step not in steps]
         for first in range(0, max(len(lacking), 1), POINTS):
@@ -320,17 +320,19 @@ class Tracker:
             )
             self._steps[CANDIDATES] = {metric.step for metric in history}
         now = int(time.time() * 1000)
-        for one in generations(scores):
-            if one.number not in self._steps[CANDIDATES]:
+        for generation in generations(scores):
+            if generation.number not in self._steps[CANDIDATES]:
                 values = {
-                    "candidates/scored": float(one.scored),
-                    "candidates/best_top1": one.best_so_far,
-                    "candidates/generation_best_top1": one.best,
-                    "candidates/generation_median_top1": one.quartiles[1],
+                    "candidates/scored": float(generation.scored),
+                    "candidates/best_top1": generation.best_so_far,
+                    "candidates/generation_best_top1": generation.best,
+                    "candidates/generation_median_top1": generation.quartiles[1],
                 }
-                points = [Metric(name, value, now, one.number) for name, value in values.items()]
+                points = [
+                    Metric(name, value, now, generation.number) for name, value in values.items()
+                ]
                 self._parent.client.log_batch(self._parent.run_id, points)
-                self._steps[CANDIDATES].add(one.number)
+                self._steps[CANDIDATES].add(generation.number)
         table = csv_bytes(score_rows(scores)).decode()
         self._parent.client.log_text(self._parent.run_id, table, f"{CANDIDATES}.csv")
 
@@ -375,7 +377,7 @@ class Tracker:
 
         tops = [(point.metrics.get("holdout/top1", math.nan), point) for point in record.curve]
         if finite := [(top1, point) for top1, point in tops if math.isfinite(top1)]:
-            top1, best = max(finite, key=lambda one: one[0])
+            top1, best = max(finite, key=lambda pair: pair[0])
             add("best/holdout_top1", top1, best.step)
             add("best/epoch", best.epoch, best.step)
         if record.test_top1 is not None:
@@ -406,14 +408,14 @@ def _source_tags() -> dict[str, str]:
     """The commit this runs from, where it is a checkout, and the Ray job, where it is one."""
     tags = {}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
-        found = subprocess.run(
+        completed = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
             check=True,
         )
-        tags["mlflow.source.git.commit"] = found.stdout.strip()
+        tags["mlflow.source.git.commit"] = completed.stdout.strip()
     if job := os.environ.get("RAY_JOB_ID"):
         tags["psvit.ray_job_id"] = job
     return tags

@@ -45,8 +45,8 @@ class ControlChannel:
 
     def read(self, key: str) -> str:
         """Empty where nothing was said."""
-        said = internal_kv._internal_kv_get(f"{self._run}/{key}", namespace=NAMESPACE)
-        return said.decode() if said else ""
+        value = internal_kv._internal_kv_get(f"{self._run}/{key}", namespace=NAMESPACE)
+        return value.decode() if value else ""
 
     def clear(self) -> None:
         internal_kv._internal_kv_del(f"{self._run}/", del_by_prefix=True, namespace=NAMESPACE)

@@ -32,9 +32,9 @@ class WorkerRange(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Self:
         """From `N` or `MIN:MAX`, below 100,000. Raises ValueError for anything else."""
-        found = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
-        min_workers = int(found[1]) if found else 0
-        max_workers = int(found[2] or min_workers) if found else 0
+        match = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
+        min_workers = int(match[1]) if match else 0
+        max_workers = int(match[2] or min_workers) if match else 0
         if not 1 <= min_workers <= max_workers:
             raise ValueError(
                 "workers must be a number or MIN:MAX, from 1 and in this order, got "

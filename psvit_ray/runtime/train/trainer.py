@@ -231,17 +231,17 @@ class _Driver:
 
     def _watch(self, fit: _Fit) -> str:
         """Until the run has ended, or stopped: then why."""
-        look_at, told = 0.0, False
+        look_at, stop_sent = 0.0, False
         while fit.is_alive():
             fit.join(LOOK_S)
             # The key-value store, or the storage, may be away for a while: then at the next turn.
             with contextlib.suppress(RayError, OSError):
-                if (asked := self._stop_signal.reason) and not told:
+                if (asked := self._stop_signal.reason) and not stop_sent:
                     self._channel.send(STOP, asked)
-                    told = True
+                    stop_sent = True
                     if not self._channel.read(BEGUN):
                         return f"{asked} before the first step"
-                if told and (stopped := self._channel.read(STOPPED)):
+                if stop_sent and (stopped := self._channel.read(STOPPED)):
                     return stopped
                 if time.monotonic() >= look_at:
                     self._follow()
@@ -304,7 +304,7 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
 def _one_line(failures: dict[int, Exception]) -> str:
     """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
     rank, failure = min(
-        failures.items(), key=lambda one: (not isinstance(one[1], WorkerHung), one[0])
+        failures.items(), key=lambda item: (not isinstance(item[1], WorkerHung), item[0])
     )
     return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
 

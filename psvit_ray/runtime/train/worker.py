@@ -93,7 +93,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
     task = WorkerTask.model_validate(raw_task)
     rank = ray.train.get_context().get_world_rank()
     channel = ControlChannel(task.channel)
-    said: dict[str, Any] = {"epoch": 0, "step": 0, TOP1: 0.0}
+    last_report: dict[str, Any] = {"epoch": 0, "step": 0, TOP1: 0.0}
     stopped, failed = False, ""
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -106,7 +106,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
             with contextlib.closing(reports):  # type: ignore[type-var]
                 for report in reports:
                     keeper.take(report)
-                    said |= {"epoch": report.epoch, "step": report.step}
+                    last_report |= {"epoch": report.epoch, "step": report.step}
                     stopped = report.stopped
                     if report.metrics:
                         ray.train.report(report.values())
@@ -117,10 +117,10 @@ def train_worker(raw_task: dict[str, Any]) -> None:
         keeper.close()
         failed = broadcast_from_rank_zero(failed or keeper.fault)
     if failed:
-        ray.train.report({**said, "failed": failed, "storage_failed": bool(keeper.fault)})
+        ray.train.report({**last_report, "failed": failed, "storage_failed": bool(keeper.fault)})
     elif stopped and rank == 0:
         reason = channel.read(STOP) or "stopped by SIGTERM to a worker"
-        at = f"step {said['step']}, checkpoint {keeper.written}"
+        at = f"step {last_report['step']}, checkpoint {keeper.written}"
         channel.send(STOPPED, f"{reason} at {at}")
 
 
@@ -243,17 +243,17 @@ class CheckpointWriter:
         Raises BrokenCheckpoint, on all ranks, if there are some and it can read none, and
         RuntimeError where another rank cannot read what it does.
         """
-        found, reason = None, ""
+        checkpoint, reason = None, ""
         if self._rank == 0:
             try:
-                found = self._kept.newest()
+                checkpoint = self._kept.newest()
             except BrokenCheckpoint as error:
                 reason = str(error)
-        name, reason = broadcast_from_rank_zero((found.name if found else "", reason))
+        name, reason = broadcast_from_rank_zero((checkpoint.name if checkpoint else "", reason))
         if reason:
             raise BrokenCheckpoint(reason)
         if self._rank == 0 or not name:
-            return found
+            return checkpoint
         try:
             return self._kept.named(name)
         except BrokenCheckpoint as error:

@@ -262,7 +262,10 @@ def train_each(
     with open_session(
         launch,
         default_name=default_name,
-        identity={one.key: one.model_dump(mode="json") for one in configurations},
+        identity={
+            configuration.key: configuration.model_dump(mode="json")
+            for configuration in configurations
+        },
         source=source,
         num_workers=trials.workers_per_trial,
         resources=trials.resources,

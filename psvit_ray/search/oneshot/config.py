@@ -181,11 +181,13 @@ def finalist_configurations(
         finetuned["warmup_epochs"] = min(train.warmup_epochs, config.finetune_epochs / 2)
     finetuned["min_lr"] = min(train.min_lr, finetuned["lr"])
     deits = baselines(search.space, search.limits, search.baselines)
-    found: dict[str, tuple[Configuration, Kind]] = {}
+    trainings: dict[str, tuple[Configuration, Kind]] = {}
 
     def add(spec: ArchSpec, kind: Kind, **changes: object) -> None:
-        one = Configuration(spec=spec, train=TrainConfig.model_validate({**dict(train), **changes}))
-        found.setdefault(one.key, (one, kind))
+        configuration = Configuration(
+            spec=spec, train=TrainConfig.model_validate({**dict(train), **changes})
+        )
+        trainings.setdefault(configuration.key, (configuration, kind))
 
     for seed in range(train.seed, train.seed + config.finalist_seeds):
         for spec in deits:
@@ -194,7 +196,9 @@ def finalist_configurations(
             add(spec, "finalist", seed=seed)
             if config.finetune_epochs != 0:
                 add(spec, "finetuned", seed=seed, init=inherited[spec], **finetuned)
-    return [one for one, _ in found.values()], {key: kind for key, (_, kind) in found.items()}
+    return [configuration for configuration, _ in trainings.values()], {
+        key: kind for key, (_, kind) in trainings.items()
+    }
 
 
 def standard_error(holdout: int, top1: float = EXPECTED_TOP1) -> float:

@@ -35,8 +35,8 @@ class CostLimits:
 
     def excess(self, spec: ArchSpec) -> float:
         """How far it is over, as a part of the limit; 0 within."""
-        costs, most = cost(spec), self.limits.bounds
-        parts = [costs.macs / most[0], costs.params / most[1]]
+        costs, max_cost = cost(spec), self.limits.bounds
+        parts = [costs.macs / max_cost[0], costs.params / max_cost[1]]
         if self.latency_ms and self.max_latency_ms:
             parts.append(self.latency_ms(spec) / self.max_latency_ms)
         return max(0.0, max(parts) - 1)
@@ -48,8 +48,8 @@ class FixedSpecs:
     def __init__(self, specs: Sequence[ArchSpec]) -> None:
         self._specs = list(dict.fromkeys(specs))
 
-    def ask(self, most: int) -> list[ArchSpec]:
-        return self._specs[:most]
+    def ask(self, max_specs: int) -> list[ArchSpec]:
+        return self._specs[:max_specs]
 
     def tell(self, top1: Sequence[float]) -> None:
         self._specs = []
@@ -95,7 +95,7 @@ class Evolution:
         self._study = optuna.create_study(directions=["maximize", "minimize"])
         self._check()
 
-    def ask(self, most: int) -> list[ArchSpec]:
+    def ask(self, max_specs: int) -> list[ArchSpec]:
         """A generation: a population, or its first `most`; fewer, in the end none, where no more
         are left. So a search that is given more candidates later begins it alike."""
         assert not self._asked, "the last generation has not been told"
@@ -110,7 +110,7 @@ class Evolution:
                 self._take_near(genes, rng)
         while len(self._asked) < self._population and (drawn := self._drawn(rng)):
             self._take(drawn, self._genes(drawn, rng))
-        self._asked = self._asked[:most]
+        self._asked = self._asked[:max_specs]
         return [spec for spec, _ in self._asked]
 
     def tell(self, top1: Sequence[float]) -> None:
@@ -135,8 +135,8 @@ class Evolution:
             if not self._budget.excess(spec):
                 return
             assert self._budget.latency_ms
-            found = self._budget.latency_ms(spec), spec
-            fastest = min(fastest or found, found, key=lambda one: one[0])
+            candidate = self._budget.latency_ms(spec), spec
+            fastest = min(fastest or candidate, candidate, key=lambda pair: pair[0])
         assert fastest
         raise ValueError(
             f"max_latency_ms must be met by some configuration: of {DRAWS:,} drawn the fastest has "

@@ -23,11 +23,11 @@ class SeedMean:
     @classmethod
     def of(cls, values: Iterable[float | None]) -> SeedMean | None:
         """Of those that are not None; None where there are none."""
-        found = [value for value in values if value is not None]
-        if not found:
+        numbers = [value for value in values if value is not None]
+        if not numbers:
             return None
-        sd = statistics.stdev(found) if len(found) > 1 else None
-        return cls(len(found), statistics.mean(found), sd)
+        sd = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return cls(len(numbers), statistics.mean(numbers), sd)
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + ("" if self.sd is None else f" ± {self.sd:.2f}")
@@ -81,24 +81,24 @@ def finalists(records: Iterable[Record]) -> list[Finalist]:
     groups: dict[tuple[ArchSpec, Kind], list[Record]] = {}
     for record in finalist_records(records):
         groups.setdefault((record.configuration.spec, record.kind), []).append(record)
-    found = []
+    results = []
     for (spec, kind), runs in groups.items():
         full = [run for run in runs if run.ranks]
         full.sort(key=lambda run: (run.top1, run.configuration.train.seed))
-        found.append(Finalist(spec, kind, tuple(full), len(runs) - len(full)))
-    return sorted(found, key=_rank_key)
+        results.append(Finalist(spec, kind, tuple(full), len(runs) - len(full)))
+    return sorted(results, key=_rank_key)
 
 
-def _rank_key(one: Finalist) -> tuple[float, int, int, str]:
-    top1 = one.top1.mean if one.top1 else -1.0
-    return -top1, one.macs, list(HOW).index(one.kind), one.spec.spec_id
+def _rank_key(finalist: Finalist) -> tuple[float, int, int, str]:
+    top1 = finalist.top1.mean if finalist.top1 else -1.0
+    return -top1, finalist.macs, list(HOW).index(finalist.kind), finalist.spec.spec_id
 
 
 def winner(records: Iterable[Record]) -> Record | None:
     """Of the best PSViT, the run that is the median of its seeds (the lower of two): the best seed
     would be a choice made on noise. Looks at the hold-out alone. None if no PSViT was trained in
     full yet."""
-    for one in finalists(records):
-        if one.runs and not one.spec.is_deit:
-            return one.runs[(len(one.runs) - 1) // 2]
+    for finalist in finalists(records):
+        if finalist.runs and not finalist.spec.is_deit:
+            return finalist.runs[(len(finalist.runs) - 1) // 2]
     return None

@@ -55,7 +55,7 @@ class ScoreStore:
 
     def put(self, generation: int, scores: Iterable[Score]) -> None:
         """Replaces what is there of a generation whole. Raises OSError where that fails."""
-        content = _SCORES.dump_json(sorted(scores, key=lambda one: one.number), indent=1)
+        content = _SCORES.dump_json(sorted(scores, key=lambda score: score.number), indent=1)
         self._folder.write(f"generation-{generation:03d}.json", content)
 
     def all(self) -> list[Score]:
@@ -76,7 +76,7 @@ _SCORES = TypeAdapter(list[Score])
 
 def rank_scores(scores: Iterable[Score]) -> list[Score]:
     """The best first: by top-1, among equals by loss."""
-    return sorted(scores, key=lambda one: (-one.top1, one.loss, one.macs, one.number))
+    return sorted(scores, key=lambda score: (-score.top1, score.loss, score.macs, score.number))
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def generations(scores: Iterable[Score]) -> list[Generation]:
     by_number: dict[int, list[float]] = {}
     for score in scores:
         by_number.setdefault(score.generation, []).append(score.top1)
-    found: list[Generation] = []
+    progress: list[Generation] = []
     scored, so_far = 0, 0.0
     for number, top1 in sorted(by_number.items()):
         scored, so_far = scored + len(top1), max(so_far, *top1)
         low, middle, high = np.quantile(top1, [0.25, 0.5, 0.75]).tolist()
-        found.append(Generation(number, scored, max(top1), so_far, (low, middle, high)))
-    return found
+        progress.append(Generation(number, scored, max(top1), so_far, (low, middle, high)))
+    return progress
 
 
 def score_rows(scores: Iterable[Score]) -> list[Row]:
@@ -127,7 +127,7 @@ def score_rows(scores: Iterable[Score]) -> list[Row]:
 def pareto_scores(scores: Iterable[Score]) -> list[Score]:
     """Those that no other beats in top-1 at no more MACs: by MACs up."""
     front: list[Score] = []
-    for score in sorted(rank_scores(scores), key=lambda one: one.macs):
+    for score in sorted(rank_scores(scores), key=lambda score: score.macs):
         if not front or score.top1 > front[-1].top1:
             front.append(score)
     return front

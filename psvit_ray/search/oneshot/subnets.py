@@ -93,15 +93,15 @@ def suggested_sharings(
     spec a sharing for every threshold, as far as the space has it."""
     configuration, preprocessing = checkpoint.run.configuration, checkpoint.run.preprocessing
     supernet = load_supernet(checkpoint)
-    found: dict[ArchSpec, None] = {}
+    suggested: dict[ArchSpec, None] = {}
     for spec in specs:
         images = preprocessing.normalize(torch.tensor(held_out.images))
         alike = redundancy.measure_redundancy(supernet.extract(spec), images.split(BATCH))
         for threshold in THRESHOLDS:
             other = spec.with_pattern(redundancy.propose(alike.similarity, threshold))
             if configuration.supernet and configuration.supernet.space.contains(other):
-                found[other] = None
-    return list(found)
+                suggested[other] = None
+    return list(suggested)
 
 
 def load_supernet(checkpoint: Checkpoint) -> Supernet:
