@@ -39,26 +39,31 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing
+from psvit_ray.data.loading.augmentation import Augmentation
+from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources.image_source import Source, read
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.latency import interleaved
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
-from psvit_ray.runtime.session.session import SessionConfig, open_session
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import open_session
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
-from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
+from psvit_ray.search.oneshot.plan import make_evolution, supernet_configuration
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import CheckpointManager
 from psvit_ray.training.config import BatchSize, Configuration, Processes, Repeats, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import load_source
 from psvit_ray.training.state import TrainState, build_model, run_info
 
 PLAIN = Augmentation(train_crop_mode="rrc", train_interpolation="bicubic", hflip=0.5)
@@ -360,11 +365,11 @@ def scoring(job: BenchmarkJob) -> dict[str, Any]:
     processor for a candidate, which are where many actors end."""
     cluster.join()
     config = OneshotConfig(population=SCORED)
-    configuration = config.supernet(job.search, job.train)
+    configuration = supernet_configuration(config, job.search, job.train)
     source = load_source(configuration)
     facts = run_info(configuration, source)
     checkpoint = TrainState.of(facts, torch.device("cpu"), None).checkpoint()
-    evolution = config.evolution(job.search, None)
+    evolution = make_evolution(config, job.search, None)
     per_s: dict[int, list[float]] = {1: [], 2: []}
     driver: dict[str, list[float]] = {"proposing": [], "asking": []}
     for number in [1, 2] * job.rounds:

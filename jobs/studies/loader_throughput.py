@@ -18,6 +18,7 @@ from timm.data import create_loader
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from psvit_ray.data.loading.augmentation import Augmentation
 from psvit_ray.data.loading.loader import (
     GlobalBatchSampler,
     ImageDataset,
@@ -25,7 +26,7 @@ from psvit_ray.data.loading.loader import (
     num_parts,
     train_loader,
 )
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing
+from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
 
 Rates = dict[str, list[float]]

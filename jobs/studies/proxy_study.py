@@ -24,8 +24,9 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
-from psvit_ray.runtime.session.session import SessionConfig
-from psvit_ray.runtime.tune.tuner import Trials, train_each
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import train_each
 from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import Record
@@ -37,7 +38,7 @@ from psvit_ray.training.config import (
     PositiveFraction,
     TrainConfig,
 )
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.source import load_source
 
 
 class ProxyStudy(Value):

@@ -23,16 +23,19 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.phases import supernet_checkpoint, train_supernet
-from psvit_ray.runtime.session.session import Session, SessionConfig, exit_code, open_session
-from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import Session, exit_code, open_session
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import run_trials
 from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.search.oneshot.evolution import FixedSpecs
+from psvit_ray.search.oneshot.plan import supernet_configuration
 from psvit_ray.search.oneshot.scores import Score
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.training.config import Configuration, Repeats, TrainConfig
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.source import load_source
 
 
 class RankStudy(Value):
@@ -63,7 +66,7 @@ def work(job: RankStudy) -> int:
         for spec in specs
     ]
     supernets = [
-        job.oneshot.supernet(search, train.model_copy(update={"seed": seed}))
+        supernet_configuration(job.oneshot, search, train.model_copy(update={"seed": seed}))
         for seed in range(train.seed, train.seed + job.supernet_seeds)
     ]
     source = load_source(scratch[0])

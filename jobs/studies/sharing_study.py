@@ -27,13 +27,14 @@ from psvit_ray.model.redundancy import mean_to_leader
 from psvit_ray.report import redundancy
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.report.summary import aligned
-from psvit_ray.runtime.session.session import SessionConfig
-from psvit_ray.runtime.tune.tuner import Trials, train_each
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import train_each
 from psvit_ray.search.record import Record
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, Repeats, Seed, TrainConfig
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.source import load_source
 
 PROPOSED, UNSHARED = "proposed", "nothing shared"
 

@@ -47,17 +47,19 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster
-from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import SessionConfig, open_session
+from psvit_ray.runtime.cluster.config import WorkerResources
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import open_session
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.runtime.tune.asha import AshaConfig
-from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import run_trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.proposals import Proposal, Proposals
 from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, PositiveNumber, TrainConfig
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.source import load_source
 
 RECORDED = Path(__file__).parent / "recorded_curve.json"
 NAME = "simulated"

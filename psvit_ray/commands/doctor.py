@@ -21,14 +21,14 @@ from psvit_ray.commands import command_line
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster, host_calls
-from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.doctor import doctor
 from psvit_ray.runtime.doctor.bandwidth import MeasuredStep
 from psvit_ray.runtime.doctor.doctor import CheckContext, Finding
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, PositiveCount, TrainConfig
-from psvit_ray.training.engine import check_source
+from psvit_ray.training.source import check_source
 
 
 class DoctorJob(Value):
@@ -64,7 +64,7 @@ def work(job: DoctorJob) -> int:
         storage=storage,
         tracking_uri=uri,
         source=source,
-        per_worker=job.resources.resolved(),
+        per_worker=cluster.amounts_per_worker(job.resources),
         step=None,
     )
     if isinstance(source, Source):

@@ -12,7 +12,8 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
+from psvit_ray.training.source import load_source
 
 DRAWS = 101
 BATCHES = 10

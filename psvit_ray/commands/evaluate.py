@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from psvit_ray.commands import command_line
-from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.images.decode import check_decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import Splits, numbers_in, quoted_list
+from psvit_ray.data.splits.splits import Splits, numbers_in
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.export.inference import score_batches
@@ -34,6 +35,7 @@ from psvit_ray.report.evaluation.metrics import Evaluation
 from psvit_ray.report.progress import with_progress
 from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.text.messages import quoted_list
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import BatchSize, NonNegativeCount, ProcessesOrZero

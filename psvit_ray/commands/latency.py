@@ -17,10 +17,11 @@ from typing import Annotated, NoReturn
 import torch
 from pydantic import Field
 
+from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.parts import cover
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
-from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
+from psvit_ray.model.latency import measure_table, tried_on
 from psvit_ray.model.strategies import StrategyTiming, check_strategies
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
@@ -59,7 +60,7 @@ def work(job: LatencyJob) -> int:
     check_new_file(out)
     covering = cover(space, conditions.times, seed=seed)
     unseen = draw(job, excluded=covering)
-    table = measure_table(space, conditions, seed=seed).tried_on(unseen)
+    table = tried_on(measure_table(space, conditions, seed=seed), unseen)
     with new_file(out) as file:
         file.write(table.model_dump_json(indent=2))
     print(report(table, len(covering)))

@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
-from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.images.decode import check_decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.sources import unlabelled
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.sources.unlabelled import ImageGroup
@@ -34,7 +35,7 @@ from psvit_ray.report.evaluation import predictions
 from psvit_ray.report.progress import with_progress
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.runtime.cluster import cluster
-from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import check_new_file, new_file, writable
@@ -120,7 +121,7 @@ def answered(
         yield from in_this_process(job, exported, parts, top_k)
         return
     cluster.join(verbose=job.verbose)
-    resources = job.resources.resolved()
+    resources = cluster.amounts_per_worker(job.resources)
     workers = job.workers or max(1, cluster.workers_that_fit(resources))
     cluster.check_workers(workers, resources)
     for part in parts:

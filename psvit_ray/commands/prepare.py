@@ -18,14 +18,15 @@ from typing import NoReturn
 
 from psvit_ray.commands import command_line
 from psvit_ray.data.shards import plan
-from psvit_ray.data.shards.shard_file import ShardSettings
+from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.image_source import read
 from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardManifest, faults, read_manifest
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.runtime.batch.prepare import PrepareInterrupted, check_out, prepare
 from psvit_ray.runtime.cluster import cluster
-from psvit_ray.runtime.session.session import Resume, exit_code
+from psvit_ray.runtime.session.config import Resume
+from psvit_ray.runtime.session.session import exit_code
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
 from psvit_ray.text.printable import printable

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from psvit_ray.arch.spec import ArchSpec, Finite
 from psvit_ray.commands import command_line
-from psvit_ray.data.images.decode import Decoder, check_decoder
+from psvit_ray.data.images.decode import check_decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources import image_source

@@ -19,13 +19,16 @@ from pydantic import field_validator
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.data.loading.loader import shuffle_advice
-from psvit_ray.runtime.cluster.cluster import WorkerResources, gpu_settings_note
-from psvit_ray.runtime.session.session import SessionConfig, exit_code, open_session
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
+from psvit_ray.runtime.cluster.config import WorkerResources
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import exit_code, open_session
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import train
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration, PositiveNumber, TrainConfig
-from psvit_ray.training.engine import check_networks, check_source, source_from_settings
+from psvit_ray.training.engine import check_networks
+from psvit_ray.training.source import check_source, source_from_settings
 
 
 class TrainJob(Value):
@@ -69,7 +72,7 @@ def work(job: TrainJob) -> int:
         num_workers=workers.min_workers,
         resources=job.resources,
     ) as session:
-        resources = job.resources.resolved()
+        resources = amounts_per_worker(job.resources)
         said = [*source.notes, shuffle_advice(source.train, job.train.shuffle_window)]
         said += [f"init: {loaded}"] if loaded else []
         said += [gpu_settings_note(job.train, resources)]

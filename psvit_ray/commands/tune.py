@@ -22,20 +22,23 @@ from psvit_ray.commands.estimate import describe
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report.oneshot import oneshot_files as oneshot_report
-from psvit_ray.runtime.cluster.cluster import gpu_settings_note
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
 from psvit_ray.runtime.oneshot.phases import OneshotResult
 from psvit_ray.runtime.oneshot.phases import search as search_oneshot
 from psvit_ray.runtime.session.budget import TimeBudget
-from psvit_ray.runtime.session.session import Session, SessionConfig, open_session
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import Session, open_session
 from psvit_ray.runtime.tune.asha import AshaConfig
-from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.config import OneshotConfig, holdout_size_warning
+from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.search.oneshot.finalists import winner
+from psvit_ray.search.oneshot.plan import check_oneshot, holdout_size_warning
 from psvit_ray.search.proposals import Proposals
 from psvit_ray.text.secrets import without_secrets_in
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source
+from psvit_ray.training.source import load_source
 
 LIMITS = {"num_trials", "max_hours", "max_gpu_hours"}
 LIMITS_OF_ONESHOT = {"candidates", "supernet_workers", "finalists", "finalist_seeds"}
@@ -74,7 +77,7 @@ def work(job: TuneJob) -> int:
     search.check(train)
     source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
     if job.strategy == "oneshot":
-        job.oneshot.check(search, train)
+        check_oneshot(job.oneshot, search, train)
     if job.dry_run:
         print(yaml.safe_dump(without_secrets_in(job.model_dump(mode="json")), sort_keys=False))
         shown = job.oneshot if job.strategy == "oneshot" else None
@@ -89,7 +92,8 @@ def work(job: TuneJob) -> int:
         num_workers=job.trials.workers_per_trial,
         resources=job.trials.resources,
     ) as session:
-        for note in [*source.notes, gpu_settings_note(train, job.trials.resources.resolved())]:
+        per_worker = amounts_per_worker(job.trials.resources)
+        for note in [*source.notes, gpu_settings_note(train, per_worker)]:
             if note:
                 print(note)
         strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]

@@ -11,17 +11,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from psvit_ray.arch.latency import Conditions, LatencyTable, MeasuredNetwork
 from psvit_ray.arch.parts import cover, parts
 from psvit_ray.arch.space import SearchSpace
-from psvit_ray.arch.spec import ArchSpec, Count, Value
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.model.psvit import PSViT
 
-Dtype = Literal["float32", "bfloat16"]
 WARM_UP = 2  # passes
 
 
@@ -60,96 +59,15 @@ def images_per_second(
     return {name: shape[0] / statistics.median(seconds) for name, seconds in times.items()}
 
 
-class Conditions(Value):
-    """Under which the time of a forward pass without gradients is taken."""
-
-    device: str = "cpu"
-    """cpu, cuda, cuda:1 ..."""
-    dtype: Dtype = "float32"
-    """bfloat16 is autocast's, as in training."""
-    batch_size: Count = 32
-    """Images whose time is taken together."""
-    rounds: Count = 9
-    """Passes one after the other, of which the fastest counts: what disturbs only slows."""
-    times: Count = 5
-    """Moments, apart from each other, at which each part and each network is timed; the median
-    counts."""
-
-    @property
-    def torch_device(self) -> torch.device:
-        """Raises ValueError if this host has no such device, or one whose clock is not known."""
-        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-        here = ["cpu", *(["cuda"] if gpus else []), *gpus]
-        if self.device not in here:
-            raise ValueError(
-                f"device must be one that this host has ({', '.join(here)}), got {self.device!r}"
-            )
-        return torch.device(self.device)
-
-
-class MeasuredNetwork(Value):
-    """A network that was not used to make a table: milliseconds a batch."""
-
-    spec: ArchSpec
-    predicted: float
-    measured: float
-
-    @property
-    def error(self) -> float:
-        """In percent of what was measured."""
-        return 100 * (self.predicted / self.measured - 1)
-
-
-class LatencyTable(Value):
-    """Milliseconds that a batch spends in each part of a network, on one device."""
-
-    conditions: Conditions
-    device_name: str
-    threads: Count
-    """Of torch, where the device is a CPU. The time of one is the processor's that it had, which on
-    an idle machine is the time that passes; of more it is the latter."""
-    torch_version: str
-    img_size: Count
-    in_chans: Count
-    num_classes: Count
-    layer_scale: bool
-    ms: dict[str, float]
-    """By the names of `arch.parts.parts`."""
-    unseen: tuple[MeasuredNetwork, ...] = ()
-    """What the predictions are worth."""
-
-    def predict(self, spec: ArchSpec) -> float:
-        """Milliseconds of a batch of `conditions.batch_size` images.
-
-        Raises ValueError that names what the table does not have.
-        """
-        for name in ("img_size", "in_chans", "num_classes", "layer_scale"):
-            if getattr(spec, name) != getattr(self, name):
-                raise ValueError(
-                    f"the latency table has {name}={getattr(self, name)}, got a spec with "
-                    f"{getattr(spec, name)}; measure one for its space"
-                )
-        try:
-            return sum(self.ms[part] for part in parts(spec))
-        except KeyError as error:
-            raise ValueError(
-                f"the latency table has no part {error.args[0]!r}, which spec {spec.pattern} has; "
-                "measure one for its space"
-            ) from None
-
-    @property
-    def median_error(self) -> float:
-        """Of what it predicts for networks that it was not made from, in percent."""
-        return statistics.median(abs(one.error) for one in self.unseen)
-
-    def tried_on(self, specs: Sequence[ArchSpec]) -> LatencyTable:
-        """This table with its error on these networks, measured now."""
-        times = time_networks(specs, self.conditions)
-        unseen = [
-            MeasuredNetwork(spec=spec, predicted=self.predict(spec), measured=ms)
-            for spec, ms in zip(specs, times, strict=True)
-        ]
-        return self.model_copy(update={"unseen": tuple(unseen)})
+def torch_device(conditions: Conditions) -> torch.device:
+    """Raises ValueError if this host has no such device, or one whose clock is not known."""
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    here = ["cpu", *(["cuda"] if gpus else []), *gpus]
+    if conditions.device not in here:
+        raise ValueError(
+            f"device must be one that this host has ({', '.join(here)}), got {conditions.device!r}"
+        )
+    return torch.device(conditions.device)
 
 
 def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> LatencyTable:
@@ -163,12 +81,12 @@ def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) 
     specs = cover(space, conditions.times, seed=seed)
     random.Random(seed).shuffle(specs)  # a part's turns come at moments apart from each other
     for spec in specs:
-        pieces = PSViT(spec).eval().to(conditions.torch_device).pieces()
+        pieces = PSViT(spec).eval().to(torch_device(conditions)).pieces()
         for part, ms in zip(parts(spec), _fastest(pieces, spec, conditions), strict=True):
             samples[part].append(ms)
     return LatencyTable(
         conditions=conditions,
-        device_name=device_name(conditions.torch_device),
+        device_name=device_name(torch_device(conditions)),
         threads=torch.get_num_threads(),
         torch_version=torch.__version__,
         img_size=space.img_size,
@@ -179,9 +97,19 @@ def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) 
     )
 
 
+def tried_on(table: LatencyTable, specs: Sequence[ArchSpec]) -> LatencyTable:
+    """The table with its error on these networks, measured now."""
+    times = time_networks(specs, table.conditions)
+    unseen = [
+        MeasuredNetwork(spec=spec, predicted=table.predict(spec), measured=ms)
+        for spec, ms in zip(specs, times, strict=True)
+    ]
+    return table.model_copy(update={"unseen": tuple(unseen)})
+
+
 def time_networks(specs: Sequence[ArchSpec], conditions: Conditions) -> list[float]:
     """Milliseconds of a batch of each, timed as the parts of a table are."""
-    models = [PSViT(spec).eval().to(conditions.torch_device) for spec in specs]
+    models = [PSViT(spec).eval().to(torch_device(conditions)) for spec in specs]
     turns = [
         [_fastest([model], model.spec, conditions)[0] for model in models]
         for _ in range(conditions.times)
@@ -194,7 +122,7 @@ def _fastest(
 ) -> list[float]:
     """Milliseconds of each piece in the fastest of its passes."""
     shape = (conditions.batch_size, spec.in_chans, spec.img_size, spec.img_size)
-    images = torch.randn(shape, device=conditions.torch_device)
+    images = torch.randn(shape, device=torch_device(conditions))
     half = conditions.dtype == "bfloat16"
     passes = []
     for _ in range(WARM_UP + conditions.rounds):

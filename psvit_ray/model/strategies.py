@@ -10,8 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from psvit_ray.arch.latency import Conditions
 from psvit_ray.arch.spec import ArchSpec, Count, StageSpec, Value
-from psvit_ray.model.latency import WARM_UP, Conditions, time_pieces
+from psvit_ray.model.latency import WARM_UP, time_pieces, torch_device
 from psvit_ray.model.layers import Block, Strategy, choose_strategy, run_group
 from psvit_ray.model.psvit import group_sizes
 
@@ -63,7 +64,7 @@ def _groups(specs: Sequence[ArchSpec]) -> list[tuple[int, StageSpec]]:
 def _timing(
     num_tokens: int, stage: StageSpec, gradients: bool, conditions: Conditions
 ) -> StrategyTiming:
-    device, half = conditions.torch_device, conditions.dtype == "bfloat16"
+    device, half = torch_device(conditions), conditions.dtype == "bfloat16"
     shape = (conditions.batch_size, num_tokens, stage.embed_dim)
     x, y = (torch.randn(shape, device=device) for _ in range(2))
 

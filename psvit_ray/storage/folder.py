@@ -1,52 +1,31 @@
 """A folder on a disk or in an object store, the same either way.
 
-A disk is written by `disk`, so that what is written lasts; a store by pyarrow's file systems, all
-of which are opened here, so that none is waited for without end.
+A disk is written by `disk`, so that what is written lasts; a store by the file systems of pyarrow,
+which `file_systems` opens. They are imported when a folder is opened: a configuration, which only
+names folders, does without.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
-import subprocess
-import sys
 import tempfile
-import textwrap
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import parse_qs, quote, unquote
-
-import pyarrow as pa
-from pyarrow import fs
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, unquote
 
 from psvit_ray.storage import disk
 from psvit_ray.text.secrets import without_secrets
 
-STORE_TIMEOUT_S = 60.0
-"""Seconds that a store has for its first answer in a process. The libraries go on for minutes,
-Google's for 15, also where the credentials are missing."""
-GCS_RETRY_S = 60
-"""Seconds that Google's library tries again after a fault of the network."""
-GCS_RETRY_AT_FIRST_S = 20
-"""The same for the first question, so that the library's own reason comes before
-STORE_TIMEOUT_S."""
-BUCKETS = ("s3", "gs", "gcs")
-"""Schemes of URIs whose host is a bucket."""
+if TYPE_CHECKING:
+    from pyarrow import fs
+
 RESERVED = ":/?#[]@!$&'()*+,;=%~|"
 """What parts a URI, and stays when it is encoded."""
-CREDENTIALS = {
-    "s3": "those of AWS_ACCESS_KEY_ID, of ~/.aws or of this machine's role",
-    "gs": "those of GOOGLE_APPLICATION_CREDENTIALS, of gcloud or of this machine's account (for a "
-    "public bucket put anonymous@ before its name)",
-    "abfs": "those of Azure's variables, of az or of this machine's identity",
-}
-"""Where the library of a store looks for credentials."""
 
 
 class Guard(Protocol):
@@ -114,20 +93,18 @@ class Folder:
         know, and OSError, which says what was tried, where a store does not answer its first
         question within STORE_TIMEOUT_S seconds.
         """
-        if self.is_local:
-            return fs.LocalFileSystem(), self.uri
-        store, path = _split_uri(self.uri)
-        filesystem, root = _connected(store, os.getpid())
-        return filesystem, "/".join(part for part in (root, path) if part)
+        from psvit_ray.storage import file_systems
+
+        return file_systems.open_uri(self.uri)
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[tuple[fs.FileSystem, str]]:
         """Whatever a store says no with is an OSError."""
+        from psvit_ray.storage import file_systems
+
         opened = self.open()
-        try:
+        with file_systems.refusals_as_os_errors():
             yield opened
-        except pa.ArrowException as error:
-            raise OSError(_shortened(error)) from None
 
     def read(self, name: str) -> bytes | None:
         """What stands in a file, or None where there is none. Raises OSError."""
@@ -199,6 +176,8 @@ class Folder:
                 self.delete(name)
 
     def upload(self, local: Path) -> None:
+        from pyarrow import fs
+
         self.check_guard()
         with self._asking() as (filesystem, path):
             filesystem.create_dir(path, recursive=True)
@@ -231,6 +210,8 @@ class Folder:
         return sizes
 
     def _listed(self) -> list[fs.FileInfo]:
+        from pyarrow import fs
+
         with self._asking() as (filesystem, path):
             return filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
 
@@ -258,95 +239,3 @@ class Folder:
         except OSError as error:
             reason = without_secrets(str(error))
             raise ValueError(f"{field} must be writable, got {self}: {reason}") from None
-
-
-def _split_uri(uri: str) -> tuple[str, str]:
-    """The URI of a store and the path in it, of which other folders in the same store differ."""
-    place, mark, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
-    bucket, _, path = rest.partition("/")
-    if scheme not in BUCKETS or "@" in path:  # of a raw password that holds a slash
-        return uri, ""
-    return f"{scheme}://{bucket}{mark}{query}", unquote(path).strip("/")
-
-
-@functools.lru_cache(maxsize=32)
-def _connected(uri: str, process: int) -> tuple[fs.FileSystem, str]:
-    """Connections do not survive a fork, hence the process. Raises as `Folder.open`."""
-    try:
-        if "://" in uri and uri not in _reachable:
-            _check_answers(uri)
-            _reachable.add(uri)
-        return fs.FileSystem.from_uri(_retrying(uri, GCS_RETRY_S))
-    except ValueError as error:
-        raise pa.ArrowInvalid(_shortened(error)) from None
-
-
-_reachable: set[str] = set()
-"""Stores that have answered this process, or the one that it was forked from."""
-
-
-def _check_answers(uri: str) -> None:
-    """Asks a store something, whatever the answer. Raises ValueError, and OSError for no answer."""
-    began, reason = time.monotonic(), ""
-    try:
-        # A process of its own can be ended, as no call into a library that waits can.
-        asked = subprocess.run(
-            [sys.executable, "-c", _QUESTION],
-            input=_retrying(uri, GCS_RETRY_AT_FIRST_S),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=STORE_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        reason = "no answer"
-    else:
-        if asked.returncode == INVALID:
-            raise ValueError(asked.stdout)
-        if asked.returncode and not re.search(r"DENIED|FORBIDDEN|\b403\b", asked.stdout, re.I):
-            reason = _shortened(asked.stdout or f"the library ended with {asked.returncode}")
-    if reason:
-        shown, seconds = without_secrets(uri), time.monotonic() - began
-        raise OSError(f"{shown} cannot be reached: {reason} after {seconds:.0f} s; {_tried(uri)}")
-
-
-INVALID = 3
-_QUESTION = f"""
-import sys
-from pyarrow import fs
-try:
-    filesystem, path = fs.FileSystem.from_uri(sys.stdin.read())
-    filesystem.get_file_info(path)
-except Exception as error:
-    print(error)
-    sys.exit({INVALID} if isinstance(error, ValueError) else 1)
-"""
-
-
-def _retrying(uri: str, seconds: int) -> str:
-    if not uri.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={seconds}"
-
-
-def _tried(uri: str) -> str:
-    """Which address, credentials and proxies were used."""
-    place, _, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
-    scheme = {"gcs": "gs", "abfss": "abfs"}.get(scheme, scheme)
-    user, at, _ = rest.rpartition("@")
-    address = parse_qs(query).get("endpoint_override", [""])[0]
-    tried = [f"tried {address}"] if address else []
-    if at and scheme in ("s3", "gs"):
-        tried.append("no credentials" if user == "anonymous" else "the credentials of the URI")
-    elif scheme in CREDENTIALS:
-        tried.append(f"credentials tried: {CREDENTIALS[scheme]}")
-    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
-        if proxy := os.environ.get(name):
-            tried.append(f"{name} is {without_secrets(proxy)}")
-    return ", ".join(tried)
-
-
-def _shortened(error: object) -> str:
-    return textwrap.shorten(without_secrets(str(error)), 500, placeholder=" ...")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 MAX_CHARACTERS = 200
 MAX_BITS = 128  # larger integers are not written out: Python refuses to write very large ones
@@ -42,3 +43,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
     """The name in `known` that is most like `word`; empty if `known` is."""
     short = shortened(str(word), MAX_CHARACTERS)  # the comparison is quadratic
     return next(iter(difflib.get_close_matches(short, known, n=1, cutoff=0.0)), "")
+
+
+def quoted_list(names: Collection[str], limit: int = 5) -> str:
+    """The first `limit` names, quoted, and how many more there are."""
+    first = ", ".join(map(repr, islice(names, limit)))
+    return first + (f" and {len(names) - limit:,} more" if len(names) > limit else "")

@@ -13,9 +13,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import MAX_IMG_SIZE, ArchSpec, Finite, Value
-from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder
-from psvit_ray.data.images.tone_range import format_tone_range, parse_tone_range
-from psvit_ray.data.loading.transforms import Augmentation, Probability
+from psvit_ray.data.images.options import (
+    BACKGROUND,
+    Colour,
+    Decoder,
+    format_tone_range,
+    parse_tone_range,
+)
+from psvit_ray.data.loading.augmentation import Augmentation, Probability
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 
 from psvit_ray.data.quarantine import BadImageRow
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source, check_unchanged
-from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import LoadedWeights
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.config import Configuration
 from psvit_ray.training.distributed import all_gather
 from psvit_ray.training.evaluation import Evaluation, evaluate
 from psvit_ray.training.execution import Execution
@@ -62,49 +60,6 @@ class Report:
             values["test/top1"] = self.test.top1
             values["test_correct"] = "".join("1" if right else "0" for right in self.test.correct)
         return values
-
-
-def load_source(configuration: Configuration, known: SplitFile | None = None) -> Source:
-    """The data of a configuration, split as its settings or the split file `known` say.
-
-    Raises ValueError for data that cannot be used, and where the spec asks for other images.
-    """
-    source = source_from_settings(configuration.train, known)
-    check_source(configuration, source)
-    return source
-
-
-def source_from_settings(train: TrainConfig, known: SplitFile | None = None) -> Source:
-    """The data, split as the settings say or, where `known` is given, as it is there. Raises
-    ValueError for data that cannot be used."""
-    return image_source.load(
-        train.data,
-        train,
-        holdout=train.holdout,
-        split_seed=train.split_seed,
-        fraction=train.data_fraction,
-        val_as_test=train.val_as_test,
-        tone_range=train.tone_range,
-        background=train.background,
-        known=known,
-    )
-
-
-def check_source(configuration: Configuration, source: Source) -> None:
-    """Raises ValueError for images that the spec does not take, and for a batch of more than there
-    are."""
-    spec, train = configuration.trained_spec, configuration.train
-    for name in ("img_size", "in_chans", "num_classes"):
-        ours, theirs = getattr(spec, name), getattr(source, name)
-        if theirs is not None and ours != theirs:
-            raise ValueError(f"{name} must be {theirs}, as in data {source.name!r}, got {ours}")
-    if spec.in_chans not in (1, 3):
-        raise ValueError(f"in_chans must be 1 or 3, as pictures have, got {spec.in_chans}")
-    if train.batch_size > len(source.train):
-        raise ValueError(
-            f"batch_size must be at most {len(source.train):,}, the training images of data "
-            f"{source.name!r}, got {train.batch_size}"
-        )
 
 
 def check_networks(configuration: Configuration, source: Source) -> LoadedWeights | None:

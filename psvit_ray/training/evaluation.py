@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from psvit_ray.data.images.decode import Decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import contiguous_share, eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable

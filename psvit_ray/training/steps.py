@@ -26,6 +26,7 @@ from psvit_ray.data.loading.loader import (
     num_parts,
     train_loader,
 )
+from psvit_ray.data.loading.transforms import finish_augmentation
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.training.agreement import Request, StepAgreement, StepDecision
@@ -202,7 +203,7 @@ class Steps:
         state, config = self._state, self._config
         self.bad.update(batch.bad)
         images = state.run.preprocessing.normalize(batch.images)
-        images = config.finish(images, batch.seeds)
+        images = finish_augmentation(config, images, batch.seeds)
         targets = batch.labels
         seed = mix_seed(config.seed, state.step, self._rank)
         if self._mixing:

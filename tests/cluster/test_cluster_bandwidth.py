@@ -25,8 +25,9 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.runtime.doctor.step_time import BYTES, GLOO_ATTAINED, Link, estimate_step
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import load_source
 from tests.helpers.hosts import HEAD, Hosts
 
 pytestmark = pytest.mark.cluster

@@ -20,7 +20,7 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
 from psvit_ray.commands.command_line import RECIPES
-from psvit_ray.runtime.cluster.cluster import WorkerResources
+from psvit_ray.runtime.cluster.config import WorkerResources
 from tests.helpers import cluster_files, cluster_launcher, cluster_manifests
 from tests.helpers.cluster_files import CLUSTER, ROOT
 from tests.helpers.cluster_manifests import CRDS, HOW_TO_CRDS

@@ -32,7 +32,7 @@ from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands import command_line, estimate
 from psvit_ray.data.shards import plan
-from psvit_ray.data.shards.shard_file import ShardSettings
+from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.image_source import load, read
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.lease import Lease

@@ -22,7 +22,7 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.presets import PRESETS
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.command_line import RECIPES
-from psvit_ray.data.loading.transforms import Preprocessing, seed_generators
+from psvit_ray.data.loading.transforms import Preprocessing, seed_generators, train_transform
 from psvit_ray.model import PSViT
 from psvit_ray.search.candidates import spread_over_macs
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -177,7 +177,7 @@ def flops_of(name: str) -> int:
 def test_the_augmentation_of_a_recipe_gives_images(name: str) -> None:
     train = train_job(name).train
     size = Preprocessing(img_size=64, in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    transform = train.transform(size)
+    transform = train_transform(train, size)
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (80, 100, 3), dtype=np.uint8))
     cut = []
@@ -190,10 +190,10 @@ def test_the_augmentation_of_a_recipe_gives_images(name: str) -> None:
 
 def test_3_augment_has_its_colour_jitter_and_random_augment_always_acts() -> None:
     size = Preprocessing(img_size=64, in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    steps = str(train_job("deit3").train.transform(size))
+    steps = str(train_transform(train_job("deit3").train, size))
     assert "ColorJitter(brightness=(0.7, 1.3)" in steps
     assert all(kind in steps for kind in ("Solarize", "Desaturate", "GaussianBlurRand"))
-    steps = str(train_job("short").train.transform(size))
+    steps = str(train_transform(train_job("short").train, size))
     assert steps.count("p=1.0)") + steps.count("p=1.0, ") == 15
     assert "RandAugment(n=2" in steps
 

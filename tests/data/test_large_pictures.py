@@ -20,8 +20,10 @@ from PIL import Image, features
 
 from psvit_ray.data.images import limits
 from psvit_ray.data.images.decode import BadImage, decode
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seed_generators
-from psvit_ray.data.shards.shard_file import ShardSettings, contents
+from psvit_ray.data.loading.augmentation import Augmentation
+from psvit_ray.data.loading.transforms import Preprocessing, seed_generators, train_transform
+from psvit_ray.data.shards.settings import ShardSettings
+from psvit_ray.data.shards.shard_file import contents
 from tests.helpers.pictures import COLOUR, JPEG, encoded, exif, png
 from tests.helpers.stored import load
 
@@ -36,13 +38,13 @@ def noise(width: int, height: int) -> Image.Image:
 
 def timms(preprocessing: Preprocessing, crop_mode: Any) -> Any:
     """The transform without what is ours."""
-    ours: Any = Augmentation(train_crop_mode=crop_mode).transform(preprocessing)
+    ours: Any = train_transform(Augmentation(train_crop_mode=crop_mode), preprocessing)
     return type(ours)([each for each in ours.transforms if type(each).__name__ != "Shortened"])
 
 
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
 def test_ordinary_pictures_are_cut_as_timm_cuts_them(crop_mode: Any) -> None:
-    ours = Augmentation(train_crop_mode=crop_mode).transform(SMALL)
+    ours = train_transform(Augmentation(train_crop_mode=crop_mode), SMALL)
     theirs = timms(SMALL, crop_mode)
     sizes = [(64, 48), (20, 20), (31, 496), (496, 31), (7, 100), (300, 36), (5, 4)]
     sizes += [(640, 37), (1000, 200)] if crop_mode in ("center", "rrc") else []
@@ -59,7 +61,7 @@ def test_ordinary_pictures_are_cut_as_timm_cuts_them(crop_mode: Any) -> None:
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_a_narrow_picture_is_cut_as_if_it_were_enlarged_whole(crop_mode: Any, width: int) -> None:
     """Its scale is a whole number here: of others, the last bit of a tone may differ."""
-    ours = Augmentation(train_crop_mode=crop_mode).transform(SMALL)
+    ours = train_transform(Augmentation(train_crop_mode=crop_mode), SMALL)
     theirs = timms(SMALL, crop_mode)
     for seed, length in enumerate((299, 300, 301, 302)):
         for size in ((width, length), (length, width)):
@@ -71,7 +73,7 @@ def test_a_narrow_picture_is_cut_as_if_it_were_enlarged_whole(crop_mode: Any, wi
 
 
 def test_the_middle_of_a_narrow_picture_is_its_middle_at_any_scale() -> None:
-    transform = Augmentation(train_crop_mode="rkrc").transform(SMALL)
+    transform = train_transform(Augmentation(train_crop_mode="rkrc"), SMALL)
     levels = np.tile(np.linspace(0, 255, 600).astype(np.uint8)[:, None, None], (1, 2, 3))
     for seed in range(100):
         seed_generators(seed)
@@ -79,7 +81,7 @@ def test_the_middle_of_a_narrow_picture_is_its_middle_at_any_scale() -> None:
 
 
 def test_a_random_place_of_a_narrow_picture_is_anywhere_in_it() -> None:
-    transform = Augmentation(train_crop_mode="rkrr").transform(SMALL)
+    transform = train_transform(Augmentation(train_crop_mode="rkrr"), SMALL)
     levels = np.tile(np.linspace(0, 255, 600).astype(np.uint8)[:, None, None], (1, 2, 3))
     seen = []
     for seed in range(200):
@@ -98,7 +100,7 @@ def test_the_narrowest_jpeg_takes_little(crop_mode: Any, size: tuple[int, int]) 
     for seed in range(5):
         random.seed(seed)
         for transform in (
-            Augmentation(train_crop_mode=crop_mode).transform(preprocessing),
+            train_transform(Augmentation(train_crop_mode=crop_mode), preprocessing),
             preprocessing.transform(),
         ):
             assert (transform(picture).float().mean(dim=(1, 2)).round().tolist()) == [254, 0, 0]

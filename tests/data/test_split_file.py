@@ -28,9 +28,10 @@ from psvit_ray.data.splits.split_file import DataChanged, SplitFile
 from psvit_ray.data.splits.splits import drawn, held_out
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.export import model_folder
-from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import SessionConfig, open_session, read_description
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.cluster.config import WorkerResources
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import open_session, read_description
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.runtime.train.worker import WorkerTask
 from psvit_ray.search.record import RecordStore
@@ -38,8 +39,8 @@ from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source
 from psvit_ray.training.engine import run_training as run_here
+from psvit_ray.training.source import load_source
 from tests.helpers.command_line import Run, everything_under, job, parse
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.stored import load, write_parquet

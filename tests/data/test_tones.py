@@ -12,8 +12,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from psvit_ray.data.images.decode import BadImage, Mode, convert, decode
-from psvit_ray.data.images.tone_range import Tones, parse_tone_range
-from psvit_ray.data.shards.shard_file import ShardSettings, contents
+from psvit_ray.data.images.options import parse_tone_range
+from psvit_ray.data.images.tone_range import Tones
+from psvit_ray.data.shards.settings import ShardSettings
+from psvit_ray.data.shards.shard_file import contents
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.tables import ArrayTable

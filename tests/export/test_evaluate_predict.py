@@ -38,9 +38,9 @@ from psvit_ray.report.progress import with_progress
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_file, new_folder
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source
 from psvit_ray.training.engine import run_training as train
 from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.source import load_source
 from tests.helpers.command_line import Refused, Run
 from tests.helpers.drawn import drawn, drawn_folder
 from tests.helpers.object_store import ACCESS_KEY, BUCKET, SECRET_KEY, object_store

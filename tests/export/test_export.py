@@ -35,8 +35,8 @@ from psvit_ray.model import PSViT
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.engine import load_source
 from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.source import load_source
 from tests.helpers.networks import DIGITS_SPECS, trained
 from tests.helpers.object_store import object_store
 

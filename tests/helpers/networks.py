@@ -17,8 +17,9 @@ from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.model import PSViT
 from psvit_ray.training.checkpoint import Checkpoint, RunInfo
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.source import load_source
 from psvit_ray.training.state import TrainState
 
 DIM, HIDDEN = 32, 48

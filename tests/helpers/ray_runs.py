@@ -14,17 +14,19 @@ import torch.multiprocessing as mp
 from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
-from psvit_ray.runtime.cluster.cluster import WorkerResources
-from psvit_ray.runtime.session.session import Session, SessionConfig, open_session
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.cluster.config import WorkerResources
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import Session, open_session
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, TrainResult, train
 from psvit_ray.search.record import Point, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training import checkpoint
 from psvit_ray.training.checkpoint import MANIFEST, Checkpoint, CheckpointManager
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training, source_from_settings
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import load_source, source_from_settings
 from tests.helpers.training import SPEC, join_group
 
 # 24 steps an epoch, image by image, so that there is a moment to strike between two of them.

@@ -13,12 +13,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from psvit_ray.arch.latency import Conditions, LatencyTable, MeasuredNetwork
 from psvit_ray.arch.parts import cover, parts
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.commands.command_line import read_recipe
 from psvit_ray.model import latency, strategies
-from psvit_ray.model.latency import Conditions, LatencyTable, MeasuredNetwork, measure_table
+from psvit_ray.model.latency import measure_table, torch_device, tried_on
 from psvit_ray.model.layers import choose_strategy
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.strategies import StrategyTiming, check_strategies
@@ -216,7 +217,7 @@ def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(one.ms.values()) == {1000.0}
     assert one.threads == torch.get_num_threads()
     drawn = given.sample(random.Random(0))
-    tried = one.tried_on([drawn])
+    tried = tried_on(one, [drawn])
     # A whole network is timed by two looks at the clock.
     assert tried.unseen == (
         MeasuredNetwork(spec=drawn, predicted=1000.0 * len(parts(drawn)), measured=1000.0),
@@ -247,8 +248,8 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         measure_table(SPACES["one spec"], Conditions(device="cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=r"\(cpu, cuda, cuda:0, cuda:1\), got 'cuda:2'"):
-        _ = Conditions(device="cuda:2").torch_device
-    assert Conditions(device="cuda:1").torch_device == torch.device("cuda:1")
+        _ = torch_device(Conditions(device="cuda:2"))
+    assert torch_device(Conditions(device="cuda:1")) == torch.device("cuda:1")
 
 
 def test_the_rule_is_judged_where_layers_of_the_specs_stand(

@@ -25,8 +25,8 @@ from psvit_ray.report.oneshot import (
     traits,
     traits_picture,
 )
-from psvit_ray.search.oneshot.config import standard_error
 from psvit_ray.search.oneshot.finalists import finalists, winner
+from psvit_ray.search.oneshot.plan import standard_error
 from psvit_ray.search.oneshot.scores import Generation, Score, generations
 from psvit_ray.search.record import Kind, Record, Status
 from psvit_ray.storage.folder import Folder

@@ -15,7 +15,8 @@ import ray
 from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.session.signals import StopSignal
 from psvit_ray.runtime.tracking.gauges import DESCRIPTIONS, Gauges
-from psvit_ray.runtime.tune.tuner import Trials, _Stop, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import _Stop, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from tests.helpers.ray_runs import configured, session
 

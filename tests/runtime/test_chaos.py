@@ -25,10 +25,11 @@ from mlflow import MlflowClient
 
 from psvit_ray.runtime.cluster.cluster import LOCAL_SETTINGS
 from psvit_ray.runtime.train import trainer
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.storage.fence import LEASE
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
+from psvit_ray.training.source import load_source
 from tests.helpers.jobs import ROOT, head, train_job, words_of_job
 from tests.helpers.processes import PATIENCE_S, until, wait_until
 from tests.helpers.ray_runs import (

@@ -25,18 +25,20 @@ import torch.multiprocessing as mp
 from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
-from psvit_ray.runtime.session.session import Resume
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.session.config import Resume
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import LEASE, LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.agreement import WorkerHung
 from psvit_ray.training.checkpoint import MANIFEST
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import load_source
 from tests.helpers.jobs import train_job
 from tests.helpers.mlflow_server import Server
 from tests.helpers.processes import PATIENCE_S, free_port, until, wait_until

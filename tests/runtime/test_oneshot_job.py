@@ -18,7 +18,7 @@ from psvit_ray.export import model_folder
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.budget import TimeBudget
-from psvit_ray.runtime.tune.tuner import Trials
+from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.search.oneshot.evolution import FixedSpecs
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.oneshot.subnets import load_supernet
@@ -26,9 +26,10 @@ from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
+from psvit_ray.training.source import load_source
 from tests.helpers import jobs
 from tests.helpers.command_line import job, parse
 from tests.helpers.oneshot import by_spec, timeless

@@ -26,14 +26,15 @@ from datasets.features import ClassLabel
 from PIL import Image, ImageOps
 
 from psvit_ray.data.shards import plan, shard_file
-from psvit_ray.data.shards.shard_file import ShardSettings, write_shard
+from psvit_ray.data.shards.settings import ShardSettings
+from psvit_ray.data.shards.shard_file import write_shard
 from psvit_ray.data.sources import image_source, parquet_table
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.sources.shard_manifest import ShardManifest, faults, read_manifest
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.runtime.batch import prepare as runtime
 from psvit_ray.runtime.batch.prepare import check_out, prepare
-from psvit_ray.runtime.session.session import Resume
+from psvit_ray.runtime.session.config import Resume
 from psvit_ray.storage.folder import Folder
 from tests.helpers.command_line import job
 from tests.helpers.drawn import CLASS_NAMES, drawn, drawn_folder

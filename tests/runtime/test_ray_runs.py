@@ -16,10 +16,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
 from psvit_ray.runtime.tune.asha import AshaConfig
-from psvit_ray.runtime.tune.tuner import Trials, TrialsResult, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration

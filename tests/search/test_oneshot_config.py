@@ -8,18 +8,23 @@ from typing import Any
 import pytest
 
 from psvit_ray.arch.cost import count_macs
+from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.estimate import candidates_per_s
-from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
+from psvit_ray.model.latency import measure_table
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.config import (
-    OneshotConfig,
+from psvit_ray.search.oneshot.config import OneshotConfig
+from psvit_ray.search.oneshot.plan import (
     best_scored_specs,
+    check_oneshot,
     finalist_configurations,
     holdout_size_warning,
     large_specs,
+    make_evolution,
+    read_latency_table,
     standard_error,
+    supernet_configuration,
 )
 from psvit_ray.search.oneshot.scores import Score
 from psvit_ray.training.config import TrainConfig
@@ -36,7 +41,7 @@ TRAIN = TrainConfig(epochs=10, lr=0.004, seed=5, compile=True)
 
 
 def test_a_supernet_trains_as_the_recipe_says_for_its_own_epochs() -> None:
-    made = OneshotConfig(supernet_epochs=3).supernet(SEARCH, TRAIN)
+    made = supernet_configuration(OneshotConfig(supernet_epochs=3), SEARCH, TRAIN)
     assert made.supernet
     assert made.supernet.space == SPACE
     changed = {"epochs": 3, "warmup_epochs": 1.5, "compile": False}
@@ -97,21 +102,21 @@ def test_a_latency_table_is_that_of_the_space_and_of_its_batch(tmp_path: Path) -
     path = tmp_path / "table.json"
     table = table_file(path)
     config = OneshotConfig(latency_table=str(path), max_latency_ms=1e3, population=4)
-    assert config.given_table(SEARCH) == table
-    config.check(SEARCH, TRAIN)
+    assert read_latency_table(config, SEARCH) == table
+    check_oneshot(config, SEARCH, TRAIN)
     with pytest.raises(ValueError, match=r"max_latency_ms must be met by .* got 1e-06"):
-        config.model_copy(update={"max_latency_ms": 1e-6}).check(SEARCH, TRAIN)
+        check_oneshot(config.model_copy(update={"max_latency_ms": 1e-6}), SEARCH, TRAIN)
     with pytest.raises(ValueError, match=r"latency_batch_size must be 1, as in .*, got 8"):
-        config.model_copy(update={"latency_batch_size": 8}).given_table(SEARCH)
+        read_latency_table(config.model_copy(update={"latency_batch_size": 8}), SEARCH)
     stage = STAGE | {"embed_dim": [8, 16]}
     wider = SearchSpace.model_validate({**dict(SPACE), "stages": (stage, stage)})
     with pytest.raises(ValueError, match="the latency table has no part"):
-        config.given_table(SearchConfig(space=wider))
+        read_latency_table(config, SearchConfig(space=wider))
     for content in ("{}", "[" * 5_000):
         path.write_text(content)
         said = rf"^latency_table must be a file of jobs/latency\.py, got {path}: [^\n]+$"
         with pytest.raises(ValueError, match=said):
-            config.given_table(SEARCH)
+            read_latency_table(config, SEARCH)
 
 
 def test_what_evolution_keeps_low_is_what_was_asked(tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_what_evolution_keeps_low_is_what_was_asked(tmp_path: Path) -> None:
         return float(spec.depth)
 
     config = OneshotConfig(cost="latency", max_latency_ms=3.0, population=4, candidates=20)
-    evolution = config.evolution(SEARCH, latency)
+    evolution = make_evolution(config, SEARCH, latency)
     found: list[ArchSpec] = []
     while specs := evolution.ask(20 - len(found)):
         found += specs

@@ -16,7 +16,7 @@ from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources import image_source
 from psvit_ray.runtime.session.lease import Lease, NameInUse
-from psvit_ray.storage import folder
+from psvit_ray.storage import file_systems
 from psvit_ray.storage.fence import LEASE, LeaseLost
 from psvit_ray.storage.folder import Folder
 from tests.helpers.drawn import drawn_folder
@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_reached_is_said_without_secrets(data: str, said:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of a server that takes connections and never answers."""
-    monkeypatch.setattr(folder, "STORE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(file_systems, "STORE_TIMEOUT_S", 1.0)
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -19,7 +19,8 @@ from psvit_ray.storage import disk as real_disk
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager, checkpoint_names
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
+from psvit_ray.training.source import load_source
 from tests.helpers.power import Disk, Killed, watched
 from tests.helpers.training import SPEC
 

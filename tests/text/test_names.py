@@ -13,7 +13,8 @@ from mlflow.utils import validation
 from pyarrow import fs
 
 from psvit_ray.runtime.cluster.ray_names import ray_name
-from psvit_ray.runtime.session.session import SessionConfig, read_records, resolve_folder
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import read_records, resolve_folder
 from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import experiment_name

@@ -26,7 +26,8 @@ from psvit_ray.training.checkpoint import (
     CheckpointManager,
 )
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
+from psvit_ray.training.source import load_source
 from tests.helpers.records import BAD_JSON
 from tests.helpers.training import SPEC, assert_same_state
 

@@ -14,8 +14,9 @@ from torchvision.transforms.functional import normalize
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.loss import DistillationKind, Teacher, distillation_loss
+from psvit_ray.training.source import load_source
 from tests.helpers.networks import (
     NAMES,
     TIMM,

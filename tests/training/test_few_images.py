@@ -28,10 +28,11 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.export.inference import score_batches, to_predictions
 from psvit_ray.training.config import Configuration, PathConfig, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import check_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.paths import PathSampler
+from psvit_ray.training.source import check_source
 from tests.helpers.networks import exported, facts_of
 from tests.helpers.stored import write_parquet
 from tests.helpers.training import join_group

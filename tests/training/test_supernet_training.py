@@ -25,9 +25,10 @@ from psvit_ray.search.oneshot.subnets import (
     read_holdout,
 )
 from psvit_ray.training.config import Configuration, PathConfig, SupernetConfig, TrainConfig
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
+from psvit_ray.training.source import load_source
 from psvit_ray.training.state import run_info
 from tests.helpers.training import join_group
 

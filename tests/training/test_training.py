@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.agreement import Request, WorkerHung
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.engine import Report, load_source, run_training
+from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import load_source
 from psvit_ray.training.state import build_model, run_info
 from psvit_ray.training.steps import Diverged
 from tests.helpers.training import SPEC, assert_same, assert_same_state, join_group, timeless

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from psvit_ray.data.loading.loader import GlobalBatchSampler, ImageDataset, join_parts, train_loader
-from psvit_ray.training.engine import Report, load_source, run_training
+from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.evaluation import evaluate
+from psvit_ray.training.source import load_source
 from psvit_ray.training.state import run_info
 from psvit_ray.training.steps import TooManyBadImages
 from tests.helpers.drawn import drawn_folder

@@ -16,45 +16,24 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageColor
-from pydantic import AfterValidator
+from PIL import ExifTags, Image
 
 from psvit_ray.data.images import limits
 from psvit_ray.data.images.bad_image import BadImage
+from psvit_ray.data.images.options import BACKGROUND, Decoder, format_tone_range
 from psvit_ray.data.images.tone_range import (
     STRIP_PIXELS,
     Tones,
     covers,
     extremes,
-    format_tone_range,
     in_8_bits,
     own_range,
 )
-from psvit_ray.text.messages import nearest
 
 Mode = Literal["RGB", "L"]
-Decoder = Literal["pil", "torchcodec"]
-
-BACKGROUND = "white"
-"""Shows black glyphs, which are the commonest of transparent pictures."""
-
-
-def _check_colour(name: str) -> str:
-    try:
-        ImageColor.getrgb(name)
-    except ValueError:
-        near = nearest(name, ImageColor.colormap)
-        raise ValueError(
-            f"background must be a colour, by name or as #rrggbb, got {name!r}; nearest is {near!r}"
-        ) from None
-    return name
-
-
-Colour = Annotated[str, AfterValidator(_check_colour)]
-"""A colour by any name that Pillow knows."""
 GREY_MODES = ("1", "L", "LA")
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -13,9 +13,7 @@ import numpy as np
 from pydantic import model_validator
 
 from psvit_ray.arch.spec import Value
-
-ToneRange = tuple[float, float]
-"""The values that become black and white."""
+from psvit_ray.data.images.options import ToneRange
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that scanners, cameras and microscopes store in 16 or 32."""
@@ -47,28 +45,6 @@ class Tones(Value):
 
 
 DEFAULT_TONES = Tones()
-
-
-def parse_tone_range(tone_range: str) -> ToneRange:
-    """LOW:HIGH as numbers. Raises ValueError."""
-    low, _, high = tone_range.partition(":")
-    try:
-        given = float(low), float(high)
-    except ValueError:
-        given = math.nan, math.nan
-    if not (given[0] < given[1] and all(map(math.isfinite, given))):
-        raise ValueError(
-            f"tone_range must be LOW:HIGH, two numbers of which the first is lower, such as "
-            f"0:4095, got {tone_range!r}"
-        )
-    return given
-
-
-def format_tone_range(limits: ToneRange) -> str:
-    """A range as `parse_tone_range` takes it."""
-    return ":".join(
-        str(int(number)) if number == int(number) else f"{number:g}" for number in limits
-    )
 
 
 def extremes(values: np.ndarray) -> ToneRange | None:

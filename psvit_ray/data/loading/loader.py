@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from psvit_ray.data.images.decode import BadImage, Decoder
-from psvit_ray.data.loading.transforms import Augmentation, Preprocessing, seed_generators
+from psvit_ray.data.images.decode import BadImage
+from psvit_ray.data.images.options import Decoder
+from psvit_ray.data.loading.augmentation import Augmentation
+from psvit_ray.data.loading.transforms import Preprocessing, seed_generators, train_transform
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 PATIENCE_S = 600.0
@@ -175,7 +177,9 @@ class ImageDataset:
         self._none = torch.empty(0, preprocessing.in_chans, *[preprocessing.img_size] * 2).byte()
         self._augmented = augmentation is not None
         self._transform = (
-            augmentation.transform(preprocessing) if augmentation else preprocessing.transform()
+            train_transform(augmentation, preprocessing)
+            if augmentation
+            else preprocessing.transform()
         )
 
     def __len__(self) -> int:

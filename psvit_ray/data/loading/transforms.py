@@ -14,7 +14,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from pydantic import Field
 from timm.data.random_erasing import RandomErasing
@@ -22,12 +21,12 @@ from timm.data.transforms_factory import transforms_imagenet_eval, transforms_im
 from torch import Tensor
 from torchvision import transforms
 
-from psvit_ray.arch.spec import MAX_IMG_SIZE, Finite, Pixels, Value
-from psvit_ray.data.images.decode import BACKGROUND, Colour, Decoder, Mode, convert, decode
+from psvit_ray.arch.spec import Finite, Pixels, Value
+from psvit_ray.data.images.decode import Mode, convert, decode
+from psvit_ray.data.images.options import BACKGROUND, Colour, Decoder
 from psvit_ray.data.images.tone_range import Tones
+from psvit_ray.data.loading.augmentation import Augmentation
 
-Probability = Annotated[Finite, Field(ge=0, le=1)]
-Aspect = Annotated[Finite, Field(ge=0.01, le=100)]
 ImageTransform = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT_RATIO = 16
@@ -109,87 +108,62 @@ class CropEnds:
         )
 
 
-class Augmentation(Value):
-    """How training images are varied, in the words of timm's `train.py`."""
+def train_transform(augmentation: Augmentation, preprocessing: Preprocessing) -> ImageTransform:
+    """A picture to bytes (C, S, S). Draws from the generators that `seed_generators` sets.
 
-    train_crop_mode: Literal["center", "rrc", "rkrc", "rkrr"] = "center"
-    """How a training image is cut: as in evaluation, or at random (timm's modes)."""
-    scale: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.08, 1.0)
-    """Part of the image's area that a random crop takes, from and to."""
-    ratio: Annotated[tuple[Aspect, Aspect], tyro.conf.Suppress] = (3 / 4, 4 / 3)
-    """Its aspect ratio, from and to."""
-    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Of random crops."""
-    hflip: Probability = 0.0
-    """How many training images are mirrored left to right."""
-    vflip: Probability = 0.0
-    """How many are mirrored top to bottom."""
-    color_jitter: Annotated[Finite, Field(ge=0, le=100)] = 0.0
-    """Change of brightness, contrast and saturation; of the policies of `aa` only 3a adds it."""
-    aa: str = ""
-    """timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1 or 3a."""
-    reprob: Probability = 0.0
-    """How many training images have a part erased."""
-    remode: Literal["const", "rand", "pixel"] = "pixel"
-    """With what: zeros, one random colour, or random pixels."""
-    recount: Annotated[int, Field(ge=1, le=100)] = 1
-    """Most parts erased in one image."""
-    shift: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
-    """Each training image is moved by up to this many pixels along each axis."""
-
-    def transform(self, preprocessing: Preprocessing) -> ImageTransform:
-        """A picture to bytes (C, S, S). Draws from the generators that `seed_generators` sets.
-
-        Raises ValueError for an `aa` that timm does not know.
-        """
-        try:
-            crop, distort, to_tensor = transforms_imagenet_train(
-                preprocessing.img_size,
-                scale=self.scale,
-                ratio=self.ratio,
-                train_crop_mode="rrc" if self.train_crop_mode == "center" else self.train_crop_mode,
-                hflip=self.hflip,
-                vflip=self.vflip,
-                color_jitter=self.color_jitter or None,  # type: ignore[arg-type]  # takes None, too
-                auto_augment=self.aa or None,
-                interpolation=self.train_interpolation,
-                mean=preprocessing.mean,
-                use_prefetcher=True,
-                separate=True,
-            )
-        except (AssertionError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"aa must be a policy of timm's, such as rand-m9-mstd0.5-inc1, got {self.aa!r}"
-            ) from error
-        first = crop.transforms
-        if self.train_crop_mode == "center":
-            *center, _ = preprocessing.transform().transforms  # type: ignore[attr-defined]
-            first = [*center, *first[1:]]
-        elif self.train_crop_mode != "rrc":  # which cuts first
-            side = preprocessing.img_size / math.sqrt(self.scale[0])
-            first = [CropEnds(side, anywhere=self.train_crop_mode == "rkrr"), *first]
-        return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
-
-    def finish(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """What is done on the device, to normalised images (B, C, S, S), in place; each by its
-        own seed, whoever else is in the batch."""
-        if self.reprob:
-            self._erase(images, seeds.tolist())
-        return random_shift(images, seeds, self.shift) if self.shift else images
-
-    def _erase(self, images: Tensor, seeds: list[int]) -> None:
-        erase = RandomErasing(
-            self.reprob,
-            mode=self.remode,
-            min_count=1,
-            max_count=self.recount,
-            device=str(images.device),
+    Raises ValueError for an `aa` that timm does not know.
+    """
+    mode = augmentation.train_crop_mode
+    try:
+        crop, distort, to_tensor = transforms_imagenet_train(
+            preprocessing.img_size,
+            scale=augmentation.scale,
+            ratio=augmentation.ratio,
+            train_crop_mode="rrc" if mode == "center" else mode,
+            hflip=augmentation.hflip,
+            vflip=augmentation.vflip,
+            color_jitter=augmentation.color_jitter or None,  # type: ignore[arg-type]  # takes None, too
+            auto_augment=augmentation.aa or None,
+            interpolation=augmentation.train_interpolation,
+            mean=preprocessing.mean,
+            use_prefetcher=True,
+            separate=True,
         )
-        for image, seed in zip(images, seeds, strict=True):
-            if random.Random(seed).random() <= self.reprob:  # the draw that `erase` begins with
-                random.seed(seed)
-                torch.manual_seed(seed)
-                erase(image)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"aa must be a policy of timm's, such as rand-m9-mstd0.5-inc1, got {augmentation.aa!r}"
+        ) from error
+    first = crop.transforms
+    if mode == "center":
+        *center, _ = preprocessing.transform().transforms  # type: ignore[attr-defined]
+        first = [*center, *first[1:]]
+    elif mode != "rrc":  # which cuts first
+        side = preprocessing.img_size / math.sqrt(augmentation.scale[0])
+        first = [CropEnds(side, anywhere=mode == "rkrr"), *first]
+    return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
+
+
+def finish_augmentation(augmentation: Augmentation, images: Tensor, seeds: Tensor) -> Tensor:
+    """What is done on the device, to normalised images (B, C, S, S), in place; each by its
+    own seed, whoever else is in the batch."""
+    if augmentation.reprob:
+        _erase(augmentation, images, seeds.tolist())
+    return random_shift(images, seeds, augmentation.shift) if augmentation.shift else images
+
+
+def _erase(augmentation: Augmentation, images: Tensor, seeds: list[int]) -> None:
+    erase = RandomErasing(
+        augmentation.reprob,
+        mode=augmentation.remode,
+        min_count=1,
+        max_count=augmentation.recount,
+        device=str(images.device),
+    )
+    for image, seed in zip(images, seeds, strict=True):
+        if random.Random(seed).random() <= augmentation.reprob:  # the draw that `erase` begins with
+            random.seed(seed)
+            torch.manual_seed(seed)
+            erase(image)
 
 
 def seed_generators(seed: int) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
-from psvit_ray.data.shards.shard_file import ShardSettings, contents
+from psvit_ray.data.shards.settings import ShardSettings
+from psvit_ray.data.shards.shard_file import contents
 from psvit_ray.data.splits.splits import Splits
 from psvit_ray.data.tables import ImageTable
 

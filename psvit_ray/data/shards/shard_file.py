@@ -10,15 +10,14 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import Field
 
-from psvit_ray.arch.spec import MAX_IMG_SIZE, Finite, Value
+from psvit_ray.arch.spec import Value
 from psvit_ray.data.images.decode import (
     GREY_MODES,
     BadImage,
@@ -29,6 +28,7 @@ from psvit_ray.data.images.decode import (
     open_picture,
 )
 from psvit_ray.data.quarantine import BadImageRow
+from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.sources.shard_manifest import PROGRESS
 from psvit_ray.storage.files import printable_path
@@ -48,20 +48,6 @@ if TYPE_CHECKING:  # a process that writes shards needs no torch, which takes ha
 GROUP_ROWS = 32
 GROUP_BYTES = 4 << 20
 BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the group's header
-
-
-class ShardSettings(Value):
-    """What decides the shards beside the data."""
-
-    shard_mb: Annotated[Finite, Field(gt=0, le=1024)] = 64
-    """Megabytes (10^6) of a shard, about. A process that writes one holds it three times."""
-    resize_longer: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
-    """Images whose longer side has more pixels are made this small and encoded again, PNG as PNG
-    and all others as JPEG. The others, and all with 0, are kept byte for byte."""
-    quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Of JPEG encoded again."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the order of the images."""
 
 
 class WrittenShard(Value):

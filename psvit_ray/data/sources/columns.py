@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import class_name, quoted_list
-from psvit_ray.text.messages import nearest
+from psvit_ray.data.splits.splits import class_name
+from psvit_ray.text.messages import nearest, quoted_list
 
 IS_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 IS_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)

@@ -13,9 +13,9 @@ import pyarrow as pa
 from psvit_ray.data import tables
 from psvit_ray.data.images import file_bytes
 from psvit_ray.data.splits import split_folders
-from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.splits.layout import DataLayout, Split
 from psvit_ray.data.splits.split_folders import Tree
-from psvit_ray.data.splits.splits import Split, Splits, class_name, described_places
+from psvit_ray.data.splits.splits import Splits, class_name, described_places
 from psvit_ray.storage import files
 from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pyarrow import fs
 
-from psvit_ray.data.images.decode import BACKGROUND
-from psvit_ray.data.images.tone_range import DEFAULT_TONES, Tones, parse_tone_range
-from psvit_ray.data.sources import image_folder, parquet_files, torchvision_sets
+from psvit_ray.data.images.options import BACKGROUND, parse_tone_range
+from psvit_ray.data.images.tone_range import DEFAULT_TONES, Tones
+from psvit_ray.data.sources import image_folder, parquet_files
 from psvit_ray.data.sources.parquet_table import is_table
 from psvit_ray.data.sources.survey import surveyed
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
@@ -28,10 +27,11 @@ from psvit_ray.data.splits.split_file import (
     split_numbers,
     unchanged,
 )
-from psvit_ray.data.splits.splits import Splits, cut, drawn, held_out, quoted_list
+from psvit_ray.data.splits.splits import Splits, cut, drawn, held_out
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
+from psvit_ray.text.messages import quoted_list
 from psvit_ray.text.secrets import without_secrets
 
 TEST_IMAGES = 360
@@ -264,7 +264,9 @@ def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     if data == "digits":
         layout.check_unused(data)
         return _digits()
-    if data.partition(":")[0] in (torchvision_sets.PREFIX, torchvision_sets.DOWNLOAD):
+    if data.partition(":")[0] in ("torchvision", "torchvision-download"):
+        from psvit_ray.data.sources import torchvision_sets
+
         layout.check_unused(data)
         return torchvision_sets.read(data)
     if not data:
@@ -279,7 +281,9 @@ def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
 
 def _digits() -> Splits:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as one of 10 classes."""
-    from sklearn.datasets import load_digits  # here, as no other data needs scikit-learn's 100 MiB
+    # Here, as no other data needs the 100 MiB of scikit-learn, nor torch to be listed.
+    import torch
+    from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 1, 8, 8)

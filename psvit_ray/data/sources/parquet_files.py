@@ -26,23 +26,21 @@ from psvit_ray.data.sources.parquet_table import (
     open_parquet,
 )
 from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardFile, read_manifest
-from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
+from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, Split
 from psvit_ray.data.splits.splits import (
     SPLIT_OF,
     WORDS,
-    Split,
     Splits,
     class_name,
     described_places,
     look_alikes,
-    quoted_list,
     splits_advice,
     splits_in,
 )
 from psvit_ray.storage import files
 from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
-from psvit_ray.text.messages import nearest
+from psvit_ray.text.messages import nearest, quoted_list
 
 READERS = 16
 """Files read at the same time: in an object store nearly all the time is waiting."""

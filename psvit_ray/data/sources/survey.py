@@ -15,14 +15,8 @@ from PIL import Image
 
 from psvit_ray.data.images import decode
 from psvit_ray.data.images.bad_image import BadImage
-from psvit_ray.data.images.tone_range import (
-    DEPTHS,
-    ToneRange,
-    Tones,
-    extremes,
-    format_tone_range,
-    usual_range,
-)
+from psvit_ray.data.images.options import ToneRange, format_tone_range
+from psvit_ray.data.images.tone_range import DEPTHS, Tones, extremes, usual_range
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.parquet_table import row_groups
 from psvit_ray.data.tables import ArrayTable, ImageTable

@@ -18,7 +18,8 @@ from PIL import Image
 
 from psvit_ray.data.images.decode import BadImage, as_bad_image
 from psvit_ray.data.images.file_bytes import read_local
-from psvit_ray.data.splits.splits import Split, Splits
+from psvit_ray.data.splits.layout import Split
+from psvit_ray.data.splits.splits import Splits
 from psvit_ray.data.tables import StoredTable, digest_of, listing
 from psvit_ray.storage.files import error_text, is_file_error
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from pydantic import field_validator
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.data.splits.splits import Split, quoted_list
+from psvit_ray.text.messages import quoted_list
+
+Split = Literal["train", "val", "test"]
 
 
 class DataLayout(Value):

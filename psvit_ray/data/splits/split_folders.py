@@ -10,19 +10,12 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import (
-    WORDS,
-    Split,
-    look_alikes,
-    quoted_list,
-    splits_advice,
-    splits_in,
-)
+from psvit_ray.data.splits.layout import DataLayout, Split
+from psvit_ray.data.splits.splits import WORDS, look_alikes, splits_advice, splits_in
 from psvit_ray.storage import files
 from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
-from psvit_ray.text.messages import nearest
+from psvit_ray.text.messages import nearest, quoted_list
 
 
 @dataclass

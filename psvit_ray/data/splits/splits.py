@@ -13,16 +13,15 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
+from psvit_ray.data.splits.layout import Split
 from psvit_ray.data.tables import StoredTable
-from psvit_ray.text.messages import nearest
+from psvit_ray.text.messages import nearest, quoted_list
 
-Split = Literal["train", "val", "test"]
 WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("training", "train"),
     "val": ("validation", "valid", "val", "dev"),
@@ -167,11 +166,6 @@ def _near_names(names: tuple[str, ...]) -> list[str]:
         alike.setdefault("".join(name.casefold().split()), []).append(name)
     several = [name for group in alike.values() if len(group) > 1 for name in group]
     return [f"classes differ in case or spaces only: {quoted_list(several)}"] if several else []
-
-
-def quoted_list(names: Collection[str], most: int = 5) -> str:
-    shown = ", ".join(map(repr, islice(names, most)))
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,8 +15,8 @@ from psvit_ray.report.oneshot import (
 )
 from psvit_ray.report.pareto_picture import png
 from psvit_ray.report.summary import aligned, count_statuses, mlflow_command
-from psvit_ray.search.oneshot.config import standard_error
 from psvit_ray.search.oneshot.finalists import HOW, finalist_records, finalists, winner
+from psvit_ray.search.oneshot.plan import standard_error
 from psvit_ray.search.oneshot.scores import Score, generations, rank_scores, score_rows
 from psvit_ray.search.record import Record
 from psvit_ray.search.rows import csv_bytes, write_files

@@ -9,7 +9,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from psvit_ray.data.images.decode import Decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export.inference import Prediction, score_batches, to_predictions
 from psvit_ray.export.model_folder import ExportedModel

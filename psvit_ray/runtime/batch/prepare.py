@@ -14,7 +14,8 @@ from pydantic import TypeAdapter
 from psvit_ray.data import quarantine
 from psvit_ray.data.shards import plan, shard_file
 from psvit_ray.data.shards.plan import Shard
-from psvit_ray.data.shards.shard_file import ShardSettings, WrittenShard
+from psvit_ray.data.shards.settings import ShardSettings
+from psvit_ray.data.shards.shard_file import WrittenShard
 from psvit_ray.data.sources.shard_manifest import (
     MANIFEST,
     PLAN,
@@ -25,7 +26,7 @@ from psvit_ray.data.sources.shard_manifest import (
     read_manifest,
 )
 from psvit_ray.data.splits.splits import Splits
-from psvit_ray.runtime.session.session import Resume
+from psvit_ray.runtime.session.config import Resume
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.search.record import differences
 from psvit_ray.storage import json_files

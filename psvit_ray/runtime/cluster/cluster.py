@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from psvit_ray.arch.spec import Value
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.runtime.cluster.autoscaler import Resources, max_of_new_workers
+from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.cluster.host_calls import HEAD, alive_hosts, call_on_hosts
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import NonNegativeCount, PositiveCount, PositiveNumber, TrainConfig
+from psvit_ray.training.config import TrainConfig
 
 MAX_SOCKET_BYTES = 107  # of the address of a Unix socket
 ANSWER_S = 180.0  # of a host that must fetch the job's files first
@@ -42,22 +42,13 @@ QUIET_SETTINGS = {
 }
 
 
-class WorkerResources(Value):
-    """What one training worker asks of Ray."""
-
-    cpus_per_worker: PositiveCount = 1
-    """CPUs of a worker; it computes with as many threads."""
-    gpus_per_worker: NonNegativeCount | None = None
-    """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
-    wait_minutes: PositiveNumber = 30.0
-    """How long to wait for hosts with a place for the workers, at the start or after a loss."""
-
-    def resolved(self) -> dict[str, float]:
-        gpus = self.gpus_per_worker
-        if gpus is None:
-            gpus = int(max_of_hosts(lambda host: host.get("GPU", 0)) > 0)
-        asked: dict[str, float] = {"CPU": self.cpus_per_worker, "GPU": gpus}
-        return {name: amount for name, amount in asked.items() if amount}
+def amounts_per_worker(resources: WorkerResources) -> dict[str, float]:
+    """Amounts of CPU and GPU that one worker asks Ray for; those that are 0 are left out."""
+    gpus = resources.gpus_per_worker
+    if gpus is None:
+        gpus = int(max_of_hosts(lambda host: host.get("GPU", 0)) > 0)
+    asked: dict[str, float] = {"CPU": resources.cpus_per_worker, "GPU": gpus}
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 def gpu_settings_note(train: TrainConfig, per_worker: dict[str, float]) -> str:

@@ -30,7 +30,7 @@ from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.engine import source_from_settings
+from psvit_ray.training.source import source_from_settings
 
 FIRST_S = 60.0
 """For the first answer of a host, which may have to fetch the job's files."""

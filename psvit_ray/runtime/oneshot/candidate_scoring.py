@@ -11,11 +11,13 @@ from typing import Protocol
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.session import Session
 from psvit_ray.runtime.session.signals import catch_stop_signals
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
-from psvit_ray.runtime.tune.tuner import Trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import trials_at_once
 from psvit_ray.search.oneshot.scores import Score, ScoreStore, rank_scores
 from psvit_ray.training.checkpoint import Checkpoint
 
@@ -109,7 +111,7 @@ def _actors(checkpoint: Checkpoint, source: Source, trials: Trials) -> SubnetAct
     return SubnetActors(
         checkpoint,
         source,
-        number=trials.concurrency(),
-        resources_per_worker=trials.resources.resolved(),
+        number=trials_at_once(trials),
+        resources_per_worker=amounts_per_worker(trials.resources),
         wait_minutes=trials.resources.wait_minutes,
     )

@@ -16,19 +16,21 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.export.config import CONFIG
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.session.session import Session
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.tune.tuner import Trials
+from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.search.oneshot.finalists import finalists, winner
 from psvit_ray.search.oneshot.subnets import load_supernet
 from psvit_ray.search.record import Record
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint, last_checkpoint
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.engine import load_source, run_training
+from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.source import load_source
 
 INHERITED = "inherited"
 MODEL = "model"
@@ -71,7 +73,7 @@ def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known:
 def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:
     """The records with the score of their trained networks on the test images, which are touched
     here alone, after the choice."""
-    resources = trials.resources.resolved()
+    resources = amounts_per_worker(trials.resources)
     task: Any = ray.remote(_evaluate_on_test)
     untested = [record for record in records if record.test_top1 is None]
     asked = {

@@ -13,23 +13,29 @@ import ray
 import torch
 from pydantic import TypeAdapter
 
+from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.model.latency import Conditions, LatencyTable, measure_table
+from psvit_ray.model.latency import measure_table
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.finalists import export_inherited, export_winner
 from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.session.session import Session, exit_code
-from psvit_ray.runtime.train.elastic import WorkerRange
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, TrainResult, train
-from psvit_ray.runtime.tune.tuner import Trials, run_trials
+from psvit_ray.runtime.tune.config import Trials
+from psvit_ray.runtime.tune.tuner import run_trials, trials_at_once
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.oneshot.config import (
-    OneshotConfig,
+from psvit_ray.search.oneshot.config import OneshotConfig
+from psvit_ray.search.oneshot.plan import (
     best_scored_specs,
     finalist_configurations,
     large_specs,
+    make_evolution,
+    read_latency_table,
+    supernet_configuration,
 )
 from psvit_ray.search.oneshot.scores import Score, ScoreStore
 from psvit_ray.search.oneshot.subnets import read_holdout, suggested_sharings
@@ -77,16 +83,16 @@ def search(
 
     Raises ValueError where a latency is asked for that no spec has.
     """
-    budget, gpus = TimeBudget.of(search), trials.resources.resolved().get("GPU", 0)
+    budget, gpus = TimeBudget.of(search), amounts_per_worker(trials.resources).get("GPU", 0)
     latency_ms = None
     if config.asks_for_latency:
         latency_ms = latency_table(session, config, search, trials).predict
-    config.evolution(search, latency_ms)  # raises, before hours are spent
+    make_evolution(config, search, latency_ms)  # raises, before hours are spent
     gpus_of_supernet = config.supernet_workers * gpus
     before = sum(record.seconds for record in RecordStore(session.folder / SUPERNET).all())
     supernet = train_supernet(
         session,
-        config.supernet(search, train),
+        supernet_configuration(config, search, train),
         trials,
         workers=config.supernet_workers,
         deadline=budget.without(before * gpus_of_supernet).until(gpus_of_supernet),
@@ -100,13 +106,13 @@ def search(
     scored_before = sum(score.seconds for score in ScoreStore(session.folder).all())
     scored = score_candidates(
         session,
-        config.evolution(search, latency_ms, first_candidates(session, search, source)),
+        make_evolution(config, search, latency_ms, first_candidates(session, search, source)),
         lambda: supernet_checkpoint(session),
         source,
         trials,
         candidates=config.candidates,
         latency_ms=latency_ms,
-        deadline=budget.without(scored_before * gpus).until(gpus * trials.concurrency()),
+        deadline=budget.without(scored_before * gpus).until(gpus * trials_at_once(trials)),
     )
     result = replace(result, scores=scored.scores, signal=scored.signal, reason=scored.reason)
     if scored.signal or scored.reason:
@@ -147,9 +153,9 @@ def latency_table(
     if table := json_files.read_json(session.folder, LATENCY, kind, "a latency table", remedy):
         return table
     if config.latency_table:
-        table = config.given_table(search)
+        table = read_latency_table(config, search)
     else:
-        resources = trials.resources.resolved()
+        resources = amounts_per_worker(trials.resources)
         conditions = Conditions(
             device="cuda" if resources.get("GPU") else "cpu",
             dtype="bfloat16" if resources.get("GPU") else "float32",
@@ -197,7 +203,7 @@ def train_supernet(
         replace(session, folder=folder, store=store, records=[record]),
         configuration,
         workers=WorkerRange(workers, workers),
-        resources_per_worker=trials.resources.resolved(),
+        resources_per_worker=amounts_per_worker(trials.resources),
         wait_minutes=trials.resources.wait_minutes,
         test=False,
         deadline=deadline,

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
@@ -20,6 +20,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.sources.image_source import Source, check_unchanged
 from psvit_ray.data.splits import split_file
 from psvit_ray.runtime.cluster import cluster
+from psvit_ray.runtime.session.config import Resume, SessionConfig
 from psvit_ray.runtime.session.lease import Lease
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
 from psvit_ray.search.record import RECORDS, Record, RecordStore, differences
@@ -30,23 +31,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
 from psvit_ray.text.markdown import code
 
-Resume = Literal["never", "must", "auto"]
 DESCRIPTION = "search.json"
-
-
-class SessionConfig(Value):
-    """Where a job writes, and how it is found again."""
-
-    storage: str = "outputs"
-    """Folder or URI (s3://, gs://) under which each name has its own folder."""
-    name: str | None = None
-    """Of this search or training; by default the recipe and the time."""
-    resume: Resume = "never"
-    """`--resume` goes on with a name that must exist, `--resume auto` goes on or starts."""
-    tracking_uri: str | None = None
-    """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
-    verbose: bool = False
-    """Show what Ray and MLflow log."""
 
 
 class SearchDescription(Value):
@@ -115,7 +100,7 @@ def open_session(
     if not launch.verbose:
         logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # errors are told in one line
     cluster.join(verbose=launch.verbose)
-    cluster.check_workers(num_workers, resources.resolved())
+    cluster.check_workers(num_workers, cluster.amounts_per_worker(resources))
     cluster.check_shared(storage)
     cluster.check_readable(source.train, source.name)
     store_uri.check_shared(uri, num_hosts=cluster.num_hosts())

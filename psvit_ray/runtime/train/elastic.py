@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
@@ -16,35 +15,10 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from psvit_ray.runtime.train.control_channel import SAVE, SAVED, ControlChannel
-from psvit_ray.text.messages import short_repr
 
 WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 SAVE_S = 60.0
 LOOK_S = 0.1
-
-
-class WorkerRange(NamedTuple):
-    """How many workers train: fewer where a host is lost, more again where one comes."""
-
-    min_workers: int
-    max_workers: int
-
-    @classmethod
-    def of(cls, text: str) -> Self:
-        """From `N` or `MIN:MAX`, below 100,000. Raises ValueError for anything else."""
-        match = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
-        min_workers = int(match[1]) if match else 0
-        max_workers = int(match[2] or min_workers) if match else 0
-        if not 1 <= min_workers <= max_workers:
-            raise ValueError(
-                "workers must be a number or MIN:MAX, from 1 and in this order, got "
-                f"{short_repr(text)}"
-            )
-        return cls(min_workers, max_workers)
-
-    @property
-    def elastic(self) -> bool:
-        return self.min_workers < self.max_workers
 
 
 class SaveBeforeResize(ControllerCallback):

@@ -27,13 +27,9 @@ from psvit_ray.runtime.session.session import Session
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, ControlChannel
-from psvit_ray.runtime.train.elastic import (
-    LimitWaiting,
-    NoHostsError,
-    SaveBeforeResize,
-    WorkerRange,
-)
+from psvit_ray.runtime.train.elastic import LimitWaiting, NoHostsError, SaveBeforeResize
 from psvit_ray.runtime.train.worker import SigtermCallback, WorkerTask, train_worker
 from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.storage.fence import Fence, LeaseLost

@@ -42,8 +42,9 @@ from psvit_ray.training.checkpoint import (
     CheckpointManager,
 )
 from psvit_ray.training.config import Configuration, PositiveNumber
-from psvit_ray.training.engine import Report, check_source, run_training, source_from_settings
+from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.source import check_source, source_from_settings
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 TOP1 = "holdout/top1"

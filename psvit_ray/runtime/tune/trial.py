@@ -11,8 +11,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from psvit_ray.arch.spec import Value
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import STOP, ControlChannel, HeadMonitor
-from psvit_ray.runtime.train.elastic import WorkerRange
 from psvit_ray.runtime.train.trainer import make_trainer
 from psvit_ray.runtime.train.worker import DRIVER_ERRORS, TOP1, WorkerTask, record_bad_images
 from psvit_ray.text.secrets import without_secrets

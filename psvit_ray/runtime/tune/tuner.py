@@ -13,14 +13,14 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.search import Searcher
 
-from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.runtime.cluster.cluster import WorkerResources, workers_that_fit
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker, workers_that_fit
 from psvit_ray.runtime.cluster.host_calls import HEAD
 from psvit_ray.runtime.cluster.ray_names import ray_name
 from psvit_ray.runtime.session.budget import UNLIMITED, TimeBudget
-from psvit_ray.runtime.session.session import Session, SessionConfig, exit_code, open_session
+from psvit_ray.runtime.session.config import SessionConfig
+from psvit_ray.runtime.session.session import Session, exit_code, open_session
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.runtime.tracking.gauges import TrialGauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
@@ -28,13 +28,14 @@ from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
 from psvit_ray.runtime.train.worker import TOP1, WorkerTask
 from psvit_ray.runtime.tune.asha import Asha, AshaConfig
+from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.recorder import Recorder, ResultListener
 from psvit_ray.runtime.tune.trial import TrialTask, train_trial
 from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, NumWorkers, PositiveCount
+from psvit_ray.training.config import Configuration
 
 QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
@@ -98,19 +99,10 @@ class _Stop(tune.Stopper):
         return "its budget of GPU-hours was over" if over else ""
 
 
-class Trials(Value):
-    """How trials share the cluster."""
-
-    workers_per_trial: NumWorkers = 1
-    """Training workers of one configuration: 1 trains in the trial's own process, more are a Ray
-    Train run."""
-    max_concurrent: PositiveCount | None = None
-    """Configurations in training at the same time; by default what the cluster may grow to."""
-    resources: WorkerResources = WorkerResources()
-
-    def concurrency(self) -> int:
-        fit = workers_that_fit(self.resources.resolved()) // self.workers_per_trial
-        return min(self.max_concurrent or fit, fit)
+def trials_at_once(trials: Trials) -> int:
+    """How many trials run at the same time: as many as were asked for, if they fit the cluster."""
+    fit = workers_that_fit(amounts_per_worker(trials.resources)) // trials.workers_per_trial
+    return min(trials.max_concurrent or fit, fit)
 
 
 @dataclass(frozen=True)
@@ -180,10 +172,10 @@ def run_trials(
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
-    concurrency = trials.concurrency()
+    concurrency = trials_at_once(trials)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
     tracker = Tracker(session.experiment, session.fence)
-    resources = trials.resources.resolved()
+    resources = amounts_per_worker(trials.resources)
     task_of = _Tasks(
         session.folder,
         session.fence,

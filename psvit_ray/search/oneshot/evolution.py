@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -15,8 +14,8 @@ from optuna.trial import TrialState
 from psvit_ray.arch.cost import Limits, cost
 from psvit_ray.arch.space import Parameter, SearchSpace
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.search.oneshot.config import Sampler
 
-Sampler = Literal["nsga2", "random"]
 Genes = Mapping[str, Parameter]
 """A choice for every parameter of the space, also for those that do not apply to a spec: they may
 in its offspring."""

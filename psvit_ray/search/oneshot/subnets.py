@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.images.decode import Decoder
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
