@@ -46,8 +46,8 @@ class LatencyTable(Value):
     conditions: Conditions
     device_name: str
     threads: Count
-    """Threads of torch, where the device is a CPU. A single thread is timed by the processor's clock
-    of that thread, several by the clock on the wall; on an idle machine both are the same."""
+    """Threads of torch, where the device is a CPU. A single thread is timed by its own processor
+    time, several by the clock on the wall; on an idle machine both are the same."""
     torch_version: str
     img_size: Count
     in_chans: Count
