@@ -284,7 +284,7 @@ for mode, (size, kind, settings) in {LARGE}.items():
     Image.new(mode, size).save(sys.argv[1] + "/" + mode, kind, **settings)
 """
 READS = """import pathlib, re, sys
-from psvit_ray.data.images import decode
+from psvit_ray.data.images.decode import decode
 for path in pathlib.Path(sys.argv[1]).iterdir():
     size = decode(path.read_bytes(), "RGB").size
     status = pathlib.Path("/proc/self/status").read_text()
