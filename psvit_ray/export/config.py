@@ -1,4 +1,4 @@
-"""What an exported folder says of its model: `config.json`."""
+"""`config.json` of an exported folder: everything about the model but its weights."""
 
 from __future__ import annotations
 
@@ -22,54 +22,65 @@ CheckpointChoice = Literal["best", "last"]
 
 
 class TrainingInfo(Value):
-    """What is known of the run that the weights come from. Top-1 is in percent, and None where it
-    was not measured with these weights."""
+    """The training run that the weights come from."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     run_id: str
-    """In MLflow; empty where the run is not there."""
+    """Id of the run in MLflow; empty if it was not recorded there."""
     which: CheckpointChoice
-    """Of the run's checkpoints: the best on the hold-out, or the last."""
+    """Checkpoint of the run: the best on the hold-out, or the last."""
     data: str
+    """Data that the run was given, without secrets."""
     data_digest: str = ""
-    """Names the images of the data, as in `SplitFile.digest`; empty in a folder of before it was
-    kept."""
+    """Digest of the images of the data, as `SplitFile.digest`; empty in exports of older
+    versions."""
     epochs: int
-    """That the run was to have."""
+    """Configured epochs."""
     epoch: int
-    """That were done."""
+    """Completed epochs."""
     step: int
+    """Completed optimizer steps."""
     seed: int
+    """Seed of weights, order and augmentation."""
     holdout_top1: float | None
+    """Top-1 on the hold-out in percent; None if it was not measured with these weights."""
     test_top1: float | None
+    """Top-1 on the test images in percent; None if it was not measured with these weights."""
     macs: int
+    """Multiply-accumulates of one image."""
     params: int
+    """Number of parameters."""
     settings: dict[str, Any]
-    """The whole training configuration."""
+    """The whole training configuration, as `TrainConfig` has it."""
 
     @property
     def layout(self) -> DataLayout:
-        """How the data of the training was laid out; an older export says nothing of it."""
+        """Layout of the training data; the default one in exports of older versions."""
         names = DataLayout.model_fields
         return DataLayout(**{name: self.settings.get(name, "") for name in names})
 
 
 class ExportConfig(Value):
-    """`config.json`."""
+    """The content of `config.json`."""
 
     format_version: Literal[1] = 1
+    """Version of this format."""
     spec: ArchSpec
+    """Architecture of the model."""
     preprocessing: Preprocessing
+    """Preprocessing of images in evaluation."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     sha256: dict[str, str] = Field(default_factory=dict)
-    """Of the files with weights, and of `splits.parquet`."""
+    """Hashes of the files with weights, and of `splits.parquet`, by name."""
     training: TrainingInfo
+    """Training run of the weights."""
 
     def faults(self) -> list[str]:
-        """Everything in which it contradicts itself, a line each; empty if nothing."""
+        """Contradictions between the fields, one line each; empty if there are none."""
         spec, given, names = self.spec, self.preprocessing, self.class_names
-        both = {
+        pairs = {
             "class_names": (len(names), spec.num_classes),
             "preprocessing.img_size": (given.img_size, spec.img_size),
             "preprocessing.in_chans": (given.in_chans, spec.in_chans),
@@ -77,9 +88,9 @@ class ExportConfig(Value):
             "preprocessing.std": (len(given.std), spec.in_chans),
         }
         unfit = [
-            f"{field} must be {of_spec} as in spec, got {ours}"
-            for field, (ours, of_spec) in both.items()
-            if ours != of_spec
+            f"{field} must be {expected} as in spec, got {got}"
+            for field, (got, expected) in pairs.items()
+            if got != expected
         ]
         if twice := sorted(name for name, number in Counter(names).items() if number > 1):
             unfit.append(f"class_names must differ, got {twice[0]!r} twice")

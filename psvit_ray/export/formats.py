@@ -1,6 +1,6 @@
-"""A network in other formats, each checked against the network itself before it counts.
+"""Conversion of a network to ONNX and torch.export, each checked against the network itself.
 
-Both take any number of images, and neither holds paths of the machine that made it.
+Both take any batch size, and neither file holds paths of the machine that made it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from psvit_ray.model.psvit import PSViT
 
 OPSET = 20
 TOLERANCE = 1e-4
-"""Most that a logit may differ, plus so much of its size."""
+"""Largest absolute and relative difference of a logit."""
 CHECKED_BATCHES = (1, 3)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -25,11 +25,11 @@ Logits = Callable[[Tensor], Tensor]
 
 
 class ConversionError(RuntimeError):
-    """A converted network does not answer as the network does."""
+    """A converted network gives other logits than the network."""
 
 
 def check_onnx_installed() -> None:
-    """Raises ValueError where something that ONNX needs is not there."""
+    """Raises ValueError if a package that the export to ONNX needs is not installed."""
     for package in ONNX_PACKAGES:
         try:
             importlib.import_module(package)
@@ -40,9 +40,10 @@ def check_onnx_installed() -> None:
 
 
 def write_onnx(model: PSViT, path: Path) -> None:
-    """Input `images` (batch, C, S, S) float32, normalised; output `logits` (batch, num_classes).
+    """Writes ONNX: input `images` (batch, C, S, S), normalised float32; output `logits` (batch,
+    num_classes).
 
-    Raises ConversionError, and ValueError where ONNX is not installed.
+    Raises ConversionError if its logits differ, and ValueError if ONNX is not installed.
     """
     check_onnx_installed()
     import onnxruntime
@@ -72,7 +73,8 @@ def write_onnx(model: PSViT, path: Path) -> None:
 
 
 def write_torch_export(model: PSViT, path: Path) -> None:
-    """As `torch.export.load(path).module()` takes it. Raises ConversionError."""
+    """Writes a program for `torch.export.load(path).module()`. Raises ConversionError if its logits
+    differ."""
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
         program = torch.export.export(
@@ -85,20 +87,20 @@ def write_torch_export(model: PSViT, path: Path) -> None:
 
 
 def check_agreement(model: PSViT, converted: Logits, name: str) -> None:
-    """Raises ConversionError where logits differ by more than TOLERANCE."""
+    """Raises ConversionError, naming `name`, if logits differ by more than TOLERANCE."""
     for size in CHECKED_BATCHES:
         images = random_images(model, size)
         with torch.inference_mode():
-            expected, found = model(images), converted(images)
-        if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+            expected, got = model(images), converted(images)
+        if not torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE):
             raise ConversionError(
                 f"{name} must answer as the network does to {TOLERANCE:g}, differs by "
-                f"{(found - expected).abs().max():.3g} for {size} images"
+                f"{(got - expected).abs().max():.3g} for {size} images"
             )
 
 
 def random_images(model: PSViT, size: int) -> Tensor:
-    """(size, C, S, S), always the same."""
+    """Random images (size, C, S, S) for `model`, always the same."""
     spec = model.spec
     generator = torch.Generator().manual_seed(size)
     return torch.randn(size, spec.in_chans, spec.img_size, spec.img_size, generator=generator)

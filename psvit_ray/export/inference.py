@@ -1,4 +1,4 @@
-"""What a network answers to images, with or without labels."""
+"""Inference: logits and predictions of a network for a table of images, with or without labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from psvit_ray.data.tables import ImageTable
 
 
 class ScoredBatch(NamedTuple):
+    """Logits of a batch of images."""
+
     indices: Tensor
-    """(B,) int64, in the table."""
+    """Positions of the images in the table, (B,) int64."""
     logits: Tensor
-    """(B, num_classes) float32, on the host."""
+    """Logits (B, num_classes), float32 in host memory."""
     bad: tuple[tuple[int, str], ...]
-    """Images that cannot be read: index in the table, reason."""
+    """Images that cannot be read: position in the table, reason."""
 
 
 def score_batches(
@@ -33,7 +35,11 @@ def score_batches(
     processes: int = 0,
     decoder: Decoder = "pil",
 ) -> Iterator[ScoredBatch]:
-    """Every image once, in the order of the table. `model` is on the device, in evaluation mode."""
+    """Logits of each image once, batch by batch, in the order of the table.
+
+    `model` must be on `device`, in evaluation mode; `processes` are DataLoader workers, 0 loads in
+    this process.
+    """
     device = device or torch.device("cpu")
     loader = eval_loader(
         table,
@@ -46,23 +52,23 @@ def score_batches(
     for batch in loader:
         with torch.inference_mode():
             images = batch.images.to(device, non_blocking=True)
-            if not len(images):  # attention on a GPU refuses them: the answers to a blank, none
+            if not len(images):  # attention on a GPU refuses an empty batch
                 images = images.new_zeros(1, *images.shape[1:])
             logits = model(preprocessing.normalize(images)).float().cpu()[: len(batch.indices)]
         yield ScoredBatch(batch.indices, logits, batch.bad)
 
 
 class TopClasses(NamedTuple):
-    """The classes that a network finds likeliest, best first."""
+    """The k classes of highest probability, highest first."""
 
     classes: Tensor
-    """(B, k) int64."""
+    """Numbers of the classes, (B, k) int64."""
     probabilities: Tensor
-    """(B, k) float64."""
+    """Probabilities of the classes, (B, k) float64."""
 
 
 def top_classes(logits: Tensor, k: int) -> TopClasses:
-    """Of (B, num_classes); among equals the first class, as argmax has it."""
+    """The top `k` classes of logits (B, num_classes); of equal ones the first, as `argmax`."""
     probabilities, classes = (
         logits.double().softmax(dim=1).sort(dim=1, descending=True, stable=True)
     )
@@ -70,20 +76,23 @@ def top_classes(logits: Tensor, k: int) -> TopClasses:
 
 
 class Prediction(NamedTuple):
-    """To one image: the likeliest classes, best first, or why it cannot be read."""
+    """The top classes of one image, or the reason why it cannot be read."""
 
     classes: list[int]
+    """Numbers of the classes, highest probability first."""
     probabilities: list[float]
+    """Probabilities of the classes."""
     reason: str = ""
+    """Reason why the image cannot be read, or empty."""
 
 
 def to_predictions(scored: Iterable[ScoredBatch], k: int) -> Iterator[Prediction]:
-    """One for each image, in the order of the table."""
+    """A prediction of `k` classes for each image of these batches, in the order of the table."""
     for indices, logits, bad in scored:
-        best = top_classes(logits, k)
-        found = {index: Prediction([], [], reason) for index, reason in bad}
-        for index, *likeliest in zip(
-            indices.tolist(), best.classes.tolist(), best.probabilities.tolist(), strict=True
+        top = top_classes(logits, k)
+        predictions = {index: Prediction([], [], reason) for index, reason in bad}
+        for index, *classes_and_probabilities in zip(
+            indices.tolist(), top.classes.tolist(), top.probabilities.tolist(), strict=True
         ):
-            found[index] = Prediction(*likeliest)
-        yield from (found[index] for index in sorted(found))
+            predictions[index] = Prediction(*classes_and_probabilities)
+        yield from (predictions[index] for index in sorted(predictions))

@@ -1,4 +1,4 @@
-"""The README of an exported model, written from what is known of it."""
+"""The model card (README.md) of an exported model, written from its `config.json`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from psvit_ray.export.formats import OPSET, TOLERANCE
 from psvit_ray.text.markdown import code, text
 
 MAX_LISTED_CLASSES = 20
-"""That are listed; config.json has all."""
+"""Most class names in the card; `config.json` has all."""
 
 
 def model_card(config: ExportConfig, default_settings: Mapping[str, Any]) -> str:
-    """Markdown, with the front matter that model hubs read. Settings of the training that differ
-    from `default_settings` are listed."""
+    """The card in Markdown, with the front matter that model hubs read. It lists the settings of
+    the training that differ from `default_settings`."""
     spec, training = config.spec, config.training
     kind = "DeiT" if spec.is_deit else f"PSViT-{spec.pooling.upper()}"
     front = {
@@ -128,7 +128,7 @@ def _percent(top1: float | None) -> str:
 
 
 def _training(training: TrainingInfo, default_settings: Mapping[str, Any]) -> str:
-    said = {
+    summary = {
         "data": training.data,
         "epochs": f"{training.epoch} of {training.epochs}",
         "steps": f"{training.step:,}",
@@ -139,12 +139,12 @@ def _training(training: TrainingInfo, default_settings: Mapping[str, Any]) -> st
     settings = {
         name: value
         for name, value in training.settings.items()
-        if name not in said and value != default_settings.get(name)
+        if name not in summary and value != default_settings.get(name)
     }
     rows = [(f"`{name}`", code(value)) for name, value in settings.items()]
     others = _table(("setting", "value"), rows) if rows else "None."
     return (
-        f"{_table(('', ''), [(name, code(value)) for name, value in said.items()])}\n\n"
+        f"{_table(('', ''), [(name, code(value)) for name, value in summary.items()])}\n\n"
         f"Settings that are not the usual ones of psvit_ray (`config.json` has all):\n\n{others}"
     )
 
@@ -160,7 +160,7 @@ def _limits(config: ExportConfig) -> str:
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Cells are Markdown."""
+    """A Markdown table, whose cells are Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

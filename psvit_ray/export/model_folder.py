@@ -1,7 +1,7 @@
-"""A network to deploy, as a folder: `config.json` (architecture, preprocessing, classes, what is
-known of the training), `model.safetensors`, a model card, and other formats on request.
+"""A network to deploy, as a folder: `config.json` (architecture, preprocessing, classes, training
+run), `model.safetensors`, a model card, and other formats on request.
 
-Nothing in `config.json` and `model.safetensors`, all that `load` reads, executes.
+`load` reads `config.json` and `model.safetensors` only, and executes nothing in them.
 """
 
 from __future__ import annotations
@@ -33,35 +33,39 @@ from psvit_ray.storage.folder import Folder
 
 
 class Transform:
-    """A picture of any kind to what the network takes. Goes to the processes of a DataLoader."""
+    """The transform of evaluation: a Pillow image of any kind to the network's input. It can be
+    pickled to the workers of a DataLoader."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.preprocessing = preprocessing
         self._transform = preprocessing.transform()
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Normalised float32 (C, S, S). Raises BadImage for one that cannot be used."""
+        """A normalised float32 image (C, S, S). Raises BadImage if `image` cannot be used."""
         pixels = self._transform(self.preprocessing.picture(image))
         return self.preprocessing.normalize(pixels[None])[0]
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """`model` is in evaluation mode."""
+    """A network of an exported folder, in evaluation mode, with its `config.json`."""
 
     model: PSViT
     config: ExportConfig
 
     @property
     def preprocessing(self) -> Preprocessing:
+        """Preprocessing of images in evaluation."""
         return self.config.preprocessing
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
         return self.config.class_names
 
     @property
     def transform(self) -> Transform:
+        """Transform of a Pillow image to the network's input."""
         return Transform(self.preprocessing)
 
 
@@ -75,20 +79,20 @@ def write(
     onnx: bool = False,
     torch_export: bool = False,
 ) -> ExportedModel:
-    """Writes a network and all that says what it is; weights become float32.
+    """Writes an exported folder; weights become float32.
 
     Args:
         folder: An empty folder.
-        config: What `config.json` says; the hashes of files are added here.
+        config: Content of `config.json`; the hashes of the files are added here.
         weights: State dict of `PSViT(config.spec)`.
         default_settings: Defaults of the training configuration; the model card lists the
             settings that differ.
-        splits: Which images the network was trained and ranked on.
+        splits: Split of the images that the network was trained on.
         onnx: Write `model.onnx` too.
         torch_export: Write `model.pt2` too.
 
-    Raises ConversionError where another format does not answer as the network does, ValueError
-    where what makes it is not installed.
+    Raises ConversionError if another format gives other logits, and ValueError if a package that
+    it needs is not installed.
     """
     weights = {
         name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
@@ -110,9 +114,9 @@ def write(
 
 
 def load(folder: str | Path) -> ExportedModel:
-    """From a path, or a URI such as `s3://bucket/model`.
+    """The exported model in a folder, given as a path or a URI such as `s3://bucket/model`.
 
-    Raises ValueError where there is no exported model, or it is not as it was written.
+    Raises ValueError if there is no exported model, or if its files were changed.
     """
     there = Folder.at(str(folder))
     config, content = _read(there, CONFIG), _read(there, WEIGHTS)
@@ -145,19 +149,19 @@ def load(folder: str | Path) -> ExportedModel:
             f"model folder was changed: spec in {CONFIG} is not that of {WEIGHTS} in {there}"
         ) from None
     for name, count in (("params", count_params), ("macs", count_macs)):
-        if (ours := getattr(checked.training, name)) != (of_spec := count(checked.spec)):
+        if (got := getattr(checked.training, name)) != (expected := count(checked.spec)):
             raise ValueError(
-                f"model folder was changed: training.{name} in {CONFIG} must be {of_spec} as of "
-                f"spec, got {ours}, in {there}"
+                f"model folder was changed: training.{name} in {CONFIG} must be {expected} as of "
+                f"spec, got {got}, in {there}"
             )
     return ExportedModel(model, checked)
 
 
 def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None:
-    """The images that the model in a folder was trained and ranked on; None where the folder is of
-    before they were noted.
+    """The split of the images that the model in a folder was trained on; None in folders of older
+    versions, which do not have it.
 
-    Raises ValueError where the file is not as it was written.
+    Raises ValueError if the file was changed.
     """
     there = Folder.at(str(folder))
     sha256 = exported.config.sha256.get(split_file.SPLITS_FILE)
@@ -171,7 +175,8 @@ def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None
 
 
 def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:
-    """In evaluation mode. No first weights are drawn: nothing random is touched."""
+    """A network with these weights, in evaluation mode. No initial weights are drawn, so that no
+    random generator is touched."""
     with torch.device("meta"):
         model = PSViT(spec)
     model.load_state_dict(weights, assign=True)

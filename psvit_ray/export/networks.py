@@ -1,7 +1,7 @@
-"""Networks that a configuration names: to start from, or to learn from. An exported folder, or
-`timm:NAME` with weights that timm fetches or a file has.
+"""Trained networks that a configuration names as initial weights or as a teacher: an exported
+folder, or `timm:NAME` with weights from timm's hub or from a file.
 
-Nothing that is read executes: weights are safetensors, or pickles read with `weights_only=True`.
+Nothing that is read is executed: weights are safetensors, or pickles read with `weights_only=True`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ TIMM = "timm:"
 
 @dataclass(frozen=True)
 class Network:
-    """With its weights, in evaluation mode, and what it takes."""
+    """A trained network in evaluation mode, and the images that it takes."""
 
     name: str
+    """Name in the configuration: an exported folder, or timm:NAME."""
     model: nn.Module
     num_classes: int
     class_names: tuple[str, ...] | None
-    """None where only their number is known."""
+    """Names of the classes in the order of the logits; None if they are not known."""
     img_size: tuple[int, int]
-    """Height and width."""
+    """Height and width in pixels."""
     in_chans: int
     mean: tuple[float, ...]
-    """Of each channel, in 0 to 1."""
+    """Mean of each channel, from 0 to 1."""
     std: tuple[float, ...]
+    """Standard deviation of each channel."""
 
 
 def load_network(name: str, checkpoint: str = "", *, field: str) -> Network:
-    """`name` is an exported folder (a path or URI) or `timm:NAME`, whose weights timm fetches
-    unless `checkpoint` is a file of them.
+    """Loads an exported folder (a path or URI) or `timm:NAME`, whose weights timm fetches unless
+    `checkpoint` is a file that has them.
 
-    Raises ValueError, naming `field`, where there is no such network or no weights of it.
+    Raises ValueError, naming `field`, if there is no such network, or if its weights cannot be had.
     """
     if name.startswith(TIMM):
         return _timm_network(name, checkpoint, field)
@@ -75,18 +77,19 @@ def _timm_network(name: str, checkpoint: str, field: str) -> Network:
         with _silent_hub():
             model: Any = timm.create_model(architecture, pretrained=True, **kwargs)
     except (OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         if checkpoint:
             raise ValueError(
                 f"{field}_checkpoint must have the weights of {name}, got {checkpoint}: "
-                f"{said[:200]}"
+                f"{reason[:200]}"
             ) from None
         raise ValueError(
-            f"{field}: timm cannot fetch the weights of {name} ({said.partition('. ')[0]}); a file "
+            f"{field}: timm cannot fetch the weights of {name} ({reason.partition('. ')[0]}); a "
+            "file "
             f"that has them is given as --{field}-checkpoint FILE"
         ) from None
-    takes = resolve_model_data_config(model)
-    in_chans, height, width = takes["input_size"]
+    data_config = resolve_model_data_config(model)
+    in_chans, height, width = data_config["input_size"]
     return Network(
         name=name,
         model=model.eval(),
@@ -94,14 +97,15 @@ def _timm_network(name: str, checkpoint: str, field: str) -> Network:
         class_names=None,
         img_size=(height, width),
         in_chans=in_chans,
-        mean=takes["mean"],
-        std=takes["std"],
+        mean=data_config["mean"],
+        std=data_config["std"],
     )
 
 
 @contextlib.contextmanager
 def _silent_hub() -> Iterator[None]:
-    """Without a connection it warns of each of its tries; in the end it raises what matters."""
+    """Context without huggingface_hub's warnings: without a connection it warns at each retry, and
+    raises in the end."""
     hub = logging.getLogger("huggingface_hub")
     before = hub.level
     hub.setLevel(logging.ERROR)
@@ -112,8 +116,8 @@ def _silent_hub() -> Iterator[None]:
 
 
 def _check_known(architecture: str, field: str) -> None:
-    """Raises ValueError, with the nearest, for a name or tag that is not timm's."""
-    if ":" in architecture:  # of a place that timm knows, such as hf-hub:
+    """Raises ValueError, with the nearest name, for a name or tag that timm does not have."""
+    if ":" in architecture:  # a model of a hub that timm reads, such as hf-hub:
         return
     try:
         known = bool(get_pretrained_cfg(architecture))
@@ -126,7 +130,8 @@ def _check_known(architecture: str, field: str) -> None:
 
 
 def _file_arguments(architecture: str, checkpoint: str, field: str) -> dict[str, Any]:
-    """What makes timm take the weights from a file, which may have a head of any size."""
+    """Arguments of `timm.create_model` that load the weights from a file, with a head of any
+    size."""
     if not Path(checkpoint).is_file():
         raise ValueError(f"{field}_checkpoint must be a file, got {checkpoint}")
     try:

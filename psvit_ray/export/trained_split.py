@@ -1,4 +1,4 @@
-"""How data was split in the training of an exported model: by the file of splits in its folder."""
+"""Data split as in the training of an exported model, by the split file in the model's folder."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ DRAWN_ANEW = (
 
 @dataclass(frozen=True)
 class TrainedData:
-    """Data as it is stored, seen from a model."""
+    """Stored data, and how the training of a model split it."""
 
     stored: Splits
     exported: ExportedModel
     is_training_data: bool
-    """The model was trained on this data, whatever was added to it since."""
+    """Whether the model was trained on this data, even if images were added to it since."""
     known: SplitFile | None
-    """How it was split then; None for other data, and where the model's folder does not say it."""
+    """Split of the data in the training; None for other data, and if the model's folder has no
+    split file."""
 
     @classmethod
     def read(
         cls, data: str, layout: DataLayout, exported: ExportedModel, model: str
     ) -> TrainedData:
-        """`model` is the folder of the exported one. What its training said of the layout of its
-        own data need not be said again.
+        """Reads `data` for the model `exported`, which is in the folder `model`. The layout of its
+        own training data need not be given again.
 
-        Raises ValueError for data that cannot be used, and where the model's folder is not as it
-        was written.
+        Raises ValueError for data that cannot be used, and if the model's folder was changed.
         """
-        trained = exported.config.training
-        said = DataLayout.model_validate({f: getattr(layout, f) for f in DataLayout.model_fields})
-        same_place = Folder.at(trained.data) == Folder.at(without_secrets(data))
-        is_its_own = same_place and said in (AS_NAMED, trained.layout)
-        stored = image_source.read(data, trained.layout if is_its_own else said)
-        known = read_splits(model, exported) if is_its_own else None
-        return cls(stored, exported, is_its_own, known)
+        training = exported.config.training
+        given = DataLayout.model_validate({f: getattr(layout, f) for f in DataLayout.model_fields})
+        same_path = Folder.at(training.data) == Folder.at(without_secrets(data))
+        is_training_data = same_path and given in (AS_NAMED, training.layout)
+        stored = image_source.read(data, training.layout if is_training_data else given)
+        known = read_splits(model, exported) if is_training_data else None
+        return cls(stored, exported, is_training_data, known)
 
     def divided(self) -> tuple[Source, list[str]]:
-        """Split as in the model's training, by its file of splits or else by its settings; and what
-        a user should be told of that.
+        """The data split as in the model's training, by its split file or else by its settings; and
+        notes for the user.
 
-        Raises ValueError where no hold-out can be cut.
+        Raises ValueError if no hold-out can be cut.
         """
         if self.known:
             source = image_source.divided_as(self.stored, self.known)

@@ -1,8 +1,8 @@
-"""What all workers of a run agree on before every step: that all are there, what the steps before
-came to, and whether to write a checkpoint or to stop.
+"""Agreement of all workers before every step: that all have come, the sums of the steps before, and
+whether to write a checkpoint or to stop.
 
-Over gloo, in memory of the host: on a GPU nothing waits for it, and a worker that hangs is noticed
-here first, before it blocks a collective on the device that cannot say whom it waits for.
+It runs over gloo in host memory: a GPU does not wait for it, and a worker that hangs is noticed
+here first, before it blocks a collective on the device, which cannot tell whom it waits for.
 """
 
 from __future__ import annotations
@@ -22,58 +22,66 @@ from torch import Tensor
 
 from psvit_ray.training.distributed import rank_and_world_size
 
-ALIVE_TIMEOUT_S = 5.0  # in which those who have waited for the same worker give up too
+ALIVE_TIMEOUT_S = 5.0  # workers that wait for the same one give up within so many seconds
 Request = Literal["none", "checkpoint", "stop"]
 
 
 class WorkerHung(RuntimeError):
-    """A worker did not come in time."""
+    """A worker did not reach a step in time."""
 
 
 @dataclass(frozen=True)
 class StepDecision:
-    """The same on every worker. `steps`: (step, loss sum, images, bad images) of each step whose
-    outcome became known, summed over the workers."""
+    """The outcome of an agreement, the same on every worker."""
 
     steps: tuple[tuple[int, float, int, int], ...]
+    """Steps whose outcome became known: step, and sums over the workers of loss, images and bad
+    images."""
     request: Request
+    """Strongest request of any worker: `stop` before `checkpoint` before `none`."""
 
 
 class StepAgreement:
-    """`patience_s`: a worker that is later than this is named, in `WorkerHung`."""
+    """The workers' agreement before each step. A worker that is `patience_s` later than the others
+    is named in `WorkerHung`."""
 
     def __init__(self, device: torch.device, *, patience_s: float) -> None:
         self._patience_s = patience_s
         self._rank, self._world_size = rank_and_world_size()
-        # On a GPU the outcome of a step is asked for a step later, when it has long been computed.
+        # On a GPU the outcome of a step is read a step later, when it has long been computed.
         self._lag = 2 if device.type == "cuda" else 1
-        self._known: deque[_Outcome] = deque()
+        self._outcomes: deque[_Outcome] = deque()
         if self._world_size > 1:
             patience = timedelta(seconds=patience_s)
             self._group: Any = dist.new_group(backend="gloo", timeout=patience)
             self._alive = dist.PrefixStore("psvit_alive", _store())
 
     def note(self, step: int, loss_sum: Tensor, images: int, bad: int) -> None:
-        """This worker's share of a step that was taken."""
-        self._known.append(_Outcome(step, loss_sum, images, bad))
+        """Adds this worker's share of a completed step: sum of losses (a scalar tensor), images and
+        bad images."""
+        self._outcomes.append(_Outcome(step, loss_sum, images, bad))
 
     def ask(self, step: int, request: Request, *, everything: bool = False) -> StepDecision:
-        """Waits for all workers before `step`. `everything`: also the last step's outcome.
+        """Waits for all workers before `step`; `request` is what this one asks for. With
+        `everything` the outcome of the last step is waited for too.
 
-        Raises WorkerHung if one does not come.
+        Raises WorkerHung if a worker does not come.
         """
-        known = [self._known.popleft() for _ in range(self._ready(everything))]
-        told = [number for one in known for number in one.numbers()]
-        told += [float(request == "checkpoint"), float(request == "stop")]
+        outcomes = [self._outcomes.popleft() for _ in range(self._ready(everything))]
+        values = [number for outcome in outcomes for number in outcome.numbers()]
+        values += [float(request == "checkpoint"), float(request == "stop")]
         if self._world_size > 1:
-            values = torch.tensor(told, dtype=torch.float64)
+            sums = torch.tensor(values, dtype=torch.float64)
             with self.naming(step):
-                dist.all_reduce(values, group=self._group)
-            told = values.tolist()
-        *numbers, checkpoint, stop = told
-        steps = zip(known, numbers[::3], numbers[1::3], numbers[2::3], strict=True)
+                dist.all_reduce(sums, group=self._group)
+            values = sums.tolist()
+        *numbers, checkpoint, stop = values
+        steps = zip(outcomes, numbers[::3], numbers[1::3], numbers[2::3], strict=True)
         return StepDecision(
-            steps=tuple((one.step, a, int(b), int(c)) for one, a, b, c in steps),
+            steps=tuple(
+                (outcome.step, loss_sum, int(images), int(bad))
+                for outcome, loss_sum, images, bad in steps
+            ),
             request="stop" if stop else "checkpoint" if checkpoint else "none",
         )
 
@@ -94,7 +102,7 @@ class StepAgreement:
             raise WorkerHung(f"rank {ranks} did not reach step {step}{late}") from error
 
     def _silent(self) -> list[int]:
-        """Ranks that do not say that they are alive, where one after the other gives up waiting."""
+        """Ranks that do not report that they are alive, when the workers give up waiting."""
         alive: set[int] = set()
 
         def look() -> None:
@@ -115,28 +123,29 @@ class StepAgreement:
         return [rank for rank in range(self._world_size) if rank not in alive]
 
     def _ready(self, everything: bool) -> int:
-        return max(len(self._known) - (0 if everything else self._lag - 1), 0)
+        return max(len(self._outcomes) - (0 if everything else self._lag - 1), 0)
 
 
 class _Outcome:
-    """Of a step; on its way from the device."""
+    """The outcome of a step on this worker, which is copied from the device meanwhile."""
 
     def __init__(self, step: int, loss_sum: Tensor, images: int, bad: int) -> None:
         self.step, self._images, self._bad = step, images, bad
-        self._there: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         self._loss_sum = loss_sum
         if loss_sum.is_cuda:
             self._loss_sum = torch.empty_like(loss_sum, device="cpu", pin_memory=True)
             self._loss_sum.copy_(loss_sum, non_blocking=True)
-            self._there = torch.cuda.Event()
-            self._there.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def numbers(self) -> tuple[float, float, float]:
-        if self._there:
-            self._there.synchronize()
+        """Sum of losses, images and bad images; waits for the copy."""
+        if self._copied:
+            self._copied.synchronize()
         return self._loss_sum.item(), float(self._images), float(self._bad)
 
 
 def _store() -> dist.Store:
-    """Torch has no public name for the store that a process group was initialised with."""
+    """The store of the default process group, for which torch has no public name."""
     return dist.distributed_c10d._get_default_store()

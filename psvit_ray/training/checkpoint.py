@@ -1,13 +1,13 @@
-"""The whole state of a run in a storage, so that it goes on as if nothing had happened.
+"""Checkpoints: the whole state of a run, from which it resumes bit for bit.
 
 A checkpoint is a folder: `run.json` (configuration, classes, preprocessing), `model.safetensors`,
-`ema.safetensors` where weights are averaged, `state.pt` (optimizer, how far, curve) and, written
+`ema.safetensors` if weights are averaged, `state.pt` (optimizer, position, curve) and, written
 last, `manifest.json` with the hash of each. Nothing in it executes when read. The learning rate and
 all randomness are functions of the step, so neither is stored.
 
-A folder counts once its manifest is there. No file that a manifest names is ever written over: the
-state at the end of an epoch has another name than that of the same step before its evaluation.
-Folders of other names, and files of other names in these, are somebody else's and left alone.
+A folder is a checkpoint once its manifest is written. No file that a manifest names is ever written
+over: the state at the end of an epoch has another name than that of the same step before its
+evaluation. Folders with other names, and other files in these, belong to somebody else and stay.
 """
 
 from __future__ import annotations
@@ -37,38 +37,41 @@ from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import Configuration
 
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"  # there while a folder is written: without a manifest it never counted
+UNFINISHED = "unfinished"  # marks a folder that is being written and is no checkpoint yet
 FILES = (MANIFEST, "run.json", "model.safetensors", "ema.safetensors", "state.pt", UNFINISHED)
-"""All that a checkpoint holds, in the order in which it is deleted."""
+"""All files of a checkpoint, in the order in which they are deleted."""
 CHECKPOINT_NAME = re.compile(r"step-(\d{9,})(?:-epoch-(\d{4,}))?")
-"""Name of a checkpoint's folder. Older versions gave no epoch."""
+"""Names of checkpoint folders. Older versions wrote no epoch."""
 logger = logging.getLogger(__name__)
 
 StrictCount = Annotated[int, Field(strict=True, ge=0)]
 
 
 class FileInfo(Value):
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     bytes: StrictCount
 
 
 class CheckpointManifest(Value):
-    """`manifest.json` of a checkpoint."""
+    """The content of a checkpoint's `manifest.json`."""
 
     step: StrictCount
+    """Completed optimizer steps."""
     epoch: StrictCount
+    """Completed epochs."""
     top1: FiniteFloat | None = None
-    """On the hold-out, in percent."""
+    """Top-1 on the hold-out in percent; None if it was not measured."""
     files: dict[Literal["run.json", "model.safetensors", "ema.safetensors", "state.pt"], FileInfo]
+    """The checkpoint's other files."""
 
 
 _MANIFEST = TypeAdapter(CheckpointManifest)
 
 
 class BrokenCheckpoint(ValueError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint's files are missing or were changed."""
 
 
 class CheckpointError(RuntimeError):
@@ -76,43 +79,52 @@ class CheckpointError(RuntimeError):
 
 
 class RunInfo(Value):
-    """What of a run does not change while it runs."""
+    """The content of `run.json`: what stays the same during a run."""
 
     configuration: Configuration
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     data_digest: str = ""
-    """Names the images of the data, as in `SplitFile.digest`; empty in a run of before it was
-    kept."""
+    """Digest of the images of the data, as `SplitFile.digest`; empty in runs of older versions."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The state of a run after a step, in host memory."""
+
     run: RunInfo
     epoch: int
-    """Epochs that are done, evaluation included."""
+    """Completed epochs, evaluation included."""
     step: int
+    """Completed optimizer steps."""
     model: dict[str, Tensor]
+    """State dict of the network."""
     ema: dict[str, Tensor] | None
+    """State dict of the averaged weights; None if weights are not averaged."""
     optimizer: dict[str, Any]
+    """State dict of the optimizer."""
     curve: list[dict[str, Any]]
-    """What was reported up to here: of a report that nobody took down, this is the copy."""
+    """Reports of all completed epochs, in case one was not recorded before a crash."""
     progress: dict[str, Any]
-    """Of the epoch that is under way."""
+    """Fields of `Progress` for the unfinished epoch."""
 
     @property
     def name(self) -> str:
+        """Name of the checkpoint's folder."""
         return f"step-{self.step:09d}-epoch-{self.epoch:04d}"
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
-        """The weights that metrics speak of: the averaged ones where there are any."""
+        """The weights that are evaluated: the averaged ones, if there are any."""
         return self.model if self.ema is None else self.ema
 
     def save(self, folder: Folder, *, top1: float | None = None) -> None:
-        """Replaces what stands in the folder; it counts once it is whole. `top1` on the hold-out,
-        in percent. Raises CheckpointError, with the folder and the bytes, where it cannot be
-        written."""
+        """Writes the checkpoint to `folder`, in place of one that is there. `top1` is that on the
+        hold-out, in percent.
+
+        Raises CheckpointError, with the folder and the bytes written, if it cannot be written.
+        """
         size = 0
         try:
             folder.write(UNFINISHED, b"")
@@ -135,7 +147,7 @@ class Checkpoint:
             ) from error
 
     def _files(self) -> Any:
-        """Names and contents, one after the other: they are large."""
+        """Yields names and contents one at a time, as they are large."""
         yield "run.json", self.run.model_dump_json(indent=1).encode()
         yield "model.safetensors", safetensors.torch.save(self.model)
         if self.ema is not None:
@@ -147,7 +159,8 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: Folder) -> Checkpoint:
-    """Raises BrokenCheckpoint, with the reason, for one that is not as it was written."""
+    """The checkpoint in a folder. Raises BrokenCheckpoint, with the reason, if it is incomplete or
+    was changed."""
     files = _checked_files(folder)
     try:
         ema = files.get("ema.safetensors")
@@ -166,7 +179,8 @@ def load_checkpoint(folder: Folder) -> Checkpoint:
 
 
 def _checked_files(folder: Folder) -> dict[str, bytes]:
-    """The files that the manifest names, as it has them."""
+    """Contents of the files that the manifest names. Raises BrokenCheckpoint if one differs from
+    it."""
     files: dict[str, bytes] = {}
     for name, entry in _manifest(folder).files.items():
         content = _content(folder, name)
@@ -206,8 +220,8 @@ def _sha256(content: bytes) -> str:
 
 
 def checkpoint_names(folder: Folder) -> list[str]:
-    """Names of the checkpoints in a folder, in the order of their steps. Broken ones are among
-    them; what a writer that died has left is not, nor is what somebody else has put there."""
+    """Names of the checkpoints in a folder, in the order of their steps, also of broken ones; not
+    those that were never completed, and not other folders."""
     names = [name for name in folder.names() if CHECKPOINT_NAME.fullmatch(name)]
     return sorted((name for name in names if _is_finished(folder, name)), key=_step_and_epoch)
 
@@ -223,7 +237,7 @@ def _is_finished(folder: Folder, name: str) -> bool:
 
 
 def _is_copy(folder: Folder, name: str) -> bool:
-    """Whether somebody gave a checkpoint another's name."""
+    """Whether somebody copied a checkpoint to another's name."""
     try:
         manifest = _manifest(folder / name)
     except BrokenCheckpoint:
@@ -239,8 +253,8 @@ def _step_and_epoch(name: str) -> tuple[int, int]:
 
 
 class CheckpointManager:
-    """The checkpoints of one run: the newest `keep` and the best stay. Written by a thread of its
-    own, one at a time; close it."""
+    """The checkpoints of one run, of which the newest `keep` and the best are kept. A thread writes
+    them one at a time; close the manager to wait for it."""
 
     def __init__(self, folder: Folder, *, keep: int = 2) -> None:
         self._folder, self._keep = folder, keep
@@ -251,42 +265,47 @@ class CheckpointManager:
         self._last = (-1, -1)
 
     def put(self, checkpoint: Checkpoint, *, top1: float | None = None) -> Future[None]:
-        """Returns at once if the one before is written, or if this one is there already; what it
-        returns is done when this one is written, or has failed. Raises CheckpointError if the one
-        before failed."""
+        """Starts to write a checkpoint, once the one before is written, and returns a future of
+        that; a checkpoint that is written already is not written again. `top1` is that on the
+        hold-out, in percent.
+
+        Raises CheckpointError if the checkpoint before could not be written; the future raises it
+        for this one.
+        """
         self._writing.result()
         if (checkpoint.step, checkpoint.epoch) == self._last:
-            there: Future[None] = Future()
-            there.set_result(None)
-            return there
+            written: Future[None] = Future()
+            written.set_result(None)
+            return written
         self._last = checkpoint.step, checkpoint.epoch
         self._writing = self._writer.submit(self._write, checkpoint, top1)
         return self._writing
 
     def close(self) -> None:
-        """Waits for the last. Raises CheckpointError if it failed."""
+        """Waits for the last checkpoint. Raises CheckpointError if it could not be written."""
         try:
             self._writing.result()
         finally:
             self._writer.shutdown()
 
     def newest(self) -> Checkpoint | None:
-        """None if there is none. One that is broken is passed over with a warning.
+        """The newest checkpoint that can be read, with a warning about broken ones; None if there
+        are no checkpoints.
 
-        Raises BrokenCheckpoint if there are some, and none can be read.
+        Raises BrokenCheckpoint if there are some and none can be read.
         """
         reasons = []
         for name in reversed(checkpoint_names(self._folder)):
             try:
-                found = load_checkpoint(self._folder / name)
+                checkpoint = load_checkpoint(self._folder / name)
             except BrokenCheckpoint as error:
                 self._broken.add(name)
                 reasons.append(str(error))
                 continue
-            self._last = found.step, found.epoch
+            self._last = checkpoint.step, checkpoint.epoch
             if reasons:
                 logger.warning("%s; going on from %s", "; ".join(reasons), name)
-            return found
+            return checkpoint
         if reasons:
             raise BrokenCheckpoint(
                 f"no checkpoint can be read: {'; '.join(reasons)}; restore one from a copy, or "
@@ -295,27 +314,28 @@ class CheckpointManager:
         return None
 
     def best(self) -> Checkpoint | None:
-        """By top-1 on the hold-out; None if none has one. Raises BrokenCheckpoint."""
+        """The checkpoint of highest top-1 on the hold-out; None if none was evaluated. Raises
+        BrokenCheckpoint."""
         name = self._best(checkpoint_names(self._folder))
         return load_checkpoint(self._folder / name) if name else None
 
     def named(self, name: str) -> Checkpoint:
-        """Raises BrokenCheckpoint."""
+        """The checkpoint called `name`. Raises BrokenCheckpoint."""
         return load_checkpoint(self._folder / name)
 
     def _best(self, names: list[str]) -> str | None:
         scores = {}
-        for place, name in enumerate(names):
+        for position, name in enumerate(names):
             with contextlib.suppress(BrokenCheckpoint):
                 if (top1 := _manifest(self._folder / name).top1) is not None:
-                    scores[name] = (top1, place)
+                    scores[name] = (top1, position)
         return max(scores, key=lambda name: scores[name], default=None)
 
     def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
         checkpoint.save(self._folder / checkpoint.name, top1=top1)
         self._broken.discard(checkpoint.name)
         names = [name for name in checkpoint_names(self._folder) if name not in self._broken]
-        # Of a step that was saved twice the later one has all that the earlier has.
+        # Of two checkpoints of one step the later holds all that the earlier does.
         newest = {_step_and_epoch(name)[0]: name for name in names}
         kept = {*[*newest.values()][-self._keep :], self._best(names)}
         for name in self._folder.names():
@@ -331,8 +351,8 @@ class CheckpointManager:
 
 
 def last_checkpoint(folder: Folder) -> Checkpoint:
-    """Of a training that has ended."""
-    with contextlib.closing(CheckpointManager(folder)) as kept:
-        found = kept.newest()
-    assert found, f"a training that has ended has a checkpoint in {folder}"
-    return found
+    """The last checkpoint of a run that has ended, in its folder of checkpoints."""
+    with contextlib.closing(CheckpointManager(folder)) as manager:
+        checkpoint = manager.newest()
+    assert checkpoint, f"a training that has ended has a checkpoint in {folder}"
+    return checkpoint

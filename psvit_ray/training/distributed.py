@@ -1,4 +1,4 @@
-"""Sums, lists and gradients over all workers of a run; alone, what is given comes back."""
+"""Collectives over all workers of a run; outside a process group they return their argument."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def all_reduce(sums: Tensor) -> Tensor:
-    """The sum over all workers, on every worker, in place: metrics are summed first and divided
-    once."""
+    """Sums a tensor over all workers, in place, on every worker. Metrics are summed first and
+    divided once."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     return sums
 
 
 def all_gather(items: list[Any]) -> list[Any]:
-    """The items of all workers, on every worker, in the order of ranks. Waits for all."""
+    """Items of all workers, on every worker, in the order of ranks."""
     _, world_size = rank_and_world_size()
     if world_size == 1:
         return items
@@ -38,9 +38,9 @@ def all_gather(items: list[Any]) -> list[Any]:
 def average_gradients(parameters: Iterable[nn.Parameter], dtype: torch.dtype | None = None) -> None:
     """Replaces each gradient by its mean over the workers, in one all-reduce.
 
-    For networks whose steps use other weights each time, which DDP does not know. The parameters
-    that have a gradient must be the same on all workers. `dtype` is that in which gradients are
-    sent, by default their own.
+    It serves networks whose steps use other weights each time, which DDP cannot do. The parameters
+    that have a gradient must be the same on all workers. Gradients are sent as `dtype`, by default
+    their own.
     """
     _, world_size = rank_and_world_size()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""A network's score on a table of images, exact whatever the number of workers."""
+"""Evaluation of a network on a table of images, with the same result for any number of workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from psvit_ray.training.distributed import all_gather, all_reduce, rank_and_worl
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` is the mean over images that can be read; `top1`, in percent, over all: an image that
-    cannot be read counts as wrong. `correct` (N,) bool, in the order of the table."""
+    """Scores of a network on a table of images."""
 
     loss: float
+    """Mean cross-entropy over the images that can be read."""
     top1: float
+    """Top-1 in percent over all images; an image that cannot be read counts as wrong."""
     correct: Tensor
+    """Whether each image is classified correctly, (N,) bool in the order of the table."""
     bad: tuple[tuple[int, str], ...]
-    """Images that cannot be read: index, reason."""
+    """Images that cannot be read: position in the table, reason."""
 
 
 @torch.inference_mode()
@@ -40,7 +42,11 @@ def evaluate(
     processes: int = 0,
     decoder: Decoder = "pil",
 ) -> Evaluation:
-    """Every image once over all workers, however many there are; the same answer on each."""
+    """Scores of `model` on all images of `table`, shared out over the workers; the same on each.
+
+    `processes` are DataLoader workers of each worker, 0 loads in the worker itself; `amp` is
+    bfloat16 autocast.
+    """
     device = device or torch.device("cpu")
     rank, world_size = rank_and_world_size()
     model.eval()
@@ -64,18 +70,18 @@ def evaluate(
         if not len(batch.labels):
             continue
         images, labels, indices = (
-            each.to(device, non_blocking=True)
-            for each in (batch.images, batch.labels, batch.indices)
+            tensor.to(device, non_blocking=True)
+            for tensor in (batch.images, batch.labels, batch.indices)
         )
-        of_batch, right = score_batch(model, images, labels, preprocessing, amp=amp)
-        loss += of_batch
-        correct[indices] = right.byte()
-    everyones = tuple(sorted(all_gather(bad)))
-    readable = len(table) - len(everyones)
+        batch_loss, batch_correct = score_batch(model, images, labels, preprocessing, amp=amp)
+        loss += batch_loss
+        correct[indices] = batch_correct.byte()
+    all_bad = tuple(sorted(all_gather(bad)))
+    readable = len(table) - len(all_bad)
     total_loss = all_reduce(loss).item() / readable if readable else float("nan")
     correct = all_reduce(correct).bool()
     top1 = 100 * correct.double().mean().item()
-    return Evaluation(total_loss, top1, correct.cpu(), everyones)
+    return Evaluation(total_loss, top1, correct.cpu(), all_bad)
 
 
 def score_batch(
@@ -86,8 +92,8 @@ def score_batch(
     *,
     amp: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Images (B, C, S, S) as bytes and labels (B,): the sum of the losses in float64, and which are
-    classified rightly, (B,) bool."""
+    """Sum of the cross-entropies in float64, and whether each image is classified correctly, (B,)
+    bool, for uint8 `images` (B, C, S, S) and `labels` (B,)."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = model(preprocessing.normalize(images))
     loss = F.cross_entropy(logits.double(), labels, reduction="sum")

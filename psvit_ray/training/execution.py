@@ -1,4 +1,4 @@
-"""Where a run happens."""
+"""The execution of a run: its device, and its connection to the framework that started it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from psvit_ray.training.agreement import Request
 
 @dataclass(frozen=True)
 class Execution:
-    """`prepare_model` is what a framework wraps the network with (Ray Train's, or DDP): how
-    gradients are summed over workers is its own."""
+    """How one worker executes a run."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # a value, never changed
+    """Device of the network."""
     accelerated: bool = True
-    """False leaves `amp` and `compile` off: on a CPU they cost more than they give."""
+    """Whether `amp` and `compile` take effect; on a CPU they cost more than they give."""
     prepare_model: Callable[[nn.Module], nn.Module] = lambda model: model
+    """Wraps the network so that gradients are summed over workers: Ray Train's `prepare_model`, or
+    DDP."""
     request: Callable[[], Request] = lambda: "none"
-    """Asked on every worker before every step, so it must be quick. What one worker wants, all do,
-    at the same step."""
+    """Called on every worker before every step, so it must be quick: whether to write a checkpoint
+    or to stop. All workers follow the request of one, at the same step."""
     patience_s: float = 300.0
-    """A worker that comes to a step later than the others by more is named, and the run raises
-    `WorkerHung`."""
+    """Seconds to wait for other workers at a step, after which the run raises `WorkerHung`."""

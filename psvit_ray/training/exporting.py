@@ -1,4 +1,4 @@
-"""From a checkpoint to an exported folder (`psvit_ray.export`)."""
+"""Export of a checkpoint to a model folder (`psvit_ray.export`)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def training_info(
     run_id: str = "",
     test_top1: float | None = None,
 ) -> TrainingInfo:
-    """What an exported folder says of the run that `checkpoint` is of.
+    """The description of a checkpoint's run for an exported folder.
 
-    `test_top1` is the score at the end of the run, in percent: it is left out where the checkpoint
-    is an earlier one.
+    `name` and `run_id` are those of the run, the latter in MLflow. `test_top1` is the score at the
+    end of the run, in percent; it is left out if the checkpoint is an earlier one.
     """
     configuration = checkpoint.run.configuration
     train, spec = configuration.train, configuration.trained_spec
@@ -58,8 +58,8 @@ def export_checkpoint(
     onnx: bool = False,
     torch_export: bool = False,
 ) -> ExportedModel:
-    """Writes the weights that metrics speak of (averaged ones where there are any) to `folder`,
-    which is empty. Arguments and errors are those of `model_folder.write`."""
+    """Exports the evaluated weights of a checkpoint (the averaged ones, if there are any) to the
+    empty folder `folder`. Arguments and errors are those of `model_folder.write`."""
     config = ExportConfig(
         spec=checkpoint.run.configuration.trained_spec,
         preprocessing=checkpoint.run.preprocessing,

@@ -1,5 +1,5 @@
-"""What a step minimises: the loss of labels, Mixup and CutMix, and that of a teacher beside the
-labels (DeiT: Touvron et al., arXiv 2012.12877, section 4).
+"""Losses: of the labels, of labels mixed by Mixup and CutMix, and of a teacher beside the labels
+(DeiT: Touvron et al., arXiv 2012.12877, section 4).
 
 Shapes: B images, C channels, S the side of an image, K classes.
 """
@@ -21,16 +21,17 @@ from psvit_ray.training.checkpoint import RunInfo
 from psvit_ray.training.config import TrainConfig
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits (B, K) and targets, (B,) classes or (B, K) shares, to the sum over the images."""
+"""Takes logits (B, K) and targets, (B,) classes or (B, K) probabilities; returns the sum of the
+losses over the images."""
 
 
 def base_loss(config: TrainConfig) -> Loss:
-    """Of the labels alone."""
+    """The loss of the labels, without a teacher."""
     if config.bce_loss:
         return _binary
 
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-        # Mixup has smoothed the shares already.
+        # Mixup has smoothed the probabilities already.
         smoothing = 0.0 if targets.is_floating_point() else config.smoothing
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
@@ -38,15 +39,17 @@ def base_loss(config: TrainConfig) -> Loss:
 
 
 def _binary(logits: Tensor, targets: Tensor) -> Tensor:
-    """Every class that has a share is right (DeiT III, losses of its main.py)."""
+    """Binary cross-entropy in which each class of positive probability is a target (DeiT III's
+    main.py)."""
     if not targets.is_floating_point():
         targets = F.one_hot(targets, logits.shape[1])
-    each = F.binary_cross_entropy_with_logits(logits, (targets > 0).float(), reduction="none")
-    return each.mean(dim=1).sum()
+    losses = F.binary_cross_entropy_with_logits(logits, (targets > 0).float(), reduction="none")
+    return losses.mean(dim=1).sum()
 
 
 class Mixing:
-    """timm's Mixup and CutMix, by a seed of the step. Pairs form within a worker's share."""
+    """timm's Mixup and CutMix with a seed for each step. A worker mixes images of its own share of
+    the batch."""
 
     def __init__(self, config: TrainConfig, num_classes: int) -> None:
         self._smoothing = config.smoothing
@@ -61,16 +64,17 @@ class Mixing:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S), in place, and labels (B,) to shares of classes (B, K)."""
+        """Mixes images (B, C, S, S) in place, and turns labels (B,) into probabilities (B, K)."""
         seed_generators(seed)
-        even = len(images) // 2 * 2  # timm mixes pairs; one image that is over stays as it is
-        mixed, shares = self._mixup(images[:even], labels[:even])
-        alone = mixup_target(labels[even:], self._num_classes, 1.0, self._smoothing)
+        even = len(images) // 2 * 2  # timm mixes pairs; the last image of an odd batch is not mixed
+        mixed, targets = self._mixup(images[:even], labels[:even])
+        rest = mixup_target(labels[even:], self._num_classes, 1.0, self._smoothing)
         images[:even] = mixed
-        return images, torch.cat([shares, alone])
+        return images, torch.cat([targets, rest])
 
 
 def make_mixing(config: TrainConfig, num_classes: int) -> Mixing | None:
+    """Mixup and CutMix as configured; None if both are off."""
     return Mixing(config, num_classes) if config.mixup or config.cutmix else None
 
 
@@ -80,39 +84,42 @@ DistillationKind = Literal["soft", "hard"]
 def distillation_loss(
     kind: DistillationKind, student: Tensor, teacher: Tensor, tau: float = 1.0
 ) -> Tensor:
-    """Logits (B, K) of both to a loss for each image (B,).
+    """Distillation loss of each image (B,) from the logits (B, K) of student and teacher.
 
-    `soft`: tau^2 times the divergence (Kullback-Leibler) of the student's probabilities from the
-    teacher's, both at temperature `tau` (the paper's equation 2; DeiT's losses.py divides it by K
-    besides). `hard`: cross-entropy with the teacher's answer, whatever `tau`.
+    `soft` is tau^2 times the Kullback-Leibler divergence of the student's probabilities from the
+    teacher's, both at temperature `tau` (DeiT's equation 2; its losses.py also divides by K).
+    `hard` is the cross-entropy with the class that the teacher predicts, whatever `tau`.
     """
     if kind == "hard":
         return F.cross_entropy(student, teacher.argmax(dim=1), reduction="none")
-    ours, theirs = (F.log_softmax(logits / tau, dim=1) for logits in (student, teacher))
-    return tau**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+    log_probs, targets = (F.log_softmax(logits / tau, dim=1) for logits in (student, teacher))
+    return tau**2 * F.kl_div(log_probs, targets, reduction="none", log_target=True).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network that is not trained. It sees what the student sees, crop, erasing and mixing
-    included, in its own size and normalisation."""
+    """A trained network whose predictions the student learns. It sees the student's images, with
+    crop, erasing and mixing, resized and normalised as it needs them."""
 
     network: Network
     scale: Tensor
-    """With `shift`, (C, 1, 1): the student's normalisation to the teacher's."""
+    """Factor (C, 1, 1) from the student's normalisation to the teacher's."""
     shift: Tensor
+    """Shift (C, 1, 1) from the student's normalisation to the teacher's, added after `scale`."""
     kind: DistillationKind
     alpha: float
-    """The teacher's part of the loss."""
+    """Weight of the teacher's part of the loss, from 0 to 1."""
     tau: float
+    """Temperature of soft distillation."""
     amp: bool
+    """Whether the teacher runs under bfloat16 autocast."""
 
     @classmethod
     def of(cls, run: RunInfo, device: torch.device, *, amp: bool = False) -> Teacher | None:
-        """That of a run, on `device`; None where it has none.
+        """The teacher of a run, on `device`; None if the run has none.
 
-        Raises ValueError where there is no such network, or it does not know the same classes or
-        take the same images.
+        Raises ValueError if there is no such network, or if its classes or channels are not those
+        of the run.
         """
         config = run.configuration.train
         if not config.teacher:
@@ -120,7 +127,7 @@ class Teacher:
         network = load_network(config.teacher, config.teacher_checkpoint, field="teacher")
         _check_teacher(network, run)
         network.model.requires_grad_(False).to(device)
-        mean, std, their_mean, their_std = (
+        mean, std, teacher_mean, teacher_std = (
             torch.tensor(values, dtype=torch.float64)[:, None, None]
             for values in (run.preprocessing.mean, run.preprocessing.std)
             + (network.mean, network.std)
@@ -128,8 +135,8 @@ class Teacher:
         return cls(
             network=network,
             # A grey image spreads over the three channels of a teacher of colour images.
-            scale=(std / their_std).float().to(device),
-            shift=((mean - their_mean) / their_std).float().to(device),
+            scale=(std / teacher_std).float().to(device),
+            shift=((mean - teacher_mean) / teacher_std).float().to(device),
             kind=config.distillation,
             alpha=config.distillation_alpha,
             tau=config.distillation_tau,
@@ -137,18 +144,19 @@ class Teacher:
         )
 
     def mixed(self, loss: Tensor, images: Tensor, logits: Tensor) -> Tensor:
-        """The labels' loss and the teacher's, both sums over the images: (1 - alpha) and alpha of
-        them. `images` (B, C, S, S) as the student sees them, `logits` (B, K) what it says."""
-        each = distillation_loss(self.kind, logits, self.logits(images), self.tau)
-        return (1 - self.alpha) * loss + self.alpha * each.sum()
+        """(1 - alpha) times the labels' `loss` plus alpha times the distillation loss, both sums
+        over the images. `images` (B, C, S, S) are the student's, `logits` (B, K) its output."""
+        distillation = distillation_loss(self.kind, logits, self.logits(images), self.tau)
+        return (1 - self.alpha) * loss + self.alpha * distillation.sum()
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Images (B, C, S, S) normalised for the student to the teacher's logits (B, K)."""
+        """The teacher's logits (B, K) for the student's normalised images (B, C, S, S)."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.amp):
-            return self.network.model(self._as_its_own(images)).float()
+            return self.network.model(self._adapted(images)).float()
 
-    def _as_its_own(self, images: Tensor) -> Tensor:
+    def _adapted(self, images: Tensor) -> Tensor:
+        """The student's images in the teacher's normalisation and size."""
         images = images * self.scale + self.shift
         size = self.network.img_size
         if images.shape[2:] != size:
@@ -157,18 +165,18 @@ class Teacher:
 
 
 def _check_teacher(teacher: Network, run: RunInfo) -> None:
-    """Raises ValueError."""
-    ours, theirs = run.class_names, teacher.class_names
-    if teacher.num_classes != len(ours):
+    """Raises ValueError if the teacher's classes or channels are not those of the run."""
+    expected, got = run.class_names, teacher.class_names
+    if teacher.num_classes != len(expected):
         raise ValueError(
-            f"teacher must know the {len(ours):,} classes of the data, got {teacher.name} with "
+            f"teacher must know the {len(expected):,} classes of the data, got {teacher.name} with "
             f"{teacher.num_classes:,}"
         )
-    if theirs is not None and theirs != ours:
-        place = next(i for i, pair in enumerate(zip(ours, theirs, strict=True)) if len({*pair}) > 1)
+    if got is not None and got != expected:
+        index = next(i for i in range(len(expected)) if got[i] != expected[i])
         raise ValueError(
             f"teacher must know the classes of the data in their order, got {teacher.name} with "
-            f"{theirs[place]!r} in place {place + 1}, not {ours[place]!r}"
+            f"{got[index]!r} in place {index + 1}, not {expected[index]!r}"
         )
     if teacher.in_chans not in (run.preprocessing.in_chans, 3):
         raise ValueError(

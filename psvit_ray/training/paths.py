@@ -1,4 +1,4 @@
-"""Which specs of a supernet a step trains."""
+"""Sampling of the paths (specs of a supernet) that a step trains."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import mix_seed
 from psvit_ray.training.config import SupernetConfig
 
-PATH_DRAWS = 300  # of which the largest and the smallest are a sandwich's
-DRAWS_FOR_A_COST = 16
+PATH_DRAWS = 300  # specs drawn of each family, of which a sandwich has the largest and the smallest
+DRAWS_FOR_A_COST = 16  # specs drawn for a cost, of which the nearest is taken
 
 
 class PathSampler:
-    """A function of the seed and the step: every worker draws the same, a resumed run too.
+    """Draws the paths of a step as a function of seed and step: the same on every worker, and in a
+    resumed run.
 
     Raises ValueError if no spec of the space meets the limits.
     """
@@ -25,7 +26,7 @@ class PathSampler:
     def __init__(self, config: SupernetConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._families: list[SearchSpace] = []
-        """Of specs that share weights, those that have any within the limits."""
+        """Spaces of the specs that share weights, if any of them meets the limits."""
         self._ends: dict[tuple[str, int], tuple[ArchSpec, ArchSpec]] = {}
         for pooling, patch_size in product(config.space.pooling, config.space.patch_size):
             fields = {**dict(config.space), "pooling": (pooling,), "patch_size": (patch_size,)}
@@ -37,26 +38,26 @@ class PathSampler:
                 ordered = sorted(drawn, key=lambda spec: (count_macs(spec), spec.spec_id))
                 self._ends[pooling, patch_size] = ordered[0], ordered[-1]
         if not self._families:
-            config.space.sample(random.Random(0), config.limits)  # says what there is
+            config.space.sample(random.Random(0), config.limits)  # raises, with the smallest spec
         costs = [count_macs(spec) for ends in self._ends.values() for spec in ends]
         self._macs = min(costs), max(costs)
 
     @property
     def largest(self) -> ArchSpec:
-        """Of some that are drawn within the limits: what all the choices together would be may be
-        far beyond them."""
+        """The largest of the specs drawn within the limits. That of the largest choice everywhere
+        may be far beyond them."""
         return max(
             (end for _, end in self._ends.values()), key=lambda s: (count_macs(s), s.spec_id)
         )
 
     @property
     def distils(self) -> bool:
-        """Whether the first path of a step teaches the others."""
+        """Whether the first path of a step is the teacher of the others."""
         return self._config.paths.inplace_distillation
 
     def at(self, step: int) -> list[ArchSpec]:
-        """Of a step, from 0. The largest of a sandwich comes first; it and the smallest have
-        weights in common with the first that is drawn."""
+        """Paths of a step, counted from 0. A sandwich has the largest spec first and the smallest
+        last; both share weights with the first one drawn."""
         rng = random.Random(mix_seed(self._seed, step))
         first = self._draw(rng)
         if self._config.paths.paths == "single":
@@ -72,7 +73,6 @@ class PathSampler:
             return rng.choice(self._families).sample(rng, limits)
         if evenly_over == "specs":
             return space.sample(rng, limits)
-        least, most = map(math.log, self._macs)
-        wanted = rng.uniform(least, most)
+        target = rng.uniform(*map(math.log, self._macs))
         drawn = [space.sample(rng, limits) for _ in range(DRAWS_FOR_A_COST)]
-        return min(drawn, key=lambda spec: abs(math.log(count_macs(spec)) - wanted))
+        return min(drawn, key=lambda spec: abs(math.log(count_macs(spec)) - target))

@@ -1,4 +1,4 @@
-"""All of a run that changes from step to step."""
+"""The state of a run: network, averaged weights, optimizer and position."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint, RunInfo
 from psvit_ray.training.config import Configuration, SupernetConfig, TrainConfig
 
-GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # of ImageNet's channels taken together
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # over all channels of ImageNet
 
 
 def build_model(configuration: Configuration) -> PSViT:
-    """The network with its first weights, which are a function of the seed."""
+    """The network with its initial weights, which are a function of the seed."""
     torch.manual_seed(mix_seed(configuration.train.seed))
     return PSViT(configuration.trained_spec, **_rates(configuration.train))
 
 
 def build_supernet(config: SupernetConfig, train: TrainConfig) -> Supernet:
-    """With its first weights, which are a function of the seed."""
+    """The supernet with its initial weights, which are a function of the seed."""
     torch.manual_seed(mix_seed(train.seed))
     return Supernet(config.space, **_rates(train))
 
@@ -46,8 +46,8 @@ def _rates(train: TrainConfig) -> dict[str, Any]:
 
 
 def load_init(model: PSViT, config: TrainConfig) -> LoadedWeights | None:
-    """Puts the weights to start from into a network; None where none are named. Raises ValueError
-    where they cannot be read, or nothing of them fits."""
+    """Copies the weights of `config.init` into a network, and returns what was taken; None if there
+    is no `init`. Raises ValueError if they cannot be read, or if none of them fits."""
     if not config.init:
         return None
     network = load_network(config.init, config.init_checkpoint, field="init")
@@ -58,10 +58,11 @@ def load_init(model: PSViT, config: TrainConfig) -> LoadedWeights | None:
 
 
 def run_info(configuration: Configuration, source: Source) -> RunInfo:
-    """Classes from the data; preprocessing from the configuration, else from the data, else
-    ImageNet's. Raises ValueError for channels that no picture has."""
+    """The description of a run: classes are those of the data; mean and deviation are those of the
+    configuration, else of the data, else ImageNet's. Raises ValueError for numbers of channels that
+    no picture has."""
     train, spec = configuration.train, configuration.trained_spec
-    usual = (
+    default_mean, default_std = (
         (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         if spec.in_chans == 3
         else (GREY_MEAN, GREY_STD)
@@ -69,10 +70,10 @@ def run_info(configuration: Configuration, source: Source) -> RunInfo:
     preprocessing = Preprocessing(
         img_size=spec.img_size,
         in_chans=spec.in_chans,
-        mean=train.mean or source.mean or usual[0],
-        std=train.std or source.std or usual[1],
+        mean=train.mean or source.mean or default_mean,
+        std=train.std or source.std or default_std,
         interpolation=train.interpolation,
-        crop_pct=1.0 if source.img_size else train.crop_pct,  # such images come as they are
+        crop_pct=1.0 if source.img_size else train.crop_pct,  # images of one size are not cropped
         tones=source.tones,
         background=train.background,
     )
@@ -86,33 +87,44 @@ def run_info(configuration: Configuration, source: Source) -> RunInfo:
 
 @dataclass
 class Progress:
-    """Of the epoch under way, over all workers: what its end will report."""
+    """Sums of the unfinished epoch, over all workers."""
 
     loss_sum: float = 0.0
+    """Sum of the losses of the images."""
     images: int = 0
+    """Images that were trained on."""
     bad: int = 0
+    """Images that could not be read."""
     running_loss: float | None = None
-    """Of about the last hundred steps, over epochs too."""
+    """Running mean of the loss over about a hundred steps, across epochs; None before the first
+    step."""
 
     def next_epoch(self) -> None:
+        """Sets the sums to zero."""
         self.loss_sum, self.images, self.bad = 0.0, 0, 0
 
 
 @dataclass
 class TrainState:
-    """Network, averaged weights, optimizer, and how far they have come."""
+    """Network, averaged weights, optimizer and position of a run."""
 
     run: RunInfo
     model: PSViT | Supernet
     ema: ModelEmaV3 | None
+    """Averaged weights; None if weights are not averaged."""
     optimizer: torch.optim.Optimizer
     epoch: int = 0
+    """Completed epochs."""
     step: int = 0
+    """Completed optimizer steps."""
     curve: list[dict[str, Any]] = field(default_factory=list)
+    """Reports of the completed epochs."""
     progress: Progress = field(default_factory=Progress)
 
     @classmethod
     def of(cls, run: RunInfo, device: torch.device, start: Checkpoint | None) -> TrainState:
+        """The state of a run that begins, or that resumes from the checkpoint `start`. Raises
+        ValueError if the weights of `init` cannot be used."""
         config, supernet = run.configuration.train, run.configuration.supernet
         model: PSViT | Supernet
         if supernet:
@@ -151,12 +163,13 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that metrics speak of; of a supernet, that of the configuration's spec."""
+        """The network that is evaluated, with the averaged weights if there are any; of a supernet,
+        the network of the configuration's spec."""
         model: nn.Module = self.ema.module if self.ema else self.model
         return model.extract(self.run.configuration.spec) if isinstance(model, Supernet) else model
 
     def checkpoint(self) -> Checkpoint:
-        """As it is now: later steps do not change it."""
+        """A copy of the state in host memory, which later steps do not change."""
         return Checkpoint(
             run=self.run,
             epoch=self.epoch,
@@ -174,7 +187,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {name: _copied(one) for name, one in value.items()}
+        return {name: _copied(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_copied(one) for one in value]
+        return [_copied(item) for item in value]
     return value

@@ -37,12 +37,12 @@ from psvit_ray.training.loss import Teacher, base_loss, distillation_loss, make_
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.state import TrainState
 
-RUNNING_STEPS = 100  # over about so many is the running loss, which a spike is measured by
+RUNNING_STEPS = 100  # steps of the running mean of the loss, with which a spike is compared
 
 
 class Diverged(ArithmeticError):
-    """The loss is not a number any more, or far above what it was: the configuration's own fault,
-    the same on all workers."""
+    """The loss is not finite, or far above its running mean: an error of the configuration, which
+    all workers raise."""
 
 
 class TooManyBadImages(ValueError):
@@ -50,7 +50,8 @@ class TooManyBadImages(ValueError):
 
 
 class Steps:
-    """Close it: that ends the loader's processes."""
+    """Takes the optimizer steps of a run, epoch by epoch. Close it to end the loader's
+    processes."""
 
     def __init__(self, state: TrainState, source: Source, execution: Execution) -> None:
         config = state.run.configuration.train
@@ -95,11 +96,11 @@ class Steps:
         )
         self._saved_at = time.monotonic()
         self.bad: dict[int, str] = {}
-        """Images of the training table that this worker could not read, with the reason."""
+        """Positions of training images that this worker could not read, and the reasons."""
 
     def rest_of_epoch(self, epoch: int) -> Iterator[Request]:
-        """Takes the steps that the epoch still lacks. Stands still wherever all workers agree on a
-        checkpoint or on a stop, in the state before the next step.
+        """Takes the remaining steps of epoch `epoch`, counted from 1. Yields `checkpoint` or `stop`
+        between two steps, where all workers agree on it.
 
         Raises Diverged, TooManyBadImages or WorkerHung.
         """
@@ -123,10 +124,10 @@ class Steps:
         self._agree("none", everything=True)
 
     def metrics(self) -> dict[str, float]:
-        """Of the epoch that has ended; begins the next."""
+        """Training metrics of the epoch that has ended; the sums of the next start at zero."""
         progress = self._state.progress
         seconds = time.perf_counter() - self._began
-        found = {
+        metrics = {
             "train/loss": progress.loss_sum / max(progress.images, 1),
             "train/lr": max(group["lr"] for group in self._state.optimizer.param_groups),
             "perf/img_per_s": (progress.images - self._images_began) / seconds,
@@ -134,9 +135,10 @@ class Steps:
             "perf/workers": float(self._world_size),
         }
         progress.next_epoch()
-        return found
+        return metrics
 
     def close(self) -> None:
+        """Ends the loader's processes."""
         if (iterator := getattr(self._loader, "_iterator", None)) is not None:
             iterator._shutdown_workers()  # torch does it only when it is collected
 
@@ -157,22 +159,23 @@ class Steps:
         minutes = (time.monotonic() - self._saved_at) / 60
         by_time = config.checkpoint_minutes and minutes >= config.checkpoint_minutes
         by_step = config.checkpoint_steps and step and step % config.checkpoint_steps == 0
-        # Clocks differ, so that of one worker counts.
+        # Clocks of hosts differ, so only rank 0 looks at its own.
         return "checkpoint" if self._rank == 0 and (by_time or by_step) else "none"
 
     def _agree(self, request: Request, *, everything: bool = False) -> Request:
-        verdict = self._agreement.ask(self._state.step + 1, request, everything=everything)
-        self._judge(verdict)
-        return verdict.request
+        decision = self._agreement.ask(self._state.step + 1, request, everything=everything)
+        self._check_steps(decision)
+        return decision.request
 
-    def _judge(self, verdict: StepDecision) -> None:
+    def _check_steps(self, decision: StepDecision) -> None:
+        """Adds completed steps to the epoch's sums. Raises Diverged or TooManyBadImages."""
         progress, config = self._state.progress, self._config
-        for step, loss_sum, images, bad in verdict.steps:
+        for step, loss_sum, images, bad in decision.steps:
             progress.loss_sum += loss_sum
             progress.images += images
             progress.bad += bad
-            most = config.max_bad_fraction * self._sampler.draws_per_epoch
-            if progress.bad > most:
+            max_bad = config.max_bad_fraction * self._sampler.draws_per_epoch
+            if progress.bad > max_bad:
                 raise TooManyBadImages(
                     f"more than {config.max_bad_fraction:.3g} of the training images cannot be "
                     f"read: {progress.bad} of {progress.images + progress.bad} up to step {step}"
@@ -180,17 +183,15 @@ class Steps:
                 )
             if not images:
                 continue
-            loss, usual = loss_sum / images, progress.running_loss
+            loss, mean = loss_sum / images, progress.running_loss
             if not math.isfinite(loss):
                 raise Diverged(f"train/loss is {loss} at step {step}")
-            if config.max_loss_spike and usual and loss > config.max_loss_spike * usual:
+            if config.max_loss_spike and mean and loss > config.max_loss_spike * mean:
                 raise Diverged(
                     f"train/loss is {loss:.4g} at step {step}, more than {config.max_loss_spike:g} "
-                    f"times the {usual:.4g} before"
+                    f"times the {mean:.4g} before"
                 )
-            progress.running_loss = (
-                loss if usual is None else usual + (loss - usual) / RUNNING_STEPS
-            )
+            progress.running_loss = loss if mean is None else mean + (loss - mean) / RUNNING_STEPS
 
     def _example(self) -> str:
         for index, reason in self.bad.items():
@@ -199,7 +200,7 @@ class Steps:
         return ""
 
     def _take(self, batch: Batch, global_batch: int) -> None:
-        """One optimizer step."""
+        """Takes one optimizer step with this worker's share of a batch of `global_batch` images."""
         state, config = self._state, self._config
         self.bad.update(batch.bad)
         images = state.run.preprocessing.normalize(batch.images)
@@ -224,18 +225,19 @@ class Steps:
         self._agreement.note(state.step, loss_sum, len(batch.labels), len(batch.bad))
 
     def _backward(self, images: Tensor, targets: Tensor, *, scale: float) -> Tensor:
-        """Adds the gradient of this worker's share of a step, part by part.
+        """Computes the gradient of this worker's share of a step, in micro-batches, and returns the
+        sum of the losses.
 
-        The loss is a sum times `scale`, which is workers over images of the global batch: averaged
-        over the workers, as DDP does, gradients are those of the mean over the global batch,
-        however it was shared out. Returns the sum of the losses.
+        The sum of the losses is multiplied by `scale`, the number of workers over the images of the
+        global batch. So gradients averaged over the workers, as DDP does, are those of the mean
+        loss of the global batch, however it is shared out.
         """
         if not len(images):
-            # The other workers wait for this one's gradient too. A blank image that weighs nothing
-            # gives zeros by the usual way; no images at all are refused by attention on a GPU
+            # The other workers wait for this one's gradient too. A blank image of weight zero gives
+            # zero gradients in the usual way; an empty batch is refused by attention on a GPU
             # (pytorch#133780) and by some teachers. Where no worker has an image, as none of the
             # batch can be read, that is the step: momentum and weight decay go on.
-            stand_in, target = (one.new_zeros(1, *one.shape[1:]) for one in (images, targets))
+            stand_in, target = (x.new_zeros(1, *x.shape[1:]) for x in (images, targets))
             return 0 * self._backward(stand_in, target, scale=0.0)
         size = self._config.micro_batch_size or len(images)
         parts = list(zip(images.split(size), targets.split(size), strict=True))
@@ -249,8 +251,8 @@ class Steps:
         return total
 
     def _losses(self, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """Of the network; of a supernet one for each path, whose sum is their mean. Each a sum over
-        the images."""
+        """Losses whose sum is to be minimised, each a sum over the images: that of the network or,
+        for a supernet, that of each path divided by their number."""
         if self._paths is None:
             yield self._supervised(images, targets, self._logits(images))
             return
@@ -258,11 +260,11 @@ class Steps:
         first, *others = specs
         logits = self._logits(images, first)
         yield self._supervised(images, targets, logits) / len(specs)
-        taught = logits.detach()
+        teacher_logits = logits.detach()
         for spec in others:
             logits = self._logits(images, spec)
             if self._paths.distils:
-                loss = distillation_loss("soft", logits, taught).sum()
+                loss = distillation_loss("soft", logits, teacher_logits).sum()
             else:
                 loss = self._supervised(images, targets, logits)
             yield loss / len(specs)
@@ -280,7 +282,8 @@ class Steps:
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, *, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Warm-up, then a cosine; the learning rate of a step is a function of the step."""
+    """timm's linear warm-up and cosine decay, in which the learning rate is a function of the
+    step."""
     warmup = round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
