@@ -118,7 +118,7 @@ def _results(training: TrainingInfo) -> str:
         "last": "The weights are the last ones.",
     }
     missing = (
-        "" if training.test_top1 is not None else " `jobs/evaluate.py` measures what is missing."
+        "" if training.test_top1 is not None else " `psvit evaluate` measures what is missing."
     )
     return f"{_table(('split', 'top-1 %'), measured)}\n\n{chosen[training.which]}{missing}"
 
@@ -154,7 +154,7 @@ def _limits(config: ExportConfig) -> str:
         f"- It answers with one of its {config.spec.num_classes:,} classes, also for an image of "
         "none of them.\n"
         "- The figures are of images drawn as those it was trained on; on others it may do worse.\n"
-        "- Probabilities are not calibrated: `jobs/evaluate.py` says how far off they are.\n"
+        "- Probabilities are not calibrated: `psvit evaluate` says how far off they are.\n"
         "- One training run with one seed."
     )
 

@@ -121,7 +121,7 @@ def load(folder: str | Path) -> ExportedModel:
     there = Folder.at(str(folder))
     config, content = _read(there, CONFIG), _read(there, WEIGHTS)
     if config is None:
-        hint = "; jobs/export.py makes one of a run" if _read(there, "search.json") else ""
+        hint = "; psvit export makes one of a run" if _read(there, "search.json") else ""
         raise ValueError(f"model must be an exported folder, got {there}, without {CONFIG}{hint}")
     try:
         checked = ExportConfig.model_validate_json(config)

@@ -74,14 +74,14 @@ def _row(rank: int | None, record: Record) -> Row:
 
 
 def best_yaml(winner: Record, title: str) -> str:
-    """What `jobs/train_psvit.py --arch best.yaml` trains again."""
+    """What `psvit train --arch best.yaml` trains again."""
     configuration = winner.configuration
     heading = (
         f"The best PSViT of the search {title}: {winner.pattern}",
         f"{winner.top1:.2f} % top-1 on the hold-out after {winner.epochs_done} epochs",
         f"{winner.gmacs:.4g} GMACs, {winner.params_m:.4g} M parameters",
         f"configuration {winner.key}, MLflow run {winner.run_id or '-'}",
-        "python jobs/train_psvit.py --arch best.yaml",
+        "psvit train --arch best.yaml",
     )
     content = {
         "spec": configuration.spec.model_dump(mode="json"),

@@ -142,8 +142,8 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
     if best(records):
         arch = shlex.quote(str(folder / "best.yaml"))
         steps += [
-            ("Train the winner", f"python jobs/train_psvit.py --arch {arch} {where}"),
-            ("Against DeiT", f"python jobs/compare_psvit.py --search {shlex.quote(name)} {where}"),
+            ("Train the winner", f"psvit train --arch {arch} {where}"),
+            ("Against DeiT", f"psvit compare --search {shlex.quote(name)} {where}"),
         ]
     steps.append(("MLflow", mlflow_command(tracking_uri)))
     return aligned([(f"{step}:", command) for step, command in steps])

@@ -81,7 +81,7 @@ DIGITS = yaml.safe_load((ROOT / "psvit_ray" / "recipes" / "digits.yaml").read_te
         ("tune_psvit --strategy oneshot --candidates 0", "candidates must be at least 1, got 0"),
         (
             "tune_psvit --strategy oneshot --max-latency-ms 1 --latency-table /none.json",
-            "latency_table must be a file of jobs/latency.py, got /none.json",
+            "latency_table must be a file of psvit latency, got /none.json",
         ),
         (
             "tune_psvit --strategy oneshot --layer-decay 0.9",
@@ -803,7 +803,7 @@ def test_shards_are_resumed_with_what_they_were_begun_with(
         "settings.seed: 3 -> 4"
     )
     assert refused("prepare_data --verify --out a") == (
-        f"shards in {tmp_path}/a are not all written: go on with jobs/prepare_data.py --resume"
+        f"shards in {tmp_path}/a are not all written: go on with psvit prepare --resume"
     )
 
 

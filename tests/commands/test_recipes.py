@@ -120,10 +120,10 @@ def test_distill_is_deit_with_a_teacher() -> None:
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_the_commands_of_a_header_parse(name: str) -> None:
-    commands = re.findall(r"python jobs/(train_psvit)\.py (.*)", joined_lines(name))
-    assert commands
-    for script, flags in commands:
-        assert parse(f"{script} {flags}").recipe == name
+    flags = re.findall(r"psvit train (.*)", joined_lines(name))
+    assert flags
+    for words in flags:
+        assert parse(f"train_psvit {words}").recipe == name
 
 
 def joined_lines(name: str) -> str:

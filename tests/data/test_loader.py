@@ -145,7 +145,7 @@ def test_classes_in_order_are_advised_on_where_a_window_does_not_hold_them() -> 
     assert shuffle_advice(table, 50) == ""
     table.labels = np.arange(100) // 10
     assert shuffle_advice(table, 100) == ""
-    assert "jobs/prepare_data.py writes them mixed" in shuffle_advice(table, 50)
+    assert "psvit prepare writes them mixed" in shuffle_advice(table, 50)
     table.blocks = None
     assert shuffle_advice(table, 50) == ""
 

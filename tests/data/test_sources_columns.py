@@ -157,7 +157,7 @@ def test_the_only_columns_of_their_types_are_taken(
         ([0, 1] * 3, {"label_column": "lable"}, "label_column must be a column of the data, got "),
         ([0, 1] * 3, {"label_column": "image"}, "must be a column of labels, got 'image' of type"),
         ([0, 1] * 3, {"image_column": "label"}, "must be a column of images, got 'label' of type"),
-        ([None] * 6, {}, "must have labels, got none in x.parquet in .*; jobs/predict.py takes"),
+        ([None] * 6, {}, "must have labels, got none in x.parquet in .*; psvit predict takes"),
         (["a", None] * 3, {}, "must have a label for every image, got none in row 1 of x.parquet"),
     ],
 )

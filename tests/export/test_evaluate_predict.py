@@ -381,7 +381,7 @@ def test_images_without_labels_are_for_predict(run: Run, model: Path, tmp_path: 
     for name in ("photos", "x.parquet"):
         said = run(f"evaluate --model {model} --data {name} --out out")
         assert (said.code, said.out) == (2, "")
-        assert "; jobs/predict.py takes images without" in said.err
+        assert "; psvit predict takes images without" in said.err
     os.rename(picture, os.fsencode(picture.parent) + b"/caf\xe9.png")
     assert run(f"predict --model {model} --data photos --out a.csv").code == 0
     assert (tmp_path / "a.csv").read_bytes().splitlines()[1].startswith(b"photos/caf\xe9.png,")

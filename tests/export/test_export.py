@@ -300,7 +300,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "without config.json" in refused(tmp_path / "file")
     (tmp_path / "search.json").write_text("{}")
-    assert refused(tmp_path).endswith("; jobs/export.py makes one of a run")
+    assert refused(tmp_path).endswith("; psvit export makes one of a run")
 
 
 class Marker:

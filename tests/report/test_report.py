@@ -92,8 +92,8 @@ def test_the_summary_ends_with_commands_and_shows_deit_beside_the_best() -> None
     assert (rows[-1][1], rows[-1][4]) == ("90.50", "DeiT")
     assert "99.90" not in said, "what was stopped early does not rank"
     steps = said.split("\n\n")[-1]
-    assert "python jobs/train_psvit.py --arch '/data/out puts/mine/best.yaml'" in steps
-    assert "python jobs/compare_psvit.py --search mine --storage '/data/out puts'" in steps
+    assert "psvit train --arch '/data/out puts/mine/best.yaml'" in steps
+    assert "psvit compare --search mine --storage '/data/out puts'" in steps
     assert f"mlflow ui --backend-store-uri {TRACKING}" in steps
 
 

@@ -157,7 +157,7 @@ def shuffle_advice(table: ImageTable, window: int) -> str:
         return ""
     return (
         f"classes stand in order in these files, and {window:,} images are mixed at a time: "
-        "jobs/prepare_data.py writes them mixed, --shuffle-window mixes more"
+        "psvit prepare writes them mixed, --shuffle-window mixes more"
     )
 
 

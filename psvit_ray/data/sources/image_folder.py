@@ -162,7 +162,7 @@ def _labelled(
             beside = f"the image {printable_path(tree.direct[folder])} beside them"
             raise ValueError(
                 f"data must be a folder of class folders, got {beside if inner else 'images only'} "
-                f"in {here}; jobs/predict.py takes images without classes"
+                f"in {here}; psvit predict takes images without classes"
             )
         prefix = f"{folder}/" if folder else ""
         for path in images:

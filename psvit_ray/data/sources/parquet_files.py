@@ -128,7 +128,7 @@ def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) ->
 def _differs(root: Folder, paths: set[str]) -> ValueError:
     return ValueError(
         f"data must match {MANIFEST} in {root}, got other files or rows: "
-        f"{quoted_list(sorted(paths))}; jobs/prepare_data.py --verify says more"
+        f"{quoted_list(sorted(paths))}; psvit prepare --verify says more"
     )
 
 
@@ -376,7 +376,7 @@ def _splits(
     if largest > CACHE_BYTES // 2:
         notes.append(
             f"row groups of up to {largest / 1e6:,.0f} MB are read as a whole: "
-            "jobs/prepare_data.py writes smaller ones"
+            "psvit prepare writes smaller ones"
         )
     tables = {split: _table(root, several, said) for split, several in contents.items()}
     return Splits.of(name, names, tables, notes)
@@ -444,7 +444,7 @@ def _check_present(content: FileContent, root: Folder) -> None:
     if (content.labels == MISSING).all() and len(content.labels):
         raise ValueError(
             f"data must have labels, got none in {printable_path(content.path)} in {root}; "
-            "jobs/predict.py takes images without labels"
+            "psvit predict takes images without labels"
         )
     if (content.labels == MISSING).any():
         row = int((content.labels == MISSING).argmax())

@@ -61,7 +61,7 @@ def read_manifest(folder: Folder) -> ShardManifest | None:
     manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
     if manifest is None and PLAN in (folder / PROGRESS).names():
         raise ValueError(
-            f"shards in {folder} are not all written: go on with jobs/prepare_data.py --resume"
+            f"shards in {folder} are not all written: go on with psvit prepare --resume"
         )
     return manifest
 

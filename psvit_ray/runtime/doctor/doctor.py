@@ -82,7 +82,7 @@ def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
     """The data, or what is wrong with it. In a task, as a disk that hangs cannot be interrupted."""
     answer = call_on_hosts([driver], source_from_settings, train, limit_s=LISTING_S)[driver]
     if isinstance(answer, TimeoutError):
-        advice = "see the disk or the network; of many small files, jobs/prepare_data.py makes few"
+        advice = "see the disk or the network; of many small files, psvit prepare makes few"
         return CheckResult(False, f"the data is not listed within {LISTING_S:g} s", advice)
     if isinstance(answer, Exception):
         return CheckResult(False, _reason(answer), "correct --data, or mount it on this host")

@@ -42,7 +42,7 @@ class OneshotConfig(Value):
     latency_batch_size: BatchSize = 1
     """Images whose time is taken together."""
     latency_table: str = ""
-    """Table that jobs/latency.py wrote for the space; by default one is measured first, on a
+    """Table that psvit latency wrote for the space; by default one is measured first, on a
     worker's device."""
     finalists: Repeats = 3
     """Best candidates that are then trained from scratch, with the DeiT of equal cost."""

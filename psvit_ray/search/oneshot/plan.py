@@ -47,12 +47,12 @@ def read_latency_table(config: OneshotConfig, search: SearchConfig) -> LatencyTa
     above, name = files.parent(where)
     content = above.read(name)
     if content is None:
-        raise ValueError(f"latency_table must be a file of jobs/latency.py, got {where}")
+        raise ValueError(f"latency_table must be a file of psvit latency, got {where}")
     try:
         table = LatencyTable.model_validate_json(content)
     except ValidationError as error:
         raise ValueError(
-            f"latency_table must be a file of jobs/latency.py, got {where}: "
+            f"latency_table must be a file of psvit latency, got {where}: "
             f"{error.errors()[0]['msg']}"
         ) from None
     for spec in cover(search.space, 1, seed=0):
