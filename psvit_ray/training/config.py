@@ -1,4 +1,4 @@
-"""Everything of a run but its architecture."""
+"""The configuration of a training: everything that decides a run but its architecture."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
 MAX_VALUE = 1_000_000_000
-"""Of anything that is counted or measured: more is a slip, and would overflow a clock or a
-generator somewhere below."""
+"""Largest value of anything that is counted or measured: more is a slip, and would overflow a clock
+or a generator."""
 PositiveNumber = Annotated[Finite, Field(gt=0, le=MAX_VALUE)]
 NonNegativeNumber = Annotated[Finite, Field(ge=0, le=MAX_VALUE)]
 Fraction = Annotated[Finite, Field(ge=0, lt=1)]
@@ -35,156 +35,167 @@ PositiveFraction = Annotated[Finite, Field(gt=0, le=1)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_VALUE)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=MAX_VALUE)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""What every generator takes (torch's has 64 bits)."""
+"""A seed that every generator takes (torch's has 64 bits)."""
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
-"""A thousand times those of the longest published trainings."""
+"""Epochs, up to a thousand times those of the longest published trainings."""
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
-"""LAMB's authors trained with 65,536."""
+"""Images of a batch; LAMB's authors trained with 65,536."""
 Processes = Annotated[int, Field(ge=1, le=1_024)]
-ProcessesOrZero = Annotated[int, Field(ge=0, le=1_024)]
 """Processes or threads of one host: all are started at once."""
+ProcessesOrZero = Annotated[int, Field(ge=0, le=1_024)]
+"""Processes or threads of one host, or none."""
 NumWorkers = Annotated[int, Field(ge=1, le=100_000)]
-"""Of a cluster."""
+"""Workers of a cluster."""
 PixelsOrZero = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
+"""Side of an image in pixels, or 0 for a default."""
 Runs = Annotated[int, Field(ge=1, le=1_000_000)]
 """Configurations of a search, each of which is a record, a folder and a run in MLflow."""
 Repeats = Annotated[int, Field(ge=1, le=1_000)]
-"""Of each configuration or image: they are listed before the first begins."""
+"""Repeats of each configuration or image: all are listed before the first begins."""
 
 
 class TrainConfig(Augmentation, DataLayout):
     """How one network is trained. Names are those of timm's `train.py` where it has one."""
 
     data: str = "digits"
-    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
+    """Images to train on: digits, a folder that holds a folder for each class, Parquet (a file,
+    folder or pattern), or torchvision:NAME:ROOT."""
     holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
-    """Part of the training images cut off as hold-out where the data has none of its own; searches
-    rank on it."""
+    """Fraction of the training images to hold out for validation where the data has no validation
+    split. Searches rank configurations by the top-1 on the hold-out."""
     val_as_test: bool = False
-    """Keep the data's validation split for the final score, as is usual with ImageNet, and cut the
-    hold-out from the training images."""
+    """Use the data's validation split as test images, as is usual with ImageNet, and hold out
+    training images for validation."""
     data_fraction: PositiveFraction = 1.0
-    """Part of the remaining training images that is used: below 1, a cheap proxy."""
+    """Fraction of the training images to train on, after the hold-out was cut; below 1 it gives a
+    cheaper proxy of the training."""
     img_size: PixelsOrZero = 0
-    """Side of the images trained on, in pixels; 0 is the architecture's. Below it, a cheap proxy:
-    costs are reported for the architecture as it stands."""
+    """Side of the images in training and evaluation, in pixels; 0 takes the architecture's. A
+    smaller size gives a cheaper proxy; costs are still reported for the architecture's own size."""
     split_seed: Seed = 0
-    """Of the hold-out and of `data_fraction`."""
+    """Seed for drawing the hold-out and `data_fraction`."""
     seed: Seed = 0
-    """Of weights, order and augmentation."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
 
     init: str = ""
-    """Weights to start from: an exported folder, or timm:NAME. What fits is taken."""
+    """Initial weights: an exported folder, or timm:NAME. Parameters that do not fit keep their
+    random initialisation."""
     init_checkpoint: str = ""
-    """File with the weights of `init`'s timm:NAME, instead of those that timm fetches."""
+    """File with the weights of timm:NAME in `init`, instead of those that timm downloads."""
 
     epochs: Epochs = 20
-    """Passes over the training images."""
+    """Epochs to train."""
     batch_size: BatchSize = 64
     """Images of one optimizer step, over all workers."""
     micro_batch_size: NonNegativeCount = 0
-    """Most images whose gradient a worker computes at once; a larger share of a step is
-    accumulated. 0 takes the whole share."""
+    """Most images that a worker passes through the network at once; gradients of a larger share of
+    the batch are accumulated. 0 takes the whole share at once."""
     opt: Literal["adamw", "lamb"] = "adamw"
     """Optimizer."""
     opt_eps: PositiveNumber = 1e-8
-    """Its epsilon."""
+    """Epsilon of the optimizer."""
     lr: PositiveNumber = 2e-3
     """Peak learning rate."""
     lr_base_size: NonNegativeCount = 0
-    """`lr` is that of this batch size, and scales linearly with `batch_size`; 0 takes `lr` as it
-    is."""
+    """Batch size that `lr` is meant for: the learning rate is lr * batch_size / lr_base_size. 0
+    takes `lr` for every batch size."""
     min_lr: NonNegativeNumber = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine schedule."""
     warmup_epochs: NonNegativeNumber = 2.0
-    """Linear warm-up before the cosine."""
+    """Epochs of linear warm-up before the cosine schedule."""
     weight_decay: NonNegativeNumber = 0.05
-    """Decoupled, on matrices only (timm's rule)."""
+    """Decoupled weight decay; as in timm, biases, norms and embeddings have none."""
     layer_decay: PositiveFraction = 1.0
-    """Each layer's learning rate is this much of the next one's, as in fine-tuning."""
+    """Factor between the learning rates of a layer and of the next, for fine-tuning; 1 gives all
+    layers the same."""
     clip_grad: NonNegativeNumber = 0.0
-    """Largest gradient norm; 0 clips nothing."""
+    """Largest gradient norm, to which larger gradients are clipped; 0 does not clip."""
     model_ema_decay: Fraction = 0.0
-    """Decay of the averaged weights that are then the ones evaluated; 0 keeps none."""
+    """Decay of the exponential moving average (EMA) of the weights, which is then evaluated and
+    exported; 0 keeps no average."""
     model_ema_warmup: bool = False
-    """Begin with a smaller decay, for a run too short for its decay."""
+    """Begin with a smaller EMA decay, for trainings that are short beside it."""
 
     smoothing: Fraction = 0.1
     """Label smoothing."""
     bce_loss: bool = False
-    """Binary cross-entropy of each class instead of cross-entropy, as in DeiT III."""
+    """Use binary cross-entropy for each class instead of cross-entropy, as in DeiT III."""
     mixup: NonNegativeNumber = 0.0
-    """Mixup's alpha; 0 is off."""
+    """Alpha of Mixup; 0 switches it off."""
     cutmix: NonNegativeNumber = 0.0
-    """CutMix's alpha; 0 is off."""
+    """Alpha of CutMix; 0 switches it off."""
     mixup_prob: Probability = 1.0
-    """How many batches are mixed, where any are."""
+    """Probability that a batch is mixed, where Mixup or CutMix is on."""
     mixup_switch_prob: Probability = 0.5
-    """How many of the mixed batches are by CutMix, where both are on."""
+    """Probability of CutMix rather than Mixup, where both are on."""
     drop: Fraction = 0.0
-    """Dropout."""
+    """Dropout rate before the head."""
     attn_drop: Fraction = 0.0
-    """Dropout of attention."""
+    """Dropout rate of the attention weights."""
     drop_path: Fraction = 0.0
-    """Stochastic depth of the last layer, growing linearly from 0."""
+    """Stochastic depth: drop rate of the last layer; those of earlier layers grow linearly from
+    0."""
 
     aug_repeats: Repeats = 1
-    """Repeated augmentation: an epoch has as many images, each so many times; in as many epochs
-    every image has come so often."""
+    """Repeated augmentation: each image of an epoch comes this many times, augmented differently.
+    The number of steps stays the same, so that an epoch has only a part of the images."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """Of evaluation."""
+    """Interpolation of images that are resized for evaluation."""
     crop_pct: PositiveFraction = 0.875
-    """Part of the shorter side that evaluation keeps."""
+    """Fraction of the shorter side that the center crop of evaluation keeps."""
     tone_range: str = ""
-    """Values that are black and white in pictures of more than 8 bits, as LOW:HIGH, such as 0:4095;
-    by default what a sample of the training images shows (8 to 16 bits; floats of 0:1, -1:1 or
-    0:255). A picture with values outside is not used."""
+    """Values that become black and white in images of more than 8 bits, as LOW:HIGH, such as
+    0:4095; by default they are taken from a sample of the training images (8 to 16 bits; for floats
+    0:1, -1:1 or 0:255). Images with values outside are not used."""
     background: Colour = BACKGROUND
-    """Colour that transparent pictures are put on, by name or as #rrggbb."""
+    """Colour behind transparent images, by name or as #rrggbb."""
     mean: Annotated[tuple[Probability, ...], tyro.conf.Suppress] = ()
-    """Of each channel, in 0 to 1; by default the data's own, or ImageNet's."""
+    """Mean of each channel, from 0 to 1; by default that of the data, if known, else ImageNet's."""
     std: Annotated[tuple[PositiveNumber, ...], tyro.conf.Suppress] = ()
-    """Standard deviation of each channel; by default as `mean`."""
+    """Standard deviation of each channel; by default that of the data, if known, else
+    ImageNet's."""
 
     teacher: str = ""
-    """Network to learn from beside the labels: an exported folder, or timm:NAME."""
+    """Teacher for distillation: an exported folder, or timm:NAME."""
     teacher_checkpoint: str = ""
-    """File with the weights of `teacher`'s timm:NAME, instead of those that timm fetches."""
+    """File with the weights of timm:NAME in `teacher`, instead of those that timm downloads."""
     distillation: Literal["soft", "hard"] = "hard"
-    """From the teacher's probabilities, or from its answer."""
+    """Targets of the distillation: the teacher's probabilities (soft), or the class that it
+    predicts (hard)."""
     distillation_alpha: Probability = 0.5
-    """The teacher's part of the loss."""
+    """Weight of the distillation loss; the loss of the labels has 1 minus it."""
     distillation_tau: PositiveNumber = 1.0
-    """Temperature of the teacher's probabilities."""
+    """Temperature of soft distillation."""
 
     amp: bool = False
-    """bfloat16 autocast."""
+    """Train and evaluate under bfloat16 autocast, on GPUs only."""
     compile: bool = False
-    """`torch.compile`, block by block."""
+    """Compile each block with `torch.compile`, on GPUs only."""
     grad_checkpointing: bool = False
-    """Recompute activations in the backward pass, to save memory."""
+    """Save memory by recomputing activations in the backward pass."""
     grad_compression: Literal["none", "bf16"] = "none"
-    """How gradients travel between workers: bf16 sends half the bytes, rounded."""
+    """Compression of gradients between workers: bf16 sends half the bytes, rounded."""
     num_loaders: ProcessesOrZero = 0
-    """DataLoader processes of each worker; 0 loads in the worker itself."""
+    """DataLoader processes of each worker; 0 loads images in the worker itself."""
     decoder: Decoder = "pil"
-    """What decodes images."""
+    """Library that decodes images; torchcodec reads only JPEG, the rest is Pillow's."""
     shuffle_window: PositiveCount = 4_096
-    """Images among which is shuffled, where they lie in Parquet row groups: the groups come in
-    random order, and so many images are mixed with each other and kept in memory."""
+    """Images that are shuffled with each other, and so kept in memory, when reading Parquet; row
+    groups come in random order."""
     max_bad_fraction: Fraction = 0.05
-    """More unreadable images than this end the run."""
+    """Largest fraction of unreadable images; more of them end the run."""
     max_loss_spike: NonNegativeNumber = 0.0
-    """A step whose loss is more than so many times the running mean ends the run; 0 allows all."""
+    """Largest ratio of a step's loss to the running mean; a larger one ends the run. 0 allows
+    any."""
 
     checkpoint_every: NonNegativeCount = 1
-    """Epochs between checkpoints; 0 writes none at an epoch's end but the last."""
+    """Epochs between checkpoints; 0 writes one at the end of the last epoch only."""
     checkpoint_steps: NonNegativeCount = 0
-    """Steps between checkpoints; 0 does not count them."""
+    """Steps between further checkpoints within epochs; 0 writes none."""
     checkpoint_minutes: NonNegativeNumber = 0.0
-    """Minutes between checkpoints; 0 does not look at the clock."""
+    """Minutes between further checkpoints; 0 writes none."""
     keep_checkpoints: PositiveCount = 2
-    """Newest checkpoints that are kept, beside the best."""
+    """Newest checkpoints to keep, beside the best one."""
 
     @field_validator("data", "init", "init_checkpoint", "teacher", "teacher_checkpoint")
     @classmethod
@@ -230,29 +241,31 @@ class TrainConfig(Augmentation, DataLayout):
 
     @property
     def peak_lr(self) -> float:
+        """Peak learning rate for `batch_size`."""
         scale = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0
         return self.lr * scale
 
 
 class PathConfig(Value):
-    """Which specs of a supernet a step trains: drawn by seed and step, the same on every worker."""
+    """The paths (specs of a supernet) that a step trains, drawn by seed and step: the same on every
+    worker."""
 
     paths: Literal["sandwich", "single"] = "sandwich"
-    """Of a supernet's step: the largest, the smallest and some drawn (Yu & Huang, arXiv
-    1903.05134), or one drawn."""
+    """Paths of a supernet that a step trains: the largest, the smallest and some drawn ones (the
+    sandwich rule of Yu & Huang, arXiv 1903.05134), or a single drawn one."""
     drawn_paths: Repeats = 2
-    """How many of a sandwich are drawn."""
+    """Drawn paths of a sandwich, beside the largest and the smallest."""
     inplace_distillation: bool = False
-    """In a sandwich, all but the largest learn from its answer instead of the labels. In a short
-    training its answers are long no better than chance."""
+    """Train all paths of a sandwich but the largest on its predictions instead of the labels. For
+    much of a short training these are no better than chance."""
     draw_evenly_over: Literal["families", "specs", "macs"] = "families"
-    """families: each pooling kind and patch size, whose weights are its own, is as likely as any
-    other, and each of its specs; specs: each of all; macs: each cost, where most specs are of
-    middling cost."""
+    """Distribution of the drawn paths: uniform over families (kinds of pooling and patch sizes,
+    which have weights of their own) and then over the specs of one, uniform over all specs, or
+    uniform over the logarithm of MACs, as most specs have middling ones."""
 
 
 class SupernetConfig(Value):
-    """One set of weights that is trained for every spec of a space within limits."""
+    """A supernet: one set of weights, trained for every spec of a space within limits."""
 
     space: SearchSpace
     limits: Limits = Limits()
@@ -260,16 +273,17 @@ class SupernetConfig(Value):
 
 
 UNSUPPORTED_IN_SUPERNET = ("init", "img_size", "layer_decay", "compile")
+"""Fields of `TrainConfig` that must keep their defaults in the training of a supernet."""
 
 
 class Configuration(Value):
-    """One thing to train: an architecture and everything else of its run."""
+    """A training run: an architecture and how it is trained."""
 
     spec: ArchSpec
+    """Architecture to train; of a supernet the spec that is evaluated after each epoch."""
     train: TrainConfig = TrainConfig()
     supernet: SupernetConfig | None = None
-    """Where it is given, its weights are trained, and `spec` is the one of its specs that is
-    evaluated at the end of each epoch."""
+    """Supernet to train in place of a single architecture."""
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
@@ -282,22 +296,22 @@ class Configuration(Value):
             return self
         self.supernet.space.encode(self.spec)
         for name in UNSUPPORTED_IN_SUPERNET:
-            usual, got = TrainConfig.model_fields[name].default, getattr(self.train, name)
-            if got != usual:
-                raise ValueError(f"{name} must be {usual!r} for a supernet, got {got!r}")
+            default, got = TrainConfig.model_fields[name].default, getattr(self.train, name)
+            if got != default:
+                raise ValueError(f"{name} must be {default!r} for a supernet, got {got!r}")
         return self
 
     @property
     def trained_spec(self) -> ArchSpec:
-        """What is trained: `spec`, on images of the size that `train` asks for."""
+        """The architecture that is trained: `spec`, for images of the size in `train`."""
         if not self.train.img_size:
             return self.spec
         return ArchSpec.model_validate({**dict(self.spec), "img_size": self.train.img_size})
 
     @property
     def key(self) -> str:
-        """Names the record, the folder and the MLflow run. Fields at their defaults do not enter,
-        as in `ArchSpec.spec_id`."""
+        """Key of the configuration, which names its record, folder and MLflow run. Fields at their
+        defaults do not enter, as in `ArchSpec.spec_id`."""
         config = json.dumps(self.train.model_dump(exclude_defaults=True), sort_keys=True)
         named = f"{self.spec.spec_id} {config}"
         if self.supernet:

@@ -1,4 +1,4 @@
-"""The images of a training: what its configuration names, checked against its network."""
+"""The data that a configuration names, checked against its network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_source(configuration: Configuration, known: SplitFile | None = None) ->
 
 
 def source_from_settings(train: TrainConfig, known: SplitFile | None = None) -> Source:
-    """The data, split as the settings say or, where `known` is given, as it is there. Raises
+    """The data of a training, split as the settings or the split file `known` say. Raises
     ValueError for data that cannot be used."""
     return image_source.load(
         train.data,
@@ -35,13 +35,13 @@ def source_from_settings(train: TrainConfig, known: SplitFile | None = None) -> 
 
 
 def check_source(configuration: Configuration, source: Source) -> None:
-    """Raises ValueError for images that the spec does not take, and for a batch of more than there
-    are."""
+    """Raises ValueError if the data's size, channels or classes are not those of the spec, or if a
+    batch has more images than the data."""
     spec, train = configuration.trained_spec, configuration.train
     for name in ("img_size", "in_chans", "num_classes"):
-        ours, theirs = getattr(spec, name), getattr(source, name)
-        if theirs is not None and ours != theirs:
-            raise ValueError(f"{name} must be {theirs}, as in data {source.name!r}, got {ours}")
+        got, expected = getattr(spec, name), getattr(source, name)
+        if expected is not None and got != expected:
+            raise ValueError(f"{name} must be {expected}, as in data {source.name!r}, got {got}")
     if spec.in_chans not in (1, 3):
         raise ValueError(f"in_chans must be 1 or 3, as pictures have, got {spec.in_chans}")
     if train.batch_size > len(source.train):

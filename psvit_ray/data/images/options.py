@@ -1,4 +1,4 @@
-"""What a user chooses of how pictures are read, as configuration: nothing here reads one."""
+"""Options of decoding images, as a user's configuration has them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from psvit_ray.text.messages import nearest
 
 Decoder = Literal["pil", "torchcodec"]
 ToneRange = tuple[float, float]
-"""The values that become black and white."""
+"""Values of an image that become black and white."""
 
 BACKGROUND = "white"
-"""Shows black glyphs, which are the commonest of transparent pictures."""
+"""Default colour behind transparent images: it shows black glyphs, the commonest of these."""
 
 
 def _check_colour(name: str) -> str:
@@ -33,11 +33,11 @@ def _check_colour(name: str) -> str:
 
 
 Colour = Annotated[str, AfterValidator(_check_colour)]
-"""A colour by any name that Pillow knows."""
+"""Name of a colour that Pillow knows, or #rrggbb."""
 
 
 def parse_tone_range(tone_range: str) -> ToneRange:
-    """LOW:HIGH as numbers. Raises ValueError."""
+    """The range that the text LOW:HIGH describes. Raises ValueError for any other text."""
     low, _, high = tone_range.partition(":")
     try:
         given = float(low), float(high)
@@ -52,7 +52,7 @@ def parse_tone_range(tone_range: str) -> ToneRange:
 
 
 def format_tone_range(limits: ToneRange) -> str:
-    """A range as `parse_tone_range` takes it."""
+    """The text LOW:HIGH of a range, as `parse_tone_range` takes it."""
     return ":".join(
         str(int(number)) if number == int(number) else f"{number:g}" for number in limits
     )

@@ -1,4 +1,4 @@
-"""How training images are varied, as configuration: `transforms` does it."""
+"""The configuration of augmentation, which `transforms` carries out."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ Aspect = Annotated[Finite, Field(ge=0.01, le=100)]
 
 
 class Augmentation(Value):
-    """How training images are varied, in the words of timm's `train.py`."""
+    """Augmentation of training images, in the words of timm's `train.py`."""
 
     train_crop_mode: Literal["center", "rrc", "rkrc", "rkrr"] = "center"
-    """How a training image is cut: as in evaluation, or at random (timm's modes)."""
+    """Crop of training images: the center crop of evaluation, or one of timm's random crops (rrc,
+    rkrc, rkrr)."""
     scale: Annotated[tuple[Probability, Probability], tyro.conf.Suppress] = (0.08, 1.0)
-    """Part of the image's area that a random crop takes, from and to."""
+    """Smallest and largest fraction of the image's area that a random crop takes."""
     ratio: Annotated[tuple[Aspect, Aspect], tyro.conf.Suppress] = (3 / 4, 4 / 3)
-    """Its aspect ratio, from and to."""
+    """Smallest and largest aspect ratio of a random crop."""
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Of random crops."""
+    """Interpolation of training images that are resized."""
     hflip: Probability = 0.0
-    """How many training images are mirrored left to right."""
+    """Probability of a horizontal flip."""
     vflip: Probability = 0.0
-    """How many are mirrored top to bottom."""
+    """Probability of a vertical flip."""
     color_jitter: Annotated[Finite, Field(ge=0, le=100)] = 0.0
-    """Change of brightness, contrast and saturation; of the policies of `aa` only 3a adds it."""
+    """Strength of colour jitter (brightness, contrast and saturation); with a policy in `aa` only
+    3a applies it."""
     aa: str = ""
-    """timm's AutoAugment policy, such as rand-m9-mstd0.5-inc1 or 3a."""
+    """AutoAugment policy of timm, such as rand-m9-mstd0.5-inc1 or 3a; empty applies none."""
     reprob: Probability = 0.0
-    """How many training images have a part erased."""
+    """Probability of random erasing."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    """With what: zeros, one random colour, or random pixels."""
+    """Filling of erased rectangles: zeros, one random colour, or random pixels."""
     recount: Annotated[int, Field(ge=1, le=100)] = 1
-    """Most parts erased in one image."""
+    """Most rectangles erased in one image."""
     shift: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
-    """Each training image is moved by up to this many pixels along each axis."""
+    """Largest random translation along each axis, in pixels."""

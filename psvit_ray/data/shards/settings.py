@@ -1,4 +1,4 @@
-"""What decides shards beside their images, as configuration."""
+"""The configuration of Parquet shards."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from psvit_ray.arch.spec import MAX_IMG_SIZE, Finite, Value
 
 
 class ShardSettings(Value):
-    """What decides the shards beside the data."""
+    """Settings that, with the data, decide every byte of the shards."""
 
     shard_mb: Annotated[Finite, Field(gt=0, le=1024)] = 64
-    """Megabytes (10^6) of a shard, about. A process that writes one holds it three times."""
+    """Approximate size of a shard in megabytes (10^6 bytes). A process that writes a shard needs
+    three times its size of memory."""
     resize_longer: Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)] = 0
-    """Images whose longer side has more pixels are made this small and encoded again, PNG as PNG
-    and all others as JPEG. The others, and all with 0, are kept byte for byte."""
+    """Longest side of a stored image, in pixels: larger images are resized and encoded again, PNG
+    as PNG and all others as JPEG. Smaller ones, and all with 0, are stored byte for byte."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Of JPEG encoded again."""
+    """JPEG quality of images that are encoded again."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the order of the images."""
+    """Seed of the order of the images."""

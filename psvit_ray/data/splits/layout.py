@@ -1,4 +1,4 @@
-"""How a user says what stored images are, where their names do not say it."""
+"""The layout of stored data: its splits and columns, where their names do not tell."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Split = Literal["train", "val", "test"]
 
 
 class DataLayout(Value):
-    """Which folders or files are which split, and which columns hold images and labels."""
+    """The folders or files of each split, and the columns of images and labels."""
 
     splits: str = ""
-    """Folders, or files of a table, that are each split, relative to the data, where their names do
-    not say it: train=seg_train,test=seg_test. Wildcards, and several for one split, are allowed;
-    train=. takes all there is as one split."""
+    """Folders or Parquet files of each split, relative to the data, where their names do not tell:
+    train=seg_train,test=seg_test. Wildcards, and several for one split, are allowed; train=. takes
+    all images as one split."""
     image_column: str = ""
-    """Column of Parquet that holds the images; by default `image`, or the only one that can."""
+    """Column of Parquet that holds the images; by default `image`, or the only column that can."""
     label_column: str = ""
-    """Column of Parquet that holds the labels; by default `label`, or the only one that can."""
+    """Column of Parquet that holds the labels; by default `label`, or the only column that can."""
 
     @field_validator("splits")
     @classmethod
@@ -40,16 +40,16 @@ class DataLayout(Value):
 
     @property
     def patterns(self) -> list[tuple[Split, str]]:
-        """Each split that is said, and a pattern of its folders or files; "." is all there is."""
+        """Pairs of a split and a pattern of its folders or files; "." stands for all."""
         pairs = [part.partition("=")[::2] for part in self.splits.split(",") if part]
         return [(cast(Split, split), pattern.strip("/") or ".") for split, pattern in pairs]
 
     def check_unused(self, name: str) -> None:
-        """Raises ValueError where anything is said: data of this name knows its splits itself."""
+        """Raises ValueError if a field is given: the data `name` has a layout of its own."""
         for field in DataLayout.model_fields:
             if value := getattr(self, field):
                 raise ValueError(f"{field} must be empty with data {name!r}, got {value!r}")
 
 
 AS_NAMED = DataLayout()
-"""Names say it all."""
+"""Layout that the names of folders, files and columns tell."""
