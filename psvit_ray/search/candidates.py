@@ -1,4 +1,5 @@
-"""The configurations that a search may propose: architectures within limits, times overrides."""
+"""The configurations that a search may propose: architectures within limits, combined with
+overrides of training settings."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ DEIT_HEAD_DIM = 64
 
 
 class ConfigurationSpace:
-    """Raises ValueError if no spec meets the limits or overrides do not go with `train`."""
+    """All configurations of a search: specs of its space within its limits, combined with
+    overrides.
+
+    Raises ValueError if no spec meets the limits, or if the overrides do not go with `train`.
+    """
 
     def __init__(self, config: SearchConfig, train: TrainConfig) -> None:
         config.check(train)
@@ -41,7 +46,7 @@ class ConfigurationSpace:
 
     @cached_property
     def count(self) -> int | None:
-        """How many there are; None where they cannot be counted."""
+        """Number of configurations, or None where it cannot be counted."""
         size = self._space.size(self.limits)
         choices = [
             override for override in self._overrides.values() if not isinstance(override, Range)
@@ -61,7 +66,8 @@ class ConfigurationSpace:
         )
 
     def params(self, configuration: Configuration) -> dict[str, Parameter]:
-        """Flat parameters, the same names for every configuration: 0 where one does not apply."""
+        """Flat parameters of a configuration: every configuration has the same names, with 0 where
+        a parameter does not apply."""
         spec = configuration.spec
         space = self._space if self._space.contains(spec) else self._space.unpooled()
         return (
@@ -71,7 +77,7 @@ class ConfigurationSpace:
         )
 
     def suggest(self, trial: optuna.Trial) -> Configuration:
-        """What Optuna decides. It may be over the limits."""
+        """The configuration that optuna's sampler chooses in `trial`; it may be over the limits."""
 
         def decide(name: str, choices: tuple[Parameter, ...]) -> Parameter:
             return cast(Parameter, trial.suggest_categorical(name, choices))
@@ -86,7 +92,8 @@ class ConfigurationSpace:
         return self._configuration(self._space.walk(decide), settings)
 
     def draw(self, rng: random.Random) -> Configuration:
-        """Each spec within limits as likely as any other, each setting too."""
+        """A random configuration: each spec within the limits is as likely as any other, and so is
+        each setting."""
         spec = self._space.sample(rng, self.limits)
         settings = {
             name: override.draw(rng) if isinstance(override, Range) else rng.choice(override)
@@ -95,12 +102,13 @@ class ConfigurationSpace:
         return self._configuration(spec, settings)
 
     def baselines(self, number: int) -> list[Configuration]:
-        """DeiTs, trained as `train` says."""
+        """DeiTs within the limits, at most `number`, trained with the settings of `train`."""
         specs = baselines(self._space, self.limits, number)
         return [Configuration(spec=spec, train=self._train) for spec in specs]
 
     def first_points(self, rng: random.Random) -> list[Configuration]:
-        """Large PSViTs, trained as `train` says as far as the overrides allow."""
+        """Large PSViTs to begin with, trained with the settings of `train` as far as the overrides
+        allow."""
         settings: dict[str, Setting] = {}
         for name, override in self._overrides.items():
             value = getattr(self._train, name)
@@ -126,8 +134,11 @@ def _parameter(value: Setting) -> Parameter:
 
 
 def largest_spec(space: SearchSpace) -> ArchSpec:
-    """The spec of most MACs. With grid, stages and pool operator given, that is the one of the most
-    layers and the largest widths that shares nothing."""
+    """The spec of the space with the most MACs.
+
+    With grid, stages and pooling operator given, it is the spec of the most layers and the largest
+    widths that shares no map.
+    """
 
     def decide(frame: dict[str, Parameter]) -> Callable[..., Parameter]:
         def choose(name: str, choices: tuple[Parameter, ...]) -> Parameter:
@@ -144,9 +155,12 @@ def largest_spec(space: SearchSpace) -> ArchSpec:
 
 
 def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]:
-    """DeiTs with the widths of the space and the most MACs that the limits allow; without a limit
-    on MACs, no more than the largest spec of the space has. Each next one has another patch size
-    while there is one left. Empty if every DeiT is over the limits."""
+    """DeiTs with the widths of the space and the most MACs that the limits allow.
+
+    Without a limit on MACs, a DeiT has no more than the largest spec of the space. Each next DeiT
+    has another patch size while there is one left. The list is empty if every DeiT is over the
+    limits.
+    """
     if limits.max_macs is None:
         limits = Limits(max_macs=count_macs(largest_spec(space)), max_params=limits.max_params)
     deits = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
@@ -168,7 +182,7 @@ class _Deit(NamedTuple):
 
 
 def _deits(space: SearchSpace, limits: Limits) -> Iterator[_Deit]:
-    """Those within limits, unbuilt: there may be many."""
+    """The DeiTs within the limits as tuples, not yet as specs: there may be many."""
     deit = space.unpooled()
     (stage,) = deit.stages
     for base, depth, dim, ratio in product(
@@ -192,8 +206,11 @@ def _build_deit(unpooled: SearchSpace, deit: _Deit) -> ArchSpec:
 
 
 def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list[ArchSpec]:
-    """For each pooling kind, the PSViT of most MACs within limits that shares nothing, and the one
-    that shares in pairs: the largest of some that are drawn."""
+    """Large specs to begin a search with, of each pooling kind two.
+
+    One shares nothing, the other shares in pairs; each is the spec of the most MACs within the
+    limits among 256 random ones.
+    """
     drawn = [space.sample(rng, limits) for _ in range(DRAWS)]
     largest: dict[tuple[str, int], ArchSpec] = {}
     for spec, group in product(drawn, (1, 2)):
@@ -207,8 +224,10 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
 
 
 def spread_over_macs(space: SearchSpace, limits: Limits, number: int, seed: int) -> list[ArchSpec]:
-    """Distinct specs within the limits, evenly over the ranks of their MACs. Raises ValueError if
-    the space has fewer."""
+    """Distinct specs within the limits, spread evenly over the ranks of their MACs.
+
+    Raises ValueError if the space has fewer than `number`.
+    """
     rng = random.Random(seed)
     drawn = {space.sample(rng, limits) for _ in range(DRAWS_OF_EACH * number)}
     if len(drawn) < number:

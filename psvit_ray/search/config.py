@@ -42,20 +42,22 @@ NOT_SEARCHED = (
     *("decoder", "shuffle_window", "max_bad_fraction", "max_loss_spike", "keep_checkpoints"),
     *("checkpoint_every", "checkpoint_steps", "checkpoint_minutes"),
 )
-"""They say on what, how long and how fast is trained: results that differ there do not compare."""
+"""Fields of `TrainConfig` that cannot be searched. They say which data is trained on, how long and
+how fast: results that differ in them do not compare."""
 
 
 MAX_CORNERS = 10_000
-"""Combinations of extreme settings that are checked before a search: about a second's work."""
+"""Number of combinations of extreme settings that a search checks at its start: about a second's
+work."""
 
 
 class Range(Value):
-    """Every number from `low` to `high`, both included."""
+    """A range of numbers to search, from `low` to `high`, both included."""
 
     low: float
     high: float
     log: bool = False
-    """Equal ratios are equally likely, as suits a learning rate."""
+    """Draw on a logarithmic scale, as suits a learning rate: equal ratios are equally likely."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -66,7 +68,8 @@ class Range(Value):
         return self
 
     def rounded(self, number: float) -> float:
-        """To three significant digits, so that values are short and near ones equal."""
+        """The number rounded to three significant digits, so that values are short and near values
+        are equal."""
         return min(max(float(f"{number:.3g}"), self.low), self.high)
 
     def draw(self, rng: random.Random) -> float:
@@ -83,35 +86,39 @@ Override = Annotated[
     Annotated[Range, Tag("range")] | Annotated[tuple[Setting, ...], Tag("choices")],
     Discriminator(_kind),  # so that an error speaks of the one that was meant
 ]
-"""What a field of `TrainConfig` may be: a range, or a choice of these."""
+"""Values that a searched field of `TrainConfig` may have: a range or a list of choices."""
 
 
 class SearchConfig(Value):
-    """A search. What is trained by default stands in `TrainConfig`."""
+    """What a search may try, how much of it and for how long. `TrainConfig` has the settings that
+    are not searched."""
 
     space: Annotated[SearchSpace, tyro.conf.Suppress]
-    """The architectures."""
+    """Architectures to choose from."""
     overrides: Annotated[dict[str, Override], tyro.conf.Suppress] = Field(default_factory=dict)
-    """Fields of `TrainConfig` that are searched beside the architecture."""
+    """Fields of `TrainConfig` that are searched beside the architecture, each with its range or
+    choices."""
 
     num_trials: Runs = 16
-    """Configurations in all, DeiT among them."""
+    """Number of configurations to try, DeiT baselines among them."""
     max_hours: PositiveNumber | None = None
-    """End the search after this time; `--resume` goes on with it."""
+    """Hours after which this start of the search ends; `--resume` goes on with it."""
     max_gpu_hours: PositiveNumber | None = None
-    """End the search when its configurations have had GPUs for so long, over all resumes."""
+    """GPU-hours of training after which the search ends, counted over all resumes."""
     max_gmacs: PositiveNumber | None = None
-    """Most billion multiply-accumulates of a forward pass of one image."""
+    """Largest cost of a configuration, in billion multiply-accumulates of a forward pass of one
+    image."""
     max_params_m: PositiveNumber | None = None
-    """Most million parameters."""
+    """Largest number of parameters of a configuration, in millions."""
     baselines: NonNegativeCount = 2
-    """How many of the configurations are DeiTs of the same budget."""
+    """Number of DeiT baselines among the configurations, with costs within the same limits."""
     grace_epochs: Epochs = 4
-    """Epochs that every configuration gets before it may be stopped early."""
+    """Epochs that every configuration is trained before it may be stopped early."""
     reduction_factor: NonNegativeCount = 3
-    """One in so many goes on at each look (ASHA); 0 stops nothing early."""
+    """Reduction factor of ASHA: at each rung the best 1/factor of the trials go on; 0 stops no
+    trial early."""
     search_seed: Seed = 0
-    """Of the proposals."""
+    """Seed of the proposals."""
 
     @field_validator("overrides")
     @classmethod
@@ -126,7 +133,7 @@ class SearchConfig(Value):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        """What `check` enumerates is bounded before it does."""
+        """Refuses overrides whose combinations `check` could not enumerate in bounded time."""
         corners = math.prod(len(ends) for ends in self._ends())
         if corners > MAX_CORNERS:
             raise ValueError(
@@ -170,12 +177,13 @@ class SearchConfig(Value):
                 raise ValueError(f"overrides: {error.errors()[0]['ctx']['error']}") from None
 
     def _corners(self) -> Iterator[dict[str, Setting]]:
-        """The extreme settings: what two fields must keep to each other holds in between too."""
+        """Combinations of the extreme settings: a rule between two fields that holds there holds in
+        between too."""
         for values in itertools.product(*self._ends()):
             yield dict(zip(self.overrides, values, strict=True))
 
     def _ends(self) -> list[tuple[Setting, ...]]:
-        """Of each override the settings that are combined with those of the others."""
+        """Extreme settings of each override: the ends of a range, all choices of a list."""
         return [
             (override.low, override.high) if isinstance(override, Range) else override
             for override in self.overrides.values()
@@ -183,12 +191,16 @@ class SearchConfig(Value):
 
 
 def with_settings(train: TrainConfig, settings: Mapping[str, Setting]) -> TrainConfig:
-    """Raises ValueError if the settings do not go with the rest."""
+    """`train` with the settings replaced. Raises ValueError if they do not go with the rest."""
     return TrainConfig.model_validate({**dict(train), **settings})
 
 
 def _checked(name: str, override: Override) -> Override:
-    """Values as their field has them: 0 is 0.0 where the field is a float."""
+    """The override with its values as their field has them: 0 is 0.0 where the field is a float.
+
+    Raises ValueError for a field that is unknown or cannot be searched, and for values it does not
+    take.
+    """
     if name not in TrainConfig.model_fields:
         near = nearest(name, TrainConfig.model_fields)
         raise ValueError(f"overrides: unknown field {short_repr(name)}; nearest is {near!r}")

@@ -1,4 +1,4 @@
-"""Which configuration to try next."""
+"""Which configuration a search tries next."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ WORST_TOP1 = 0.0
 
 
 class Proposal(Value):
-    """A configuration to train. `params` are its flat parameters, overrides among them; every
-    proposal of a search has the same names, with 0 where one does not apply."""
+    """A configuration to train.
+
+    `params` are its flat parameters, overrides among them: every proposal of a search has the same
+    names, with 0 where a parameter does not apply.
+    """
 
     kind: Kind
     params: dict[str, Parameter]
@@ -41,14 +44,14 @@ class Proposal(Value):
 
 
 class Proposals:
-    """What an earlier start left unfinished first; then DeiT baselines, first points of the space,
-    and what TPE makes of the outcomes (top-1 up, MACs down). Nothing over the limits, nothing
-    twice.
+    """Proposals of a search by optuna's TPE (top-1 up, MACs down).
 
-    With one configuration in training at a time, equal seeds give equal proposals. Optuna's study
-    lives in memory: all that a resume needs, the records say.
+    Configurations that an earlier start left unfinished come first, then DeiT baselines, large
+    specs of the space, and what TPE suggests from the results. No proposal is over the limits, none
+    comes twice. With one configuration in training at a time, equal seeds give equal proposals.
+    Optuna's study lives in memory: the records hold all that a resume needs.
 
-    Raises ValueError if no spec meets the limits or overrides do not go with `train`.
+    Raises ValueError if no spec meets the limits, or if the overrides do not go with `train`.
     """
 
     def __init__(
@@ -89,7 +92,8 @@ class Proposals:
         )
 
     def ask(self) -> Proposal | None:
-        """The next to train. None: `num_trials` were proposed, or the space is used up."""
+        """The next proposal to train, or None once `num_trials` were proposed or the space is used
+        up."""
         if self._unfinished:
             return self._unfinished.popleft()
         if len(self._proposed) >= self._num_trials:
@@ -103,7 +107,8 @@ class Proposals:
         return self._proposal("proposal", configuration) if configuration else None
 
     def tell(self, key: str, top1: float | None) -> None:
-        """What came of a configuration: top-1 in percent; None or NaN if it failed."""
+        """Takes the result of a configuration: its top-1 in percent, or None or NaN if it
+        failed."""
         top1 = top1 if top1 is not None and math.isfinite(top1) else WORST_TOP1
         self._outcomes[key] = top1
         if trial := self._trials.pop(key, None):
@@ -130,7 +135,7 @@ class Proposals:
         return None
 
     def _drawn(self) -> Configuration | None:
-        """One of the untried, each as likely as any other; None if there is none."""
+        """A random untried configuration, each as likely as any other, or None if none is left."""
         count = self._candidates.count
         if count is not None and self._candidates_proposed >= count:
             return None
@@ -143,7 +148,8 @@ class Proposals:
         return None
 
     def _enter(self, configuration: Configuration) -> None:
-        """Notes what TPE did not propose; TPE learns from it if it is of the space."""
+        """Enters a configuration that TPE did not propose; TPE learns from it if it is of the
+        space."""
         if configuration not in self._candidates:
             self._proposed.add(configuration.key)
             return
@@ -173,7 +179,10 @@ class Proposals:
 
 
 class FixedProposals:
-    """These configurations, each once; none that ended in `records`. `kinds` by their keys."""
+    """Proposals of the given configurations, each once, without those that ended in `records`.
+
+    `kinds` gives the kind of a configuration by its key; the others are of kind "fixed".
+    """
 
     def __init__(
         self,

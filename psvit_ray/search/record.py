@@ -1,5 +1,5 @@
-"""The record of a search: one JSON object a configuration, the truth that resume, report and
-MLflow are fed from."""
+"""The record of a search: one JSON object for each configuration. Resume, report and MLflow are fed
+from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINAL_STATUSES: tuple[Status, ...] = ("completed", "stopped", "failed")
 
 
 class Point(Value):
-    """What one epoch reported. `step` counts optimizer updates."""
+    """Metrics that one epoch reported. `step` counts optimizer updates."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
@@ -53,10 +53,10 @@ class Record(Value):
     seconds: float = 0.0
     run_id: str = ""
     data_digest: str = ""
-    """Names the images of the data, as in `SplitFile.digest`."""
+    """Digest of the images of the data, as in `SplitFile.digest`."""
     test_top1: float | None = None
     test_correct: str = ""
-    """One character a test image, `1` where it was classified rightly."""
+    """String with one character for each test image: `1` where it was classified correctly."""
 
     @property
     def key(self) -> str:
@@ -68,12 +68,12 @@ class Record(Value):
 
     @property
     def is_deit(self) -> bool:
-        """By what it is, not by who proposed it."""
+        """Whether the architecture is a DeiT, whoever proposed it."""
         return self.configuration.spec.is_deit
 
     @property
     def overrides(self) -> dict[str, Parameter]:
-        """Those of `params` that are training settings."""
+        """Parameters among `params` that are training settings."""
         return {n: v for n, v in self.params.items() if n in TrainConfig.model_fields}
 
     @property
@@ -94,19 +94,26 @@ class Record(Value):
 
     @property
     def top1(self) -> float | None:
-        """On the hold-out, in percent, after the last epoch: the best epoch would be a choice made
-        on noise. None if nothing was reported, or no number."""
+        """Hold-out top-1 in percent after the last epoch, or None if none was reported, or no
+        number.
+
+        The best epoch would be a choice made on noise.
+        """
         top1 = self.curve[-1].metrics.get("holdout/top1", math.nan) if self.curve else math.nan
         return top1 if math.isfinite(top1) else None
 
     @property
     def ranks(self) -> bool:
-        """Only what was trained in full is compared."""
+        """Whether the record is ranked: only configurations that were trained in full are
+        compared."""
         return self.status == "completed" and self.top1 is not None
 
     def reported(self, values: Mapping[str, Any]) -> Record:
-        """With what a run reported (`Report.values()`) taken in. A step that is known stays as it
-        was: a run that goes on from a checkpoint may report it again."""
+        """The record with what a run reported (`Report.values()`) added.
+
+        A step that is known stays as it was: a run that goes on from a checkpoint may report it
+        again.
+        """
         points = {point.step: point for point in self.curve}
         for point in map(Point.model_validate, values.get("earlier", ())):
             points.setdefault(point.step, point)
@@ -127,7 +134,7 @@ _RECORD = TypeAdapter(Record)
 
 
 class RecordStore:
-    """The records of one search, a file each under `record/` of its folder."""
+    """The records of one search, one file for each under `record/` of its folder."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder / RECORDS
@@ -143,8 +150,11 @@ class RecordStore:
             raise OSError(f"record cannot be written in {self._folder}: {error}") from error
 
     def all(self) -> list[Record]:
-        """In the order in which they were proposed. A copy beside the record that it was made of
-        does not count. Raises ValueError for a file that is no record, with its path."""
+        """All records, in the order in which they were proposed.
+
+        A copy beside the record that it was made of is left out. Raises ValueError, with its path,
+        for a file that is no record.
+        """
         names = [name for name in self._folder.names() if name.endswith(".json")]
         read = (
             (name, json_files.read_json(self._folder, name, _RECORD, "a record", REMEDY))
@@ -159,7 +169,8 @@ class RecordStore:
 
 
 def ranking(records: Iterable[Record]) -> list[Record]:
-    """What ranks first: by top-1 down, then MACs up. Then the rest, in the order of proposal."""
+    """Ranked records first, by top-1 down and MACs up; then the others, in the order of
+    proposal."""
 
     def place(record: Record) -> tuple[Any, ...]:
         if record.ranks:
@@ -170,8 +181,8 @@ def ranking(records: Iterable[Record]) -> list[Record]:
 
 
 def best(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | None:
-    """The best PSViT; of a search of DeiTs alone, the best of those. None if none was trained in
-    full yet."""
+    """The best PSViT with at most `max_macs` multiply-accumulates; in a search of DeiTs alone, the
+    best DeiT. None if none was trained in full yet."""
     records = list(records)
     only_deits = all(record.is_deit for record in records)
     return next(
@@ -185,12 +196,14 @@ def best(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | N
 
 
 def best_deit(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | None:
-    """None if none was trained in full yet."""
+    """The best DeiT with at most `max_macs` multiply-accumulates, or None if none was trained in
+    full yet."""
     return best((record for record in records if record.is_deit), max_macs=max_macs)
 
 
 def pareto(records: Iterable[Record]) -> list[Record]:
-    """Of what ranks, those that none other beats in accuracy at no more MACs: by MACs up."""
+    """The Pareto front of the ranked records: those that no other beats in accuracy at no more
+    MACs, by MACs up."""
     front: list[Record] = []
     # Among equal MACs the most accurate comes first, and what follows must be more accurate.
     for record in sorted(ranking(records), key=lambda record: record.macs):
@@ -200,7 +213,8 @@ def pareto(records: Iterable[Record]) -> list[Record]:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two JSON values: `space.stages.0.depth: [2, 3] -> [2, 4]`."""
+    """Lines that name what changed between two JSON values: `space.stages.0.depth: [2, 3] -> [2,
+    4]`."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -218,7 +232,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _is_list_of_objects(value: Any) -> bool:
-    """A list of objects, to be compared one by one; a list of plain values is one choice."""
+    """Whether a value is a list of objects, to be compared item by item; a list of plain values is
+    one choice."""
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 

@@ -1,4 +1,4 @@
-"""Tables as rows, and what they have in common: the columns of a spec, CSV, files in a folder."""
+"""Tables as lists of rows: the columns of a spec, CSV, files in a folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ Row = dict[str, Any]
 
 
 def spec_columns(spec: ArchSpec) -> Row:
+    """Columns of a table that describe an architecture."""
     return {
         "pattern": spec.pattern,
         "pooling": spec.pooling,
@@ -25,17 +26,17 @@ def spec_columns(spec: ArchSpec) -> Row:
 
 
 def _join(numbers: Iterable[int]) -> str:
-    """One number for each stage, parted as in a pattern."""
+    """Numbers of the stages, separated as in a pattern."""
     return "|".join(str(number) for number in numbers)
 
 
 def csv_bytes(table: Sequence[Row], *, first: str = "rank") -> bytes:
-    """`first` is the one column of a table without rows."""
+    """The table as CSV; `first` is the only column of a table without rows."""
     return csv_file.content(list(table[0]) if table else [first], (row.values() for row in table))
 
 
 def write_files(folder: Folder, files: Mapping[str, bytes]) -> list[str]:
-    """Each replaces an older one whole. Returns where they are.
+    """Writes the files, each of which replaces an older one whole. Returns their paths.
 
     Raises OSError where they cannot be written.
     """

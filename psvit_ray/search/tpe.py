@@ -1,4 +1,4 @@
-"""Optuna's TPE, proposal by proposal the same, at a fraction of its time."""
+"""Optuna's TPE, equal proposal by proposal, at a fraction of its time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ KNOWN = (TrialState.COMPLETE, TrialState.RUNNING)
 
 
 class OneSplitTPE(TPESampler):
-    """Parts outcomes into good and bad once for each trial. Optuna does so for each of its
-    parameters, where each has a density of its own, although it knows nothing more by then.
+    """TPE that splits the finished trials into good and bad ones once for each new trial.
 
-    For several objectives, with `constant_liar`, and trials asked for one after the other.
+    Optuna splits them anew for each parameter, where each has a density of its own, although
+    nothing has changed in between. It is for several objectives, with `constant_liar`, and for
+    trials asked for one after the other.
     """
 
     _parted: tuple[int, list[FrozenTrial], list[FrozenTrial]] = (-1, [], [])

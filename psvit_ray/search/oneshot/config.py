@@ -1,4 +1,5 @@
-"""What a one-shot search is, as configuration; `plan` says what follows from it."""
+"""The settings of a one-shot search: a supernet with one set of weights is trained for the whole
+space, specs are scored with it, and the best are trained on their own."""
 
 from __future__ import annotations
 
@@ -22,37 +23,40 @@ Sampler = Literal["nsga2", "random"]
 
 
 class OneshotConfig(Value):
-    """A one-shot search, with `--strategy oneshot`."""
+    """Settings of a one-shot search, which `--strategy oneshot` starts."""
 
     supernet_epochs: Epochs = 100
-    """Epochs of the supernet; what else its training is stands with the recipe's."""
+    """Epochs of the supernet's training; its other settings are those of the recipe."""
     supernet_workers: NumWorkers = 1
-    """Workers that train it."""
+    """Number of workers that train the supernet."""
     paths: PathConfig = PathConfig()
     candidates: Runs = 1000
-    """Specs that are scored with its weights."""
+    """Number of specs that are scored with the supernet's weights."""
     population: Annotated[Runs, Field(ge=2)] = 50
-    """Specs of a generation."""
+    """Number of specs in a generation."""
     sampler: Sampler = "nsga2"
-    """How candidates are chosen: evolution, or chance alone as its control."""
+    """How candidates are chosen: by evolution (NSGA-II), or at random as its control."""
     cost: Literal["macs", "params", "latency"] = "macs"
-    """What evolution keeps low beside top-1 up."""
+    """Cost that evolution keeps low while top-1 goes up."""
     max_latency_ms: PositiveNumber | None = None
-    """Most milliseconds of a forward pass of `latency_batch_size` images, as a table predicts."""
+    """Largest latency of a candidate: milliseconds of a forward pass of `latency_batch_size`
+    images, as a table predicts it."""
     latency_batch_size: BatchSize = 1
-    """Images whose time is taken together."""
+    """Images of the forward pass whose latency is predicted."""
     latency_table: str = ""
-    """Table that psvit latency wrote for the space; by default one is measured first, on a
-    worker's device."""
+    """Latency table of the space, written by `psvit latency`; by default one is measured first, on
+    a worker's device."""
     finalists: Repeats = 3
-    """Best candidates that are then trained from scratch, with the DeiT of equal cost."""
+    """Number of best candidates that are then trained from scratch, beside the DeiT of equal
+    cost."""
     finalist_seeds: Repeats = 3
-    """Trainings of each."""
+    """Number of seeds that each finalist is trained with."""
     finetune_epochs: NonNegativeCount | None = None
-    """Epochs of the finalists' trainings that start from the supernet's weights; by default as many
-    as from scratch, 0 leaves them out."""
+    """Epochs of the finalists' fine-tuning from the supernet's weights; by default as many as from
+    scratch, 0 leaves it out."""
     finetune_lr: PositiveNumber | None = None
-    """Their peak learning rate; by default a quarter of that from scratch."""
+    """Peak learning rate of the finalists' fine-tuning; by default a quarter of that from
+    scratch."""
 
     @property
     def asks_for_latency(self) -> bool:

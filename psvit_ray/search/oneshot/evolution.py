@@ -17,8 +17,8 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.search.oneshot.config import Sampler
 
 Genes = Mapping[str, Parameter]
-"""A choice for every parameter of the space, also for those that do not apply to a spec: they may
-in its offspring."""
+"""Choices for all parameters of the space, also for those that do not apply to a spec: they may
+apply to its offspring."""
 
 DRAWS = 1_000  # for one that is new, or fast enough, before there is taken to be none
 MUTATIONS = 20
@@ -26,14 +26,14 @@ MUTATIONS = 20
 
 @dataclass(frozen=True)
 class CostLimits:
-    """What a spec may cost."""
+    """Limits on the cost of a spec: MACs, parameters and predicted latency."""
 
     limits: Limits
     latency_ms: Callable[[ArchSpec], float] | None = None
     max_latency_ms: float | None = None
 
     def excess(self, spec: ArchSpec) -> float:
-        """How far it is over, as a part of the limit; 0 within."""
+        """How far the spec is over its limits, as a fraction of the limit; 0 within them."""
         costs, max_cost = cost(spec), self.limits.bounds
         parts = [costs.macs / max_cost[0], costs.params / max_cost[1]]
         if self.latency_ms and self.max_latency_ms:
@@ -42,7 +42,7 @@ class CostLimits:
 
 
 class FixedSpecs:
-    """One generation of these, each once."""
+    """Proposals of the given specs, each once, in one generation."""
 
     def __init__(self, specs: Sequence[ArchSpec]) -> None:
         self._specs = list(dict.fromkeys(specs))
@@ -55,14 +55,14 @@ class FixedSpecs:
 
 
 class Evolution:
-    """Generations of specs that are within the budget and all new: each is proposed once.
+    """Proposals of specs in generations: all are within the limits, and each is proposed once.
 
-    What it proposes is a function of its arguments and of what it was told. A search that goes on
-    asks and tells again from the beginning, with the scores that it knows.
+    The proposals are a function of the arguments and of the top-1 that was told. A search that goes
+    on asks and tells again from the beginning, with the scores that it knows.
 
-    `nsga2` looks for top-1 up and cost down (Deb et al. 2002, as in Optuna); what its offspring is
-    over the budget is brought within, one change after the other. `random` draws each spec of the
-    space alike.
+    `nsga2` looks for top-1 up and cost down (Deb et al. 2002, as in Optuna); offspring over the
+    limits is changed, one parameter after the other, until it is within. `random` draws each spec
+    of the space with equal probability.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Evolution:
         first: Sequence[ArchSpec] = (),
         sampler: Sampler = "nsga2",
     ) -> None:
-        """`first` are among the first generation, up to half of it.
+        """`first` are specs for the first generation, of which they make up to half.
 
-        Raises ValueError if no spec is within the budget, or fewer than a population are.
+        Raises ValueError if no spec is within the limits, or fewer than a population are.
         """
         self._space, self._budget, self._cost_of = space, budget, cost_of
         self._population, self._seed, self._sampler = population, seed, sampler
@@ -95,8 +95,11 @@ class Evolution:
         self._check()
 
     def ask(self, max_specs: int) -> list[ArchSpec]:
-        """A generation: a population, or its first `most`; fewer, in the end none, where no more
-        are left. So a search that is given more candidates later begins it alike."""
+        """The next generation: a population, or its first `max_specs`; fewer, in the end none,
+        where no more are left.
+
+        So a search that is given more candidates later begins in the same way.
+        """
         assert not self._asked, "the last generation has not been told"
         rng = random.Random(f"{self._seed} {self._generation}")
         seed = rng.randrange(2**32)
@@ -113,7 +116,8 @@ class Evolution:
         return [spec for spec, _ in self._asked]
 
     def tell(self, top1: Sequence[float]) -> None:
-        """In percent, of each of the generation asked for, in its order."""
+        """Takes the top-1, in percent, of each spec of the generation that was asked for, in its
+        order."""
         for (spec, trial), value in zip(self._asked, top1, strict=True):
             if trial:
                 self._study.tell(trial, [value, self._cost_of(spec)])
@@ -148,8 +152,7 @@ class Evolution:
         return dict(trial.params)
 
     def _take_near(self, genes: dict[str, Parameter], rng: random.Random) -> None:
-        """What the genes say, brought within the budget; one that is known is changed until it is
-        new."""
+        """Takes the spec of the genes, changed until it is within the limits and new."""
         for _ in range(MUTATIONS):
             genes = self._repaired(genes, rng)
             spec = self._space.decode(genes)
@@ -159,8 +162,8 @@ class Evolution:
             genes = rng.choice(self._changes(genes))
 
     def _repaired(self, genes: dict[str, Parameter], rng: random.Random) -> dict[str, Parameter]:
-        """One change after the other that costs less, until nothing is over the budget, or no
-        single change helps."""
+        """The genes changed, one parameter after the other, until the spec is within the limits, or
+        until no single change brings it nearer."""
         excess = self._budget.excess(self._space.decode(genes))
         while excess:
             changes = self._changes(genes)
@@ -174,7 +177,7 @@ class Evolution:
         return genes
 
     def _changes(self, genes: Genes) -> list[dict[str, Parameter]]:
-        """All that differ in one."""
+        """All genes that differ in one parameter."""
         return [
             {**genes, name: value}
             for name, choices in self._choices.items()
@@ -183,7 +186,7 @@ class Evolution:
         ]
 
     def _drawn(self, rng: random.Random) -> ArchSpec | None:
-        """One that is new, each as likely as any other; None if none is found."""
+        """A random spec that is new, each as likely as any other, or None if none is found."""
         for _ in range(DRAWS):
             spec = self._space.sample(rng, self._budget.limits)
             if spec not in self._known and not self._budget.excess(spec):

@@ -1,4 +1,4 @@
-"""What became of a one-shot search's finalists in trainings of their own, over several seeds."""
+"""The finalists of a one-shot search after their own trainings, over several seeds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ HOW: dict[Kind, str] = {"finalist": "from scratch", "finetuned": "fine-tuned", "
 
 @dataclass(frozen=True)
 class SeedMean:
+    """Mean over seeds, with its standard deviation."""
+
     n: int
     mean: float
     sd: float | None
-    """Of a sample (n - 1); None of a single value."""
+    """Standard deviation of the sample (n - 1), or None for a single value."""
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> SeedMean | None:
-        """Of those that are not None; None where there are none."""
+        """The mean of the values that are not None, or None where there are none."""
         numbers = [value for value in values if value is not None]
         if not numbers:
             return None
@@ -40,9 +42,9 @@ class Finalist:
     spec: ArchSpec
     kind: Kind
     runs: tuple[Record, ...]
-    """Those trained in full, by their hold-out top-1 up."""
+    """Records trained in full, by their hold-out top-1 up."""
     missing: int
-    """Runs that are not."""
+    """Number of runs that are not trained in full."""
 
     @property
     def how(self) -> str:
@@ -54,7 +56,7 @@ class Finalist:
 
     @property
     def top1(self) -> SeedMean | None:
-        """On the hold-out."""
+        """Hold-out top-1 over the seeds, in percent."""
         return SeedMean.of(run.top1 for run in self.runs)
 
     @property
@@ -63,7 +65,7 @@ class Finalist:
 
     @property
     def seconds(self) -> SeedMean | None:
-        """Of one training."""
+        """Seconds of one training, over the seeds."""
         return SeedMean.of(run.seconds for run in self.runs)
 
     @property
@@ -72,12 +74,13 @@ class Finalist:
 
 
 def finalist_records(records: Iterable[Record]) -> list[Record]:
-    """The finalists' and DeiT's, of all that a search trains."""
+    """The records of finalists and DeiTs among all that a search trains."""
     return [record for record in records if record.kind in HOW]
 
 
 def finalists(records: Iterable[Record]) -> list[Finalist]:
-    """The best first: by mean hold-out top-1, among equals those of fewer MACs."""
+    """The finalists, the best first: by mean hold-out top-1, and by fewer MACs where it is
+    equal."""
     groups: dict[tuple[ArchSpec, Kind], list[Record]] = {}
     for record in finalist_records(records):
         groups.setdefault((record.configuration.spec, record.kind), []).append(record)
@@ -95,9 +98,11 @@ def _rank_key(finalist: Finalist) -> tuple[float, int, int, str]:
 
 
 def winner(records: Iterable[Record]) -> Record | None:
-    """Of the best PSViT, the run that is the median of its seeds (the lower of two): the best seed
-    would be a choice made on noise. Looks at the hold-out alone. None if no PSViT was trained in
-    full yet."""
+    """The run of the best PSViT that is the median of its seeds (the lower of two), or None if no
+    PSViT was trained in full yet.
+
+    The best seed would be a choice made on noise. Only the hold-out is looked at.
+    """
     for finalist in finalists(records):
         if finalist.runs and not finalist.spec.is_deit:
             return finalist.runs[(len(finalist.runs) - 1) // 2]

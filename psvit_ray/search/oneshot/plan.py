@@ -1,5 +1,5 @@
-"""What a one-shot search does: one set of weights is trained for the whole space, specs are scored
-with it, and the best are trained on their own."""
+"""The plan of a one-shot search: a supernet with one set of weights is trained for the whole space,
+specs are scored with it, and the best are trained on their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ COARSE = 1.0  # points of standard error from which on a hold-out is said to be 
 
 
 def check_oneshot(config: OneshotConfig, search: SearchConfig, train: TrainConfig) -> None:
-    """Raises ValueError for what cannot work, as far as no latency has to be measured."""
+    """Raises ValueError for settings that cannot work, as far as that is known without measuring a
+    latency."""
     supernet_configuration(config, search, train)
     if config.asks_for_latency and config.latency_table:
         make_evolution(config, search, read_latency_table(config, search).predict)
@@ -42,7 +43,8 @@ def check_oneshot(config: OneshotConfig, search: SearchConfig, train: TrainConfi
 
 
 def read_latency_table(config: OneshotConfig, search: SearchConfig) -> LatencyTable:
-    """That of `latency_table`. Raises ValueError where it is none, or of another space."""
+    """The latency table that `latency_table` names. Raises ValueError where it is no table, or of
+    another space."""
     where = Folder.at(config.latency_table)
     above, name = files.parent(where)
     content = above.read(name)
@@ -68,9 +70,10 @@ def read_latency_table(config: OneshotConfig, search: SearchConfig) -> LatencyTa
 def supernet_configuration(
     config: OneshotConfig, search: SearchConfig, train: TrainConfig
 ) -> Configuration:
-    """How the supernet is trained. Its largest spec is the one that its curve shows.
+    """The configuration of the supernet's training, whose spec is the largest: the curve is of that
+    subnet.
 
-    Raises ValueError for settings that it cannot be trained with.
+    Raises ValueError for settings that a supernet cannot be trained with.
     """
     epochs = config.supernet_epochs
     changed = {
@@ -92,10 +95,15 @@ def make_evolution(
     latency_ms: Callable[[ArchSpec], float] | None,
     first: Sequence[ArchSpec] = (),
 ) -> Evolution:
-    """`first` are among the first generation, beside large specs that share nothing or in
-    pairs.
+    """The evolution that proposes candidates.
 
-    Raises ValueError for limits that nothing meets, and for a population of more than do.
+    Args:
+        search: Space, limits and seed.
+        latency_ms: Predicted latency of a spec in milliseconds; None in a search without latency.
+        first: Specs for the first generation, beside large specs that share nothing or in pairs.
+
+    Raises ValueError for limits that no spec meets, and for a population larger than the number of
+    specs that do.
     """
     costs: dict[str, Callable[[ArchSpec], float] | None] = {
         "macs": count_macs,
@@ -116,11 +124,12 @@ def make_evolution(
 
 
 def large_specs(search: SearchConfig) -> list[ArchSpec]:
-    """For each pooling kind those that share nothing, and those that share in pairs."""
+    """Large specs of each pooling kind: one that shares nothing, one that shares in pairs."""
     return first_points(search.space, search.limits, random.Random(search.search_seed))
 
 
 def best_scored_specs(scores: Sequence[Score], number: int) -> list[ArchSpec]:
+    """The `number` specs with the best scores, the best first."""
     return [score.spec for score in rank_scores(scores)[:number]]
 
 
@@ -131,8 +140,11 @@ def finalist_configurations(
     specs: Sequence[ArchSpec],
     inherited: Mapping[ArchSpec, str],
 ) -> tuple[list[Configuration], dict[str, Kind]]:
-    """What is trained in the end, seed by seed, and its kinds by key: the specs from scratch and
-    from the weights that are `inherited` (folders), and DeiTs within the same limits."""
+    """Configurations of the final trainings, seed by seed, and their kinds by key.
+
+    They are the specs from scratch and from the weights that are `inherited` (exported folders),
+    and DeiTs within the same limits.
+    """
     finetuned = {
         "epochs": config.finetune_epochs or train.epochs,
         "lr": config.finetune_lr or train.lr / 4,
@@ -162,12 +174,13 @@ def finalist_configurations(
 
 
 def standard_error(holdout: int, top1: float = EXPECTED_TOP1) -> float:
-    """Of a top-1 on so many images, in points."""
+    """Standard error, in points, of a top-1 in percent on `holdout` images."""
     return math.sqrt(top1 * (100 - top1) / holdout)
 
 
 def holdout_size_warning(holdout: int) -> str:
-    """What a user should know of a hold-out of so many images; empty where it is large enough."""
+    """Warning about a hold-out of so few images that candidates are not told apart; empty where it
+    is large enough."""
     error = standard_error(holdout)
     if error < COARSE:
         return ""

@@ -1,4 +1,4 @@
-"""What a supernet's weights make of each spec: the record of a one-shot search, a file for each
+"""Scores of specs with a supernet's weights: the record of a one-shot search, one file for each
 generation."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMEDY = "restore it from a copy, or delete it to score its candidates again"
 
 
 class Score(Value):
-    """Of a spec on the hold-out, with weights that it shares with all others. `number` counts
+    """Score of a spec on the hold-out, with weights that it shares with all others. `number` counts
     candidates in the order in which they were proposed."""
 
     number: int
@@ -28,11 +28,11 @@ class Score(Value):
     spec: ArchSpec
     loss: float
     top1: float
-    """In percent."""
+    """Hold-out top-1 in percent."""
     seconds: float = 0.0
-    """That an actor took for it."""
+    """Seconds that an actor took for the score."""
     latency_ms: float | None = None
-    """As predicted, where the search has a table."""
+    """Predicted latency in milliseconds, where the search has a latency table."""
 
     @property
     def macs(self) -> int:
@@ -48,18 +48,19 @@ class Score(Value):
 
 
 class ScoreStore:
-    """Under `candidates/` of a search's folder."""
+    """The scores of a search, under `candidates/` of its folder."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder / "candidates"
 
     def put(self, generation: int, scores: Iterable[Score]) -> None:
-        """Replaces what is there of a generation whole. Raises OSError where that fails."""
+        """Replaces the file of a generation whole. Raises OSError where that fails."""
         content = _SCORES.dump_json(sorted(scores, key=lambda score: score.number), indent=1)
         self._folder.write(f"generation-{generation:03d}.json", content)
 
     def all(self) -> list[Score]:
-        """In the order of their numbers. Raises ValueError for a file that has no scores."""
+        """All scores, in the order of their numbers. Raises ValueError for a file that has no
+        scores."""
         return sorted(self._read(), key=lambda score: score.number)
 
     def _read(self) -> Iterator[Score]:
@@ -75,24 +76,26 @@ _SCORES = TypeAdapter(list[Score])
 
 
 def rank_scores(scores: Iterable[Score]) -> list[Score]:
-    """The best first: by top-1, among equals by loss."""
+    """The scores, the best first: by top-1, then by loss."""
     return sorted(scores, key=lambda score: (-score.top1, score.loss, score.macs, score.number))
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Top-1 in percent, with the supernet's weights."""
+    """How far a search has come with a generation: top-1 in percent, with the supernet's
+    weights."""
 
     number: int
     scored: int
-    """Candidates up to its end."""
+    """Number of candidates scored up to the end of this generation."""
     best: float
     best_so_far: float
     quartiles: tuple[float, float, float]
-    """The median is the second."""
+    """Quartiles of the generation's top-1; the second is the median."""
 
 
 def generations(scores: Iterable[Score]) -> list[Generation]:
+    """Statistics of each generation, in their order."""
     by_number: dict[int, list[float]] = {}
     for score in scores:
         by_number.setdefault(score.generation, []).append(score.top1)
@@ -106,7 +109,7 @@ def generations(scores: Iterable[Score]) -> list[Generation]:
 
 
 def score_rows(scores: Iterable[Score]) -> list[Row]:
-    """Every candidate, the best first. Top-1 is in percent, with the supernet's weights."""
+    """Table of all candidates, the best first. Top-1 is in percent, with the supernet's weights."""
     return [
         {
             "rank": rank,
@@ -125,7 +128,8 @@ def score_rows(scores: Iterable[Score]) -> list[Row]:
 
 
 def pareto_scores(scores: Iterable[Score]) -> list[Score]:
-    """Those that no other beats in top-1 at no more MACs: by MACs up."""
+    """The Pareto front of the scores: those that no other beats in top-1 at no more MACs, by MACs
+    up."""
     front: list[Score] = []
     for score in sorted(rank_scores(scores), key=lambda score: score.macs):
         if not front or score.top1 > front[-1].top1:

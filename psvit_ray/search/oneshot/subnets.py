@@ -22,25 +22,28 @@ from psvit_ray.training.state import build_supernet
 
 BATCH = 64
 THRESHOLDS = (0.95, 0.9, 0.8, 0.7)
-"""Similarity of maps from which on they are shared."""
+"""Similarities of attention maps from which on layers share a map, one suggestion for each."""
 
 
 class HoldoutImages(NamedTuple):
-    """Images in memory, as `Preprocessing` makes them. Arrays, which hosts share between
-    processes."""
+    """Hold-out images in memory, as `Preprocessing` makes them: arrays, which processes of a host
+    share."""
 
     images: np.ndarray
-    """(N, C, S, S) bytes."""
+    """Images, (N, C, S, S) uint8."""
     labels: np.ndarray
-    """(N,) int64."""
+    """Labels, (N,) int64."""
     unreadable: int
-    """Images beside them that cannot be read: they count as wrong."""
+    """Number of images that cannot be read; they count as wrong."""
 
 
 def read_holdout(
     table: ImageTable, preprocessing: Preprocessing, *, processes: int = 0, decoder: Decoder = "pil"
 ) -> HoldoutImages:
-    """Raises ValueError where no image of the table can be read."""
+    """The images of a table, decoded by `processes` loader processes (0: in this one).
+
+    Raises ValueError where no image of the table can be read.
+    """
     batches = list(eval_loader(table, preprocessing, 256, processes=processes, decoder=decoder))
     images = np.concatenate([batch.images.numpy() for batch in batches])
     labels = np.concatenate([batch.labels.numpy() for batch in batches])
@@ -50,7 +53,7 @@ def read_holdout(
 
 
 class SubnetScorer:
-    """A trained supernet and what its specs are scored on."""
+    """A trained supernet and the images on which its subnets are scored."""
 
     def __init__(
         self,
@@ -68,7 +71,8 @@ class SubnetScorer:
 
     @torch.inference_mode()
     def score(self, spec: ArchSpec) -> tuple[float, float]:
-        """Mean loss, and top-1 in percent. Raises ValueError for a spec of another space."""
+        """Mean loss, and top-1 in percent, of a spec with the supernet's weights. Raises ValueError
+        for a spec of another space."""
         images, labels, unreadable = self._held_out
         loss, right = 0.0, 0
 
@@ -89,8 +93,11 @@ class SubnetScorer:
 def suggested_sharings(
     checkpoint: Checkpoint, held_out: HoldoutImages, specs: Iterable[ArchSpec]
 ) -> list[ArchSpec]:
-    """What of the specs' layers may share a map, as their maps in the supernet are alike: of each
-    spec a sharing for every threshold, as far as the space has it."""
+    """The specs with sharings that their attention maps in the supernet suggest.
+
+    For each spec and each threshold, layers whose maps are at least so similar share one, as far as
+    the space has that sharing.
+    """
     configuration, preprocessing = checkpoint.run.configuration, checkpoint.run.preprocessing
     supernet = load_supernet(checkpoint)
     suggested: dict[ArchSpec, None] = {}
@@ -105,7 +112,8 @@ def suggested_sharings(
 
 
 def load_supernet(checkpoint: Checkpoint) -> Supernet:
-    """With the weights that metrics speak of. Raises ValueError for a run of one network."""
+    """The supernet of a checkpoint, with the weights that are evaluated (EMA where there is one).
+    Raises ValueError for a checkpoint of a single network."""
     configuration = checkpoint.run.configuration
     if configuration.supernet is None:
         raise ValueError(
