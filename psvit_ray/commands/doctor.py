@@ -87,7 +87,7 @@ def step_of(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
 
 def table(found: Sequence[Finding]) -> str:
     """A row for each host, a column for each check; what a host was not asked is -."""
-    said = {(one.host, one.check): one.said if one.ok else "FAILS" for one in found}
+    said = {(one.host, one.check): one.message if one.ok else "FAILS" for one in found}
     hosts, checks = (list(dict.fromkeys(part)) for part in zip(*said, strict=True))
     rows = [[host, *(said.get((host, check), "-") for check in checks)] for host in hosts]
     return aligned([["host", *checks], *rows])
@@ -98,7 +98,7 @@ def failures(found: Iterable[Finding]) -> list[str]:
     hosts: dict[tuple[str, str, str], list[str]] = {}
     for one in found:
         if not one.ok:
-            hosts.setdefault((one.check, one.said, one.advice), []).append(one.host)
+            hosts.setdefault((one.check, one.message, one.advice), []).append(one.host)
     return [
         f"{', '.join(names)}: {check}: {said}; {advice}"
         for (check, said, advice), names in hosts.items()

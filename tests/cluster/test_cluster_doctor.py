@@ -172,4 +172,4 @@ def test_a_dashboard_that_asks_for_no_token_is_named() -> None:
         False,
         f"who asks {url}/api/jobs/ without a token gets HTTP 200: anybody may run code here",
     )
-    assert host_checks.token(url).said == f"the dashboard at {url} does not say: ConnectionError"
+    assert host_checks.token(url).message == f"the dashboard at {url} does not say: ConnectionError"

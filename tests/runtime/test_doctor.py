@@ -125,7 +125,7 @@ def test_gpus_that_ray_counts_and_torch_does_not_see_are_named() -> None:
 def test_a_disk_on_which_ray_makes_no_objects_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host_checks.disk().ok
     monkeypatch.setattr(host_checks, "FULL", 0.0)
-    assert "Ray makes no objects on such a disk" in host_checks.disk().said
+    assert "Ray makes no objects on such a disk" in host_checks.disk().message
 
 
 def test_memory_that_is_too_small_is_named() -> None:
@@ -159,14 +159,14 @@ def test_a_link_on_which_sums_take_longer_than_computing_is_named() -> None:
     slow = BandwidthResult(num_hosts=2, bytes_per_s=step.gradient_bytes / 3, step_s=1.0)
     verdict = doctor.bandwidth_result(slow, step)
     assert not verdict.ok
-    assert "75% of a step is communication, 3 s for 22.9 MB" in verdict.said
+    assert "75% of a step is communication, 3 s for 22.9 MB" in verdict.message
     assert "--batch-size 192 makes it half), --grad-compression bf16" in verdict.advice
     half = train.model_copy(update={"grad_compression": "bf16"})
     halved = MeasuredStep(
         Configuration(spec=preset("deit_tiny"), train=half), workers=2, num_images=95
     )
     verdict = doctor.bandwidth_result(slow, halved)
-    assert verdict.said.startswith("61 Mbit/s: 60% of a step")
+    assert verdict.message.startswith("61 Mbit/s: 60% of a step")
     assert verdict.advice.startswith("fewer, larger batches, trainings")  # 96 are more than all
     fast = BandwidthResult(num_hosts=4, bytes_per_s=1.5 * step.gradient_bytes, step_s=1.0)
     assert doctor.bandwidth_result(fast, step)[:2] == (True, "274 Mbit/s, 50% of a step")

@@ -1,4 +1,4 @@
-"""Long-lived actors that hold a model and answer for one table of images after the other."""
+"""Long-lived actors that hold a model and predict one table of images after the other."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from psvit_ray.export.inference import Prediction, score_batches, to_predictions
 from psvit_ray.export.model_folder import ExportedModel
 
 WAITING = 2
-"""Tables that are given to an actor at once, so that it never waits for the next."""
+"""Number of tables that are given to an actor at once, so that it never waits for the next."""
 MAX_FAILURES = 3
 
 
 @ray.remote
 class InferenceActor:
-    """Holds a model, on the GPU where it was given one."""
+    """An actor that holds a model, on the GPU where it was given one."""
 
     def __init__(
         self, held: list[ray.ObjectRef], batch_size: int, top_k: int, decoder: Decoder
     ) -> None:
-        """`held` is the one Exported. In a list it is no argument of its own, of which Ray warns
-        that a restart may miss it: whoever started this actor keeps it."""
+        """`held` is a list of one reference, to the ExportedModel. As an argument of its own Ray
+        would warn that a restart may miss it: whoever started this actor keeps it."""
         exported: ExportedModel = ray.get(held[0])
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = exported.model.to(self._device)
@@ -56,8 +56,8 @@ def predict_tables(
     top_k: int,
     decoder: Decoder,
 ) -> Iterator[list[Prediction]]:
-    """The answers to each table, in order. An actor that dies is started again, and its tables are
-    answered anew; raises RayActorError where that happens over and over."""
+    """The answers to each table, in order. An actor that dies is started again, and answers its
+    tables anew; raises RayActorError where one dies over and over."""
     held = ray.put(exported)
     kind: Any = InferenceActor
     actors = [

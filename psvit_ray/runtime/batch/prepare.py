@@ -1,4 +1,4 @@
-"""Shards written in parallel by Ray tasks, so that a run that was killed goes on."""
+"""Writing shards in parallel Ray tasks, so that a run that was killed goes on."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LISTEN_EVERY_S = 0.5
 
 
 class PrepareInterrupted(Exception):
-    """A signal asked to stop; the message says how far it was. What is written stays."""
+    """A signal interrupted the run; the message says how far it came. What is written stays."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -46,8 +46,8 @@ class PrepareInterrupted(Exception):
 
 
 def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> ShardManifest | None:
-    """The manifest where all is written already. Raises ValueError where `out` holds something
-    else than a part of these shards, or anything at all without `resume`."""
+    """The manifest of shards that are complete already; None otherwise. Raises ValueError where
+    `out` holds something other than a part of these shards, or anything at all without `resume`."""
     there = out.names()
     remedy = f"delete {out} to begin anew"
     plan = TypeAdapter(dict[str, Any])
@@ -81,9 +81,9 @@ def prepare(
 ) -> ShardManifest:
     """Writes the shards that are not there yet, `workers` at a time, and the manifest last.
 
-    With 0 workers as many as the cluster has CPUs. Raises ValueError where too many images are
-    bad, and where the data cannot be read or the shards not be written; what is there stays.
-    Raises Stopped.
+    With 0 workers as many run as the cluster has CPUs. Raises ValueError where more than
+    `max_bad_fraction` of the images are bad, and where the data cannot be read or the shards not be
+    written; what is there stays. Raises PrepareInterrupted after a signal.
     """
     try:
         planned = _answer(_plan.remote(splits, settings))
@@ -116,10 +116,10 @@ def _write_all(
     workers: int,
     stop_signal: StopSignal,
 ) -> Iterator[tuple[Shard, WrittenShard]]:
-    """Shards as they are done, until a signal comes.
+    """Writes shards, and yields each as it is done, until a signal comes.
 
-    A task is given the part of a table that it writes. No more wait than keep the workers busy:
-    what is given lies in Ray's memory.
+    A task gets the part of a table that it writes. No more tasks wait than keep the workers busy:
+    what they are given lies in Ray's memory.
     """
     table_of = plan.tables_by_split(splits)
     waiting = deque(todo)
@@ -136,12 +136,12 @@ def _write_all(
 
 
 def _num_cpus() -> int:
-    """Now: a cluster with an autoscaler grows by what waits."""
+    """Number of CPUs that the cluster has now: with an autoscaler it grows by what waits."""
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _task(function: Callable[..., Any]) -> Any:
-    """A Ray task that gives an error back as its answer, as Ray prints at length what is raised.
+    """A Ray task that returns an error as its result, as Ray prints at length what is raised.
 
     The process that runs it imports what `function` needs, not what this module does.
     """
@@ -223,7 +223,7 @@ def _split_manifest(written: dict[str, WrittenShard], class_names: Sequence[str]
 
 
 class _Progress:
-    """A line every few seconds."""
+    """Prints a line about progress every few seconds."""
 
     def __init__(
         self, planned: Sequence[Shard], todo: Sequence[Shard], say: Callable[[str], None]

@@ -1,6 +1,9 @@
-"""What an autoscaler may add to a cluster. Ray tells no driver (its own call for it answers None
-everywhere but in its vendor's clusters), so it is read where the autoscaler itself has it from: on
-the head, where a job's driver runs."""
+"""What an autoscaler may add to a cluster.
+
+Ray tells no driver (its own call for it answers None everywhere but in its vendor's clusters), so
+the configuration is read where the autoscaler itself has it from: on the head, where a job's driver
+runs.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 def max_of_new_workers(count: Callable[[Resources], float]) -> float:
-    """The most that workers to come may add up to, of what `count` says of a host; 0 where no
-    autoscaler is seen."""
+    """Largest sum, over the workers that the autoscaler may still add, of what `count` says of a
+    host's resources; 0 where no autoscaler is seen."""
     try:
         config = _ray_up_config() or _kuberay_config()
     except (OSError, RequestException) as error:
@@ -36,7 +39,8 @@ def max_of_new_workers(count: Callable[[Resources], float]) -> float:
 
 
 def max_by_config(config: dict[str, Any], count: Callable[[Resources], float]) -> float:
-    """By an autoscaler's configuration: as many hosts of each kind as may be, the best first."""
+    """Largest sum of `count` over the workers that an autoscaler's configuration allows: as many
+    hosts of each type as may be, the best first."""
     left = max_workers = config.get("max_workers", 0)
     kinds = [
         (count(kind["resources"]), kind.get("max_workers", max_workers))
@@ -52,7 +56,8 @@ def max_by_config(config: dict[str, Any], count: Callable[[Resources], float]) -
 
 
 def _ray_up_config() -> dict[str, Any] | None:
-    """Of `ray start --autoscaling-config`, which `ray up` does: Ray's monitor was told the file."""
+    """The configuration of `ray up`, which starts Ray's monitor with `--autoscaling-config`; None
+    without such a process."""
     for process in psutil.process_iter(["cmdline"]):
         for word in process.info["cmdline"] or ():
             if word.startswith(FLAG):
@@ -62,6 +67,7 @@ def _ray_up_config() -> dict[str, Any] | None:
 
 
 def _kuberay_config() -> dict[str, Any] | None:
+    """The configuration of KubeRay's autoscaler; None outside KubeRay or without an autoscaler."""
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's, in every pod
     if not name or not KUBERNETES.exists():
         return None

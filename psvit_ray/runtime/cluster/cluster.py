@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and what it can give."""
+"""Joining or starting a Ray cluster, and what it can hold."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def amounts_per_worker(resources: WorkerResources) -> dict[str, float]:
 
 
 def gpu_settings_note(train: TrainConfig, per_worker: dict[str, float]) -> str:
-    """A line to the user on what workers leave off for want of a GPU; empty where they do not."""
+    """Note that amp or compile are off because workers have no GPU; empty where nothing is off."""
     off = [name for name in ("amp", "compile") if getattr(train, name)]
     if per_worker.get("GPU") or not off:
         return ""
@@ -60,7 +60,10 @@ def gpu_settings_note(train: TrainConfig, per_worker: dict[str, float]) -> str:
 
 
 def join(*, verbose: bool = False) -> None:
-    """Joins the cluster that RAY_ADDRESS names (a submitted job's own), or starts Ray here."""
+    """Joins the cluster that RAY_ADDRESS names (a submitted job's own), or starts Ray on this host.
+
+    Raises ValueError where RAY_ADDRESS does not answer.
+    """
     if ray.is_initialized():
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -79,8 +82,11 @@ def join(*, verbose: bool = False) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raises ValueError where nothing at RAY_ADDRESS speaks gRPC: `ray.init` would wait for
-    minutes, or end the process. `auto`, `local` and addresses with TLS are left to Ray."""
+    """Raises ValueError where no gRPC server answers at RAY_ADDRESS: `ray.init` would wait for
+    minutes, or end the process.
+
+    `auto`, `local` and addresses with TLS are left to Ray.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal() or os.environ.get("RAY_USE_TLS", "0") != "0":
         return
@@ -101,9 +107,12 @@ def check_answers(address: str) -> None:
 
 
 def start_ray(**options: Any) -> None:
-    """Starts Ray on this host. Its processes are told its address: the helper of Ray Train that
-    gives back what a stopped trial held would else ask the Ray that was started last on this host,
-    or that died here."""
+    """Starts Ray on this host.
+
+    Its processes get its address as environment variables: the helper of Ray Train that gives back
+    what a stopped trial held would else ask the Ray that was started last on this host, or that
+    died here.
+    """
     check_socket_paths()
     make_token_private()
     here = ray.util.get_node_ip_address()
@@ -134,9 +143,11 @@ def check_socket_paths() -> None:
 
 
 def make_token_private() -> None:
-    """Ray writes the token of the clusters that it starts so that all users of the host can read
-    it, and with it run what they like. One that only its owner can read is written before, and an
-    older one closed."""
+    """Makes Ray's authentication token readable by its owner alone.
+
+    Ray writes the token of the clusters that it starts so that all users of the host can read it,
+    and run what they like with it. So a private one is written first, and an older one is closed.
+    """
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
@@ -153,15 +164,15 @@ def make_token_private() -> None:
 
 
 def max_of_hosts(count: Callable[[Resources], float]) -> float:
-    """The most that hosts may add up to, of what `count` says of the resources of one: those there
-    are or, with an autoscaler, the head and those to come."""
+    """Largest sum, over the hosts that the cluster may have at the same time, of what `count` says
+    of a host's resources: the hosts of now or, with an autoscaler, the head and those to come."""
     hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     heads = [resources for resources in hosts if HEAD in resources]
     return max(sum(map(count, hosts)), sum(map(count, heads)) + max_of_new_workers(count))
 
 
 def workers_that_fit(per_worker: dict[str, float]) -> int:
-    """How many such workers the cluster could ever hold at the same time."""
+    """Number of such workers that the cluster could ever hold at the same time."""
     return int(
         max_of_hosts(
             lambda host: min(host.get(name, 0) // of_one for name, of_one in per_worker.items())
@@ -170,7 +181,7 @@ def workers_that_fit(per_worker: dict[str, float]) -> int:
 
 
 def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
-    """Raises ValueError if the cluster can never hold them together."""
+    """Raises ValueError if the cluster can never hold so many workers together."""
     fit = workers_that_fit(per_worker)
     if num_workers > fit:
         asked = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
@@ -202,8 +213,8 @@ def check_shared(storage: Folder, field: str = "storage") -> None:
 
 
 def check_readable(table: ImageTable, data: str) -> None:
-    """Raises ValueError if a host of the cluster does not see images of `data` that this one does:
-    all that it would be given to read would be missing, and count as bad."""
+    """Raises ValueError if a host of the cluster cannot read images of `data` that this one can:
+    all that it would be given to read would count as bad."""
     first_image = table.take(np.arange(1))
     if num_hosts() == 1 or read_error(first_image):
         return
@@ -218,10 +229,13 @@ def check_readable(table: ImageTable, data: str) -> None:
 
 
 def num_hosts() -> int:
+    """Number of hosts that are alive."""
     return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
 
 
 def _sharing_error(uri: str, marker: str) -> str:
+    """Why this host does not see the marker file in the storage, or cannot write there; empty where
+    it can."""
     storage = Folder(uri)
     try:
         if storage.read(marker) is None:
@@ -233,7 +247,7 @@ def _sharing_error(uri: str, marker: str) -> str:
 
 
 def read_error(table: ImageTable) -> str:
-    """Of the first image; empty where it can be."""
+    """Why the first image of a table cannot be read on this host; empty where it can."""
     try:
         table.read(0)
     except (OSError, ValueError) as error:

@@ -7,11 +7,11 @@ from psvit_ray.training.config import NonNegativeCount, PositiveCount, PositiveN
 
 
 class WorkerResources(Value):
-    """What one training worker asks of Ray."""
+    """Resources that each training worker asks of Ray."""
 
     cpus_per_worker: PositiveCount = 1
-    """CPUs of a worker; it computes with as many threads."""
+    """CPUs of each worker, which computes with as many threads."""
     gpus_per_worker: NonNegativeCount | None = None
-    """GPUs of a worker. By default 1 where the cluster has, or may grow to, any."""
+    """GPUs of each worker; by default 1 where the cluster has any, or may grow to have any."""
     wait_minutes: PositiveNumber = 30.0
-    """How long to wait for hosts with a place for the workers, at the start or after a loss."""
+    """Minutes to wait for hosts with room for the workers, at the start or after a loss."""

@@ -1,4 +1,4 @@
-"""Asking hosts of the cluster, one by one and with a time limit: one that does not answer keeps
+"""Calls of functions on hosts of the cluster, with a time limit: a host that does not answer keeps
 nobody waiting."""
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 HEAD = "node:__internal_head__"
-"""What the head alone has, as Ray calls it."""
+"""Resource that the head alone has, as Ray names it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A node of Ray's."""
+    """A node of the cluster."""
 
     name: str
     node: str
@@ -36,7 +36,8 @@ class Host:
 
 
 def alive_hosts() -> tuple[Host, ...]:
-    """All hosts, that of this process first. Names that several have are told apart."""
+    """All hosts that are alive, the host of this process first. Hosts with the same name get a
+    suffix each."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     times = Counter(node["NodeManagerHostname"] for node in nodes)
     hosts = []
@@ -56,7 +57,13 @@ def call_on_hosts(
     limit_s: float,
     num_gpus: float = 0,
 ) -> dict[Host, Any]:
-    """What a function answers on each host, as a Ray task there, or the exception instead."""
+    """Calls a function as a Ray task on each host. Returns its result there, or the exception
+    instead.
+
+    Args:
+        limit_s: Seconds to wait for all results; a host without a result gets a TimeoutError.
+        num_gpus: GPUs that the task holds while it runs.
+    """
     task: Any = ray.remote(function)
     asked = {
         host: task.options(

@@ -1,4 +1,4 @@
-"""Which network workers of a run talk to each other over."""
+"""The network interface over which the workers of a run talk to each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class UseRayInterface(WorkerCallback):
-    """gloo takes the interface that the host's name stands for, which may be the loopback; NCCL the
-    first that it likes. Ray has found the one on which hosts reach each other. What the user has
-    set stays."""
+    """Has gloo and NCCL use the network interface that Ray uses.
+
+    By default gloo takes the interface that the host's name stands for, which may be the loopback,
+    and NCCL the first that it likes. Ray has found the interface on which hosts reach each other.
+    What the user has set stays.
+    """
 
     def after_init_train_context(self) -> None:  # before torch's process group is made
         if interface := interface_of(ray.util.get_node_ip_address()):

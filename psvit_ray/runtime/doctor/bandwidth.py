@@ -1,4 +1,4 @@
-"""How fast hosts can sum gradients, and how much of a training step that takes."""
+"""Bandwidth of an all-reduce between hosts, and how much of a training step it takes."""
 
 from __future__ import annotations
 
@@ -27,52 +27,53 @@ from psvit_ray.training.state import build_model
 PROBE_BYTES = 2**20
 PROBE_IMAGES = 4
 START_S = 90.0
-"""To start a process that imports torch on every host; a busy one takes long."""
+"""Seconds to start a process that imports torch on every host; a busy host takes long."""
 PART_S = 30.0
-"""For any other part."""
+"""Seconds for any other part of the measurement."""
 STEP_S = 5.0
-"""A step, or an all-reduce, that would take longer is measured on a part, and scaled."""
+"""Seconds of a step or an all-reduce above which it is measured on a part, and scaled."""
 LIMIT_S = 20.0
-"""For an all-reduce; 1 MiB at 1 Mbit/s takes 9 s."""
+"""Seconds for an all-reduce; 1 MiB at 1 Mbit/s takes 9 s."""
 
 
 class TooSlowError(RuntimeError):
-    """Something took longer than its limit: what, is said."""
+    """A measurement took longer than its limit; the message says which."""
 
 
 @dataclass(frozen=True)
 class BandwidthResult:
-    """`step_s` is None where it was not asked for."""
+    """Bandwidth between hosts, and the time of a training step; `step_s` is None where no step was
+    measured."""
 
     num_hosts: int
     bytes_per_s: float
-    """Of an all-reduce over the link of each host, in both directions alike: as NCCL's tests count
-    it, bytes * 2(N-1)/N / time."""
+    """Bytes/s of an all-reduce over the link of each host, in both directions alike: as NCCL's
+    tests count it, bytes * 2(N-1)/N / time."""
     step_s: float | None = None
-    """Of one training step, without communication, on the slowest host."""
+    """Seconds of one training step, without communication, on the slowest host."""
 
     def seconds(self, gradient_bytes: int) -> float:
-        """Of the all-reduce of so many bytes."""
+        """Seconds of an all-reduce of `gradient_bytes`."""
         return gradient_bytes * ring_factor(self.num_hosts) / self.bytes_per_s
 
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """A training step: one configuration, whose batch so many workers share."""
+    """A training step to measure: one configuration, whose batch `workers` share."""
 
     configuration: Configuration
     workers: int
     num_images: int
-    """That there are to train on: no batch has more."""
+    """Number of training images: no batch has more."""
 
     @property
     def images(self) -> int:
-        """Of a worker."""
+        """Images of one worker in a step."""
         return math.ceil(self.configuration.train.batch_size / self.workers)
 
     @property
     def gradient_bytes(self) -> int:
-        """That a worker has to sum with the others."""
+        """Bytes of gradients that a worker sums with the others."""
         params = count_params(self.configuration.trained_spec)
         return params * BYTES[self.configuration.train.grad_compression]
 
@@ -80,8 +81,12 @@ class MeasuredStep:
 def measure_bandwidth(
     nodes: Sequence[str], per_worker: Mapping[str, float], step: MeasuredStep | None
 ) -> BandwidthResult:
-    """Between Ray's nodes of these ids, two or more, with a worker on each that has what
-    `per_worker` says; and the step, where one is given.
+    """Measures the bandwidth between two or more of Ray's nodes, with a worker on each.
+
+    Args:
+        nodes: Ids of the nodes.
+        per_worker: Resources of each worker.
+        step: Training step to measure too; None for none.
 
     Raises TooSlowError, and whatever a worker raises.
     """
@@ -137,10 +142,10 @@ def _get_all(answers: Iterator[Any], limit_s: float, what: str) -> list[Any]:
 
 @ray.remote
 class BandwidthWorker:
-    """A training worker's process, as far as it computes and talks."""
+    """A process like a training worker's, which computes and communicates."""
 
     def address(self) -> str:
-        """Where the others find this one."""
+        """Address at which the other workers reach this one."""
         here = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((here, 0))
@@ -158,7 +163,7 @@ class BandwidthWorker:
         distributed.all_reduce(torch.zeros(1, device=_device()))  # connects
 
     def all_reduce(self, num_bytes: int) -> float:
-        """Seconds, from when all are ready."""
+        """Seconds of an all-reduce, from when all workers are ready."""
         numbers = torch.zeros(num_bytes // BYTES["none"], device=_device())
         distributed.barrier()
         began = time.perf_counter()
@@ -184,7 +189,7 @@ class BandwidthWorker:
 def _train(
     model: nn.Module, optimizer: torch.optim.Optimizer, configuration: Configuration, images: int
 ) -> float:
-    """Seconds of one step without what brings the images."""
+    """Seconds of one step without loading images."""
     spec, device = configuration.trained_spec, _device()
     x = torch.rand(images, spec.in_chans, spec.img_size, spec.img_size, device=device)
     y = torch.zeros(images, dtype=torch.long, device=device)

@@ -1,8 +1,8 @@
-"""What a cluster must be for a run to go well, checked host by host.
+"""Checks of what a cluster must have for a run to go well, host by host.
 
-A check is a function of what is examined that gives findings; `CHECKS` lists them. What runs on a
+A check is a function of a CheckContext that yields findings; `CHECKS` lists them. What runs on a
 host is in `host_checks.py`. Each has a time limit: a host, a disk or a server that does not answer
-is a finding, and the rest goes on.
+is a finding, and the other checks go on.
 """
 
 from __future__ import annotations
@@ -33,45 +33,45 @@ from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.source import source_from_settings
 
 FIRST_S = 60.0
-"""For the first answer of a host, which may have to fetch the job's files."""
+"""Seconds for the first answer of a host, which may have to fetch the job's files."""
 LIMIT_S = 20.0
 GPU_S = 30.0
 LISTING_S = 60.0
 ROUNDS = 5
 MAX_SKEW_S = 5.0
 PREFETCHED = 2
-"""Batches that each process of torch's DataLoader holds ready."""
+"""Number of batches that each process of torch's DataLoader holds ready."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found on a host. `advice` is what to do where it is not `ok`."""
+    """Result of a check on a host. `advice` says what to do where it is not `ok`."""
 
     host: str
     check: str
     ok: bool
-    said: str
+    message: str
     advice: str = ""
 
 
 @dataclass(frozen=True)
 class CheckContext:
-    """What is examined: hosts, and the run that they are to be well for."""
+    """Hosts to check, and the run that is to go well on them."""
 
     hosts: tuple[Host, ...]
     driver: Host
-    """That this process is on: the others are compared with it."""
+    """Host of this process: the others are compared with it."""
     storage: Folder
     tracking_uri: str
     source: Source | CheckResult
-    """Or why there is none."""
+    """Data of the run, or why there is none."""
     per_worker: Mapping[str, float]
     step: MeasuredStep | None
-    """None where there is no source."""
+    """Training step of the run; None where there is no data."""
 
     @property
     def training(self) -> list[Host]:
-        """Those with a place for a worker: a head, or a host without a GPU, may have none."""
+        """Hosts with room for a worker: a head, or a host without a GPU, may have none."""
         return [host for host in self.hosts if host.holds(self.per_worker)]
 
 
@@ -79,7 +79,8 @@ Check = Callable[[CheckContext], Iterable[Finding]]
 
 
 def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
-    """The data, or what is wrong with it. In a task, as a disk that hangs cannot be interrupted."""
+    """The data, or what is wrong with it. It is read in a task, as a disk that hangs cannot be
+    interrupted."""
     answer = call_on_hosts([driver], source_from_settings, train, limit_s=LISTING_S)[driver]
     if isinstance(answer, TimeoutError):
         advice = "see the disk or the network; of many small files, psvit prepare makes few"
@@ -91,7 +92,8 @@ def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
 
 
 def examine(subject: CheckContext) -> Iterator[Finding]:
-    """All findings, check by check. A host that gives no first answer is asked nothing more."""
+    """Yields all findings, check by check. A host that gives no first answer is not checked
+    further."""
     answers = call_on_hosts(subject.hosts, host_checks.now, limit_s=FIRST_S)
     silent = {host: error for host, error in answers.items() if isinstance(error, Exception)}
     for host in subject.hosts:
@@ -136,8 +138,11 @@ def gpus(subject: CheckContext) -> Iterator[Finding]:
 
 
 def storage(subject: CheckContext) -> Iterator[Finding]:
-    """Every host writes a file. One that does not see the file of the driver's host, or whose file
-    that one does not see, has another folder under this name."""
+    """Checks that hosts share the storage: every host writes a file.
+
+    A host that does not see the file of the driver's host, or whose file that one does not see, has
+    another folder under this name.
+    """
     uri, mark = subject.storage.uri, f"doctor-{uuid.uuid4().hex[:8]}"
     files = {host: host_checks.file_of(mark, host.node) for host in subject.hosts}
     names = [*files.values()]
@@ -180,7 +185,8 @@ def mlflow(subject: CheckContext) -> Iterator[Finding]:
 
 
 def clock(subject: CheckContext) -> Iterator[Finding]:
-    """A host's clock is read between two moments of this one's: the narrowest pair counts."""
+    """Checks the clock of each host: it is read between two moments of this host's clock, and the
+    narrowest pair counts."""
     for host in subject.hosts:
         trips = []
         for _ in range(ROUNDS):
@@ -200,7 +206,7 @@ def disk(subject: CheckContext) -> Iterator[Finding]:
 
 
 def shm(subject: CheckContext) -> Iterator[Finding]:
-    """The loaders of a training hold its batches there, each host its part."""
+    """Checks /dev/shm, where the loaders of a training hold its batches, each host its part."""
     batches, training = 0, subject.training
     if subject.step and training:
         spec, train = subject.step.configuration.trained_spec, subject.step.configuration.train
@@ -237,7 +243,8 @@ def network(subject: CheckContext) -> Iterator[Finding]:
 
 
 def token(subject: CheckContext) -> Iterator[Finding]:
-    """The head's dashboard is asked from the head, as it may listen there alone."""
+    """Checks that the head's dashboard asks for a token; it is asked from the head, as it may
+    listen there alone."""
     node: Any = ray_worker._global_node
     url = node.webui_url
     name = urlsplit(f"//{url}").hostname
@@ -254,8 +261,10 @@ CHECKS: tuple[Check, ...] = (
 
 
 def clock_skew_result(sent: float, read: float, received: float) -> CheckResult:
-    """What a host's clock read, between two moments of this one's; seconds. Nothing here compares
-    the clocks of two hosts, but who reads MLflow and the logs of a run does."""
+    """Result for a host's clock that read `read` between two moments of this one's, in seconds.
+
+    Nothing here compares the clocks of two hosts, but who reads MLflow and the logs of a run does.
+    """
     ahead, behind = read - received, sent - read
     least = max(ahead, behind, 0.0)
     if least <= MAX_SKEW_S:
@@ -266,8 +275,8 @@ def clock_skew_result(sent: float, read: float, received: float) -> CheckResult:
 
 
 def bandwidth_result(measured: BandwidthResult, step: MeasuredStep | None) -> CheckResult:
-    """What the bandwidth means for a training: the part of a step that communication takes where
-    it does not overlap with computing."""
+    """Result for a bandwidth: the share of a training step that communication takes where it does
+    not overlap with computing."""
     mbit_per_s = measured.bytes_per_s * 8 / 1e6
     rate = f"{mbit_per_s:,.{0 if mbit_per_s >= 10 else 1}f} Mbit/s"
     if step is None or measured.step_s is None:
@@ -299,7 +308,7 @@ def _on_each_host(
     limit_s: float = LIMIT_S,
     num_gpus: float = 0,
 ) -> Iterator[Finding]:
-    """The verdict of a function on each host."""
+    """Findings of a function that is called on each host."""
     answers = call_on_hosts(hosts, function, *args, limit_s=limit_s, num_gpus=num_gpus)
     for host, answer in answers.items():
         if isinstance(answer, Exception):

@@ -1,6 +1,6 @@
-"""What a host is asked by the doctor (`doctor.py`): small functions that run there as Ray tasks.
+"""Checks that the doctor (`doctor.py`) runs on hosts: small functions that are Ray tasks there.
 
-Imports what is light, so that a host answers soon, and says itself what it lacks.
+The module imports what is light, so that a host answers soon, and says itself what it lacks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from psvit_ray.storage.outputs import writable
 
 PACKAGES = ("ray", "torch", "timm", "pyarrow", "mlflow")
 FULL = 0.95
-"""Part of a disk beyond which Ray makes no objects there (its local_fs_capacity_threshold)."""
+"""Fraction of a disk in use beyond which Ray makes no objects there (its
+local_fs_capacity_threshold)."""
 SHM = Path("/dev/shm")
 
 
 class CheckResult(NamedTuple):
-    """`advice` is what to do where it is not `ok`."""
+    """Result of a check. `advice` says what to do where it is not `ok`."""
 
     ok: bool
-    said: str
+    message: str
     advice: str = ""
 
 
@@ -46,7 +47,8 @@ def now() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of what must be the same everywhere; a build's own mark (+cu128) need not be."""
+    """Versions of the packages that must be the same everywhere; a build's own mark (+cu128) may
+    differ."""
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -88,7 +90,8 @@ def _driver() -> str:
 
 
 def write(uri: str, mark: str) -> list[str]:
-    """The folders that were made for it, the innermost first. Raises ValueError or OSError."""
+    """Writes a file to the storage. Returns the folders that were made for it, the innermost first.
+    Raises ValueError or OSError."""
     folder = writable(uri, "storage")
     path = Path(folder.uri)
     above = (path, *path.parents) if folder.is_local else ()
@@ -102,12 +105,12 @@ def file_of(mark: str, node: str) -> str:
 
 
 def present(uri: str, names: Sequence[str]) -> set[str]:
-    """Which of these files the host sees."""
+    """Names of the files that this host sees, among `names`."""
     return {name for name in names if Folder(uri).read(name) is not None}
 
 
 def clear(uri: str, names: Sequence[str], made: Mapping[str, Sequence[str]]) -> None:
-    """`made` are the folders of each node that were not there before."""
+    """Deletes the files, and the folders that were made for them: `made` has those of each node."""
     for name in names:
         Folder(uri).delete(name)
     with suppress(OSError):  # another host has been here before, or has something there
@@ -146,8 +149,8 @@ def disk() -> CheckResult:
 
 
 def shm(store: int, batches: int) -> CheckResult:
-    """Ray puts its store on the disk where it does not fit here, and a loader's process that finds
-    no place for a batch dies."""
+    """Checks the size of /dev/shm: Ray puts its object store on the disk where it does not fit
+    there, and a loader's process that finds no room for a batch dies."""
     if not SHM.is_dir():
         return CheckResult(True, "none")
     total, _, free = shutil.disk_usage(SHM)

@@ -1,4 +1,4 @@
-"""The candidates of a one-shot search, scored by actors on every host."""
+"""Scoring of the candidates of a one-shot search by actors on every host."""
 
 from __future__ import annotations
 
@@ -26,19 +26,24 @@ PUT_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class ScoringResult:
+    """Scores so far, and why scoring ended."""
+
     scores: list[Score]
     signal: int | None
-    """That ended it early, if one did."""
+    """Number of the signal that ended scoring early, or None."""
     reason: str
-    """Why it ended early, if it did."""
+    """Why scoring ended early; empty if it did not."""
 
 
 class SpecProposals(Protocol):
+    """Proposals of specs, generation by generation."""
+
     def ask(self, max_specs: int) -> list[ArchSpec]:
-        """A generation, of `most` at most; none where there is nothing left to score."""
+        """The next generation, of at most `max_specs` specs; empty where nothing is left to
+        score."""
 
     def tell(self, top1: Sequence[float]) -> None:
-        """In percent, of the generation that was asked for."""
+        """Takes the top-1, in percent, of each spec of the generation that was asked for."""
 
 
 def score_candidates(
@@ -52,8 +57,15 @@ def score_candidates(
     latency_ms: Callable[[ArchSpec], float] | None = None,
     deadline: float = math.inf,
 ) -> ScoringResult:
-    """Asks for generations from the first on, and scores what the record does not have yet, until
-    a signal or the `deadline`, a moment of time.monotonic()."""
+    """Asks for generations from the first on, and scores the specs that have no score yet, until a
+    signal or the deadline.
+
+    Args:
+        checkpoint: Reads the supernet's checkpoint, where there is something to score.
+        candidates: Number of specs to score in all.
+        latency_ms: Predicted latency of a spec, in milliseconds.
+        deadline: Moment of time.monotonic() at which scoring ends.
+    """
     store = ScoreStore(session.folder)
     known = {score.spec: score for score in store.all()}
     scores: list[Score] = []

@@ -1,5 +1,5 @@
-"""The finalists of a one-shot search: the weights that they inherit, the test images, the winner's
-network."""
+"""Work on the finalists of a one-shot search: exporting the weights that they inherit, scoring test
+images, exporting the winner."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ MODEL = "model"
 def export_inherited(
     session: Session, specs: Sequence[ArchSpec], supernet_checkpoint: Callable[[], Checkpoint]
 ) -> dict[ArchSpec, str]:
-    """Each spec with the weights that it has in the supernet, as an exported folder."""
+    """Exports each spec with the weights that it has in the supernet. Returns the folder of
+    each."""
     folders = {spec: session.folder / INHERITED / spec.spec_id for spec in specs}
     lacking = [spec for spec, folder in folders.items() if folder.read(CONFIG) is None]
     if lacking:
@@ -60,8 +61,11 @@ def export_inherited(
 
 
 def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known: Any) -> None:
-    """Replaces the network that stands there, and leaves whatever else does. It counts once
-    `config.json` is there. `known`: what else `training_info` takes."""
+    """Exports the network of a checkpoint to a folder: replaces the network there, and leaves other
+    files. It counts once `config.json` is there.
+
+    `facts` are further fields of `training_facts`.
+    """
     training = training_info(checkpoint, which="last", name=session.name, **known)
     with tempfile.TemporaryDirectory() as work:
         export_checkpoint(Path(work), checkpoint, training, splits=split_file.read(session.splits))
@@ -71,8 +75,8 @@ def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known:
 
 
 def score_test(session: Session, records: Sequence[Record], trials: Trials) -> list[Record]:
-    """The records with the score of their trained networks on the test images, which are touched
-    here alone, after the choice."""
+    """The records with the scores of their trained networks on the test images, which are used only
+    here, after the choice."""
     resources = amounts_per_worker(trials.resources)
     task: Any = ray.remote(_evaluate_on_test)
     untested = [record for record in records if record.test_top1 is None]
@@ -99,7 +103,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
 
 
 def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
-    """What the last report of a training says, asked for again with the test images."""
+    """The last report of a training, made again with the test images."""
     torch.set_num_threads(threads)
     config = Configuration.model_validate_json(configuration)
     on_gpu = bool(ray.get_gpu_ids())
@@ -114,8 +118,8 @@ def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dic
 def export_winner(
     session: Session, records: Sequence[Record], source: Source, trials: Trials
 ) -> list[Record]:
-    """The winner's network in `model/`. It and the best DeiT are scored on the test images, where
-    the data has any, all their seeds. Returns the records with these scores."""
+    """Exports the winner's network to `model/`. All seeds of the winner and of the best DeiT are
+    scored on the test images, where the data has any. Returns the records with these scores."""
     chosen = winner(records)
     if chosen is None:
         return list(records)

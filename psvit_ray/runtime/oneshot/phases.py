@@ -1,5 +1,5 @@
-"""The phases of a one-shot search. What each leaves in the storage is where the next one, or a
-resume, begins."""
+"""The phases of a one-shot search. Each begins with what the one before it, or an earlier start,
+left in the storage."""
 
 from __future__ import annotations
 
@@ -53,16 +53,18 @@ SUPERNET = "supernet"
 
 @dataclass(frozen=True)
 class OneshotResult:
+    """Scores and records of a one-shot search, and why it ended."""
+
     scores: list[Score]
     records: list[Record]
-    """Of the finalists' trainings."""
+    """Records of the finalists' trainings."""
     supernet: Record
     signal: int | None = None
-    """That ended it early, if one did."""
+    """Number of the signal that ended the search early, or None."""
     reason: str = ""
-    """Why it ended early, if not by a fault."""
+    """Why the search ended early, if not by an error; else empty."""
     fault: str = ""
-    """That ended it early, if one did."""
+    """Error that ended the search early; else empty."""
     untracked: int = 0
 
     @property
@@ -78,8 +80,8 @@ def search(
     train: TrainConfig,
     trials: Trials,
 ) -> OneshotResult:
-    """Supernet, candidates, finalists, test: each goes on from what is there of it, while the
-    search's hours and GPU-hours last.
+    """Trains the supernet, scores candidates, trains finalists and tests the winner: each phase
+    goes on from what is there of it, while the search's hours and GPU-hours last.
 
     Raises ValueError where a latency is asked for that no spec has.
     """
@@ -147,7 +149,7 @@ def search(
 def latency_table(
     session: Session, config: OneshotConfig, search: SearchConfig, trials: Trials
 ) -> LatencyTable:
-    """The one of the search, which is kept: measured again it would not be the same."""
+    """The latency table of the search, which is stored: measured again it would not be the same."""
     remedy = "restore it from a copy: candidates were scored with it"
     kind = TypeAdapter(LatencyTable)
     if table := json_files.read_json(session.folder, LATENCY, kind, "a latency table", remedy):
@@ -185,7 +187,7 @@ def train_supernet(
     workers: int,
     deadline: float = math.inf,
 ) -> TrainResult:
-    """Goes on with what is there; has nothing to do where it is trained."""
+    """Trains the supernet from its newest checkpoint; returns at once where it is trained."""
     folder = session.folder / SUPERNET
     store = RecordStore(folder)
     (record,) = store.all() or [
@@ -211,8 +213,10 @@ def train_supernet(
 
 
 def first_candidates(session: Session, search: SearchConfig, source: Source) -> list[ArchSpec]:
-    """The sharings that the supernet's own attention maps suggest. Kept, as another machine might
-    round a similarity to the other side of its threshold."""
+    """Sharings that the supernet's own attention maps suggest, as the first candidates.
+
+    They are stored, as another machine might round a similarity to the other side of its threshold.
+    """
     remedy = "restore it from a copy: generations were bred from it"
     kind = TypeAdapter(list[ArchSpec])
     specs = json_files.read_json(session.folder, FIRST, kind, "a list of architectures", remedy)
@@ -232,10 +236,10 @@ def first_candidates(session: Session, search: SearchConfig, source: Source) -> 
 
 
 def has_sharing(spec: ArchSpec) -> bool:
-    """Whether a layer borrows a map."""
+    """Whether a layer of the spec uses another layer's attention map."""
     return any(size > 1 for stage in spec.stages for size in stage.share_groups)
 
 
 def supernet_checkpoint(session: Session) -> Checkpoint:
-    """Of a supernet that is trained."""
+    """The last checkpoint of the supernet, which is trained."""
     return last_checkpoint(session.folder / SUPERNET / CHECKPOINTS)

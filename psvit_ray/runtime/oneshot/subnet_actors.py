@@ -19,19 +19,21 @@ from psvit_ray.search.oneshot.subnets import HoldoutImages, SubnetScorer, read_h
 from psvit_ray.training.checkpoint import Checkpoint
 
 WAITING = 2
-"""Specs that an actor is given at once, so that it never waits for the next."""
+"""Number of specs that an actor is given at once, so that it never waits for the next."""
 MAX_FAILURES = 3
 LOOK_S = 1.0
 
 
 @ray.remote
 class SubnetActor:
+    """An actor that holds a supernet and the hold-out."""
+
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
     @ray.method(max_task_retries=-1)  # waits for an actor that is being started again
     def load(self, checkpoint: Checkpoint, held_out: HoldoutImages) -> None:
-        """Comes first, also after a restart."""
+        """Loads supernet and images: the first call, also after a restart."""
         on_gpu = bool(ray.get_gpu_ids())
         self._subnets = SubnetScorer(
             checkpoint,
@@ -51,14 +53,14 @@ class _ActorState:
     actor: Any
     awake: bool = False
     asked: int = 0
-    """Answers that it owes."""
+    """Number of results that the actor still owes."""
     failures: int = 0
-    """Since its last score."""
+    """Number of failures since its last score."""
 
 
 class SubnetActors:
-    """`number` of them, wherever the cluster has a place. One that dies is started again, and what
-    it was asked is asked of another."""
+    """`number` actors that score specs, wherever the cluster has room. One that dies is started
+    again, and its specs are scored by another."""
 
     def __init__(
         self,
@@ -86,15 +88,15 @@ class SubnetActors:
         )
         self.members = [_ActorState(options.remote(max(1, int(cpus)))) for _ in range(number)]
         self._owed: dict[ray.ObjectRef, tuple[_ActorState, ArchSpec | None]] = {}
-        """What was asked: the score of a spec, or to load what it needs."""
+        """Calls without a result yet: the score of a spec, or, with None, loading."""
         for member in self.members:
             self._ask(member, None)
 
     def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float, float]]:
-        """Each spec with its loss, its top-1 in percent and the seconds that it took, in the order
-        in which they come.
+        """Yields each spec with its loss, its top-1 in percent and the seconds that it took, in the
+        order in which they come.
 
-        Raises NoHostsError where no actor has a place for `wait_minutes`, and RayActorError where
+        Raises NoHostsError where no actor has a host for `wait_minutes`, and RayActorError where
         one dies over and over.
         """
         waiting, left = deque(specs), len(specs)
@@ -134,7 +136,7 @@ class SubnetActors:
                     yield (spec, *answer)
 
     def close(self) -> None:
-        """Gives their places back."""
+        """Ends the actors, so that their resources are free."""
         for member in self.members:
             ray.kill(member.actor)
 

@@ -1,4 +1,4 @@
-"""What a search may take before it ends."""
+"""Time and GPU-hours that a search may use."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from psvit_ray.search.config import SearchConfig
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """A resume goes on with another."""
+    """Time and GPU-hours that a driver may still use; a resume has a new one."""
 
     deadline: float = math.inf
-    """Of this driver: a moment of time.monotonic()."""
+    """Moment of time.monotonic() at which this driver ends its work."""
     gpu_hours: float = math.inf
-    """Of GPUs given to its work, by all drivers of the search. Without GPUs there is no end to
-    it."""
+    """GPU-hours left for all drivers of the search together. Without GPUs they do not run out."""
 
     @classmethod
     def of(cls, search: SearchConfig) -> TimeBudget:
-        """Its hours begin now."""
+        """The budget of a search whose hours begin now."""
         hours, gpu_hours = search.max_hours, search.max_gpu_hours
         return cls(
             deadline=time.monotonic() + 3600 * hours if hours else math.inf,
@@ -30,15 +29,15 @@ class TimeBudget:
         )
 
     def without(self, gpu_seconds: float) -> TimeBudget:
-        """What is left when so much is spent."""
+        """The budget after `gpu_seconds` more are used."""
         return dataclasses.replace(self, gpu_hours=self.gpu_hours - gpu_seconds / 3600)
 
     def until(self, gpus: float) -> float:
-        """The moment when so many GPUs, in use from now on, have come to its end."""
+        """The moment of time.monotonic() when the budget is used up by `gpus` GPUs from now on."""
         return min(self.deadline, time.monotonic() + 3600 * self.hours(gpus))
 
     def hours(self, gpus: float) -> float:
-        """For which so many GPUs may be in use."""
+        """Hours for which `gpus` GPUs may be in use."""
         return self.gpu_hours / gpus if gpus else math.inf
 
 

@@ -1,4 +1,5 @@
-"""One live driver for a name: a file in the storage that says whose it is, and a heartbeat."""
+"""A lease that lets only one driver write under a name: a file in the storage that says whose it
+is, and a heartbeat."""
 
 from __future__ import annotations
 
@@ -39,21 +40,22 @@ logger = logging.getLogger(__name__)
 
 
 class NameInUse(ValueError):
-    """Another driver is alive under this name."""
+    """Another live driver holds the name."""
 
 
 class Lease:
-    """Held while in the `with` block, which gives the token that all writes are checked against;
-    kept by the heartbeat of a thread.
+    """A lease held for the duration of the `with` block, which gets the token that all writes are
+    checked against; a thread renews it with a heartbeat.
 
-    Raises InUse if another driver holds it; with `wait`, only if that one still does after the
-    time that a dead one's lease lasts. A driver whose process lives on this machine keeps its
-    lease, however long it is suspended; one whose process has ended here is followed at once. Of
-    any other only the heartbeat can be seen: it is followed when that has not changed for 30 s, by
-    this process' own clock. Clocks of two hosts are never compared.
+    Raises NameInUse if another driver holds the lease; with `wait`, only if it still does after the
+    time in which the lease of a dead driver expires. A driver whose process lives on this machine
+    keeps its lease, however long it is suspended; the lease of one whose process has ended here is
+    taken at once. Of any other driver only the heartbeat can be seen: its lease is taken when the
+    heartbeat has not changed for 30 s, by this process' own clock. Clocks of two hosts are never
+    compared.
 
-    A driver that has lost its lease, or whose heartbeat fails, is interrupted as by Ctrl-C, and
-    the block ends with LeaseLost, or with the error of the heartbeat.
+    A driver that has lost its lease, or whose heartbeat fails, is interrupted as by Ctrl-C, and the
+    block ends with LeaseLost, or with the error of the heartbeat.
     """
 
     def __init__(self, folder: Folder, *, wait: bool = False) -> None:
@@ -90,12 +92,12 @@ class Lease:
             raise self._failure
 
     def check(self) -> None:
-        """Raises InUse where entering would. Writes nothing."""
+        """Raises NameInUse where entering would. Writes nothing."""
         if not self._wait:
             self._once_free(lambda: self._watch.look() == "free" or None)
 
     def _once_free(self, attempt: Callable[[], Result | None]) -> Result:
-        """What the attempt gives, once it gives something."""
+        """The result of `attempt`, once it has one."""
         patience = time.monotonic() + (EXPIRES_S + HEARTBEAT_S if self._wait else 0)
         announced = False
         while (result := attempt()) is None:
@@ -108,7 +110,7 @@ class Lease:
         return result
 
     def _take(self) -> Fence | None:
-        """None where another has it."""
+        """Takes the lease, or returns None where another driver holds it."""
         with self._alone() as locked:
             if self._watch.look() != "free":
                 return None
@@ -146,8 +148,8 @@ class Lease:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
-        """One at a time looks and writes, where the storage has locks: the block is told whether it
-        is alone. The system frees the lock of a process that has ended."""
+        """Locks the lease for one driver at a time, where the storage has locks; yields whether it
+        is locked. The system frees the lock of a process that has ended."""
         if not self._folder.is_local:
             yield False
             return
@@ -173,7 +175,7 @@ class Lease:
                 return False  # a file system without locks
 
     def _keep(self, token: Fence) -> None:
-        """The heartbeat. In a file of its own: one that comes too late takes no lease back."""
+        """Writes the heartbeat, to a file of its own, so that a late one takes no lease back."""
         beats = 0
         try:
             while not self._ended.wait(HEARTBEAT_S):
@@ -196,7 +198,7 @@ class Lease:
 
 
 class _Watch:
-    """What another driver's lease looks like from here, over time."""
+    """The state of another driver's lease, as seen from here over time."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -241,14 +243,14 @@ class _Watch:
         return str(self.holder or f"a driver whose {LEASE} cannot be read")
 
     def waiting(self) -> str:
-        """One line: for whom, and for how long."""
+        """A line that says for whom this driver waits, and for how long."""
         ends = "it ends"
         if self.state == "unclear":
             ends = f"it shows no sign of life for {EXPIRES_S:.0f} s"
         return f"name is in use by {self._who} in {self._folder}; waiting, to go on once {ends}"
 
     def refusal(self) -> str:
-        """One line: who has the lease, and what to do."""
+        """A line that says who holds the lease, and what to do."""
         in_use = f"name is in use by {self._who} in {self._folder}"
         if self.holder is None or self._process == "unknown":
             return f"{in_use}; its heartbeat is alive"

@@ -1,5 +1,4 @@
-"""A process of this machine, as another one sees it: whether it lives, and whether it is
-suspended."""
+"""The state of another process of this machine: whether it lives, and whether it is suspended."""
 
 from __future__ import annotations
 
@@ -16,9 +15,12 @@ State = Literal["running", "suspended", "ended", "unknown"]
 
 
 def machine() -> str:
-    """Where a pid means the same process as it does here: one boot of one machine and, in it, one
-    PID namespace. Two containers may share their host's name, but not this. Empty where it cannot
-    be told: then nothing may be concluded from a pid."""
+    """Identity of the space in which a pid means the same process as here: one boot of one machine
+    and, in it, one PID namespace.
+
+    Two containers may share their host's name, but not this. Empty where it cannot be found: then
+    nothing may be concluded from a pid.
+    """
     try:
         if platform.system() == "Linux":
             if os.readlink("/proc/self") != str(os.getpid()):
@@ -37,13 +39,13 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine started, by a clock that is never set: a pid alone may be used
-    again. Empty where there is no such process, or it may not be looked at."""
+    """Start time of a process of this machine, by a clock that is never set: a pid alone may be
+    used again. Empty where there is no such process, or it may not be looked at."""
     return _look(pid)[0]
 
 
 def state(pid: int, started_at: str) -> State:
-    """What has become of the process with this pid that started then, on this machine."""
+    """State of the process with this pid that started at `started_at`, on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -60,7 +62,7 @@ def state(pid: int, started_at: str) -> State:
 
 
 def _look(pid: int) -> tuple[str, str]:
-    """When it started and its status, in psutil's words."""
+    """Start time and status, in psutil's words, of a process."""
     try:
         process = psutil.Process(pid)
         if platform.system() != "Linux":

@@ -1,5 +1,5 @@
-"""What every job does before and after its work: all checks first, then Ray, the lease on the name,
-the record and the tracker."""
+"""What every job does before its work: all checks first, then Ray, the lease on the name, the
+record and MLflow."""
 
 from __future__ import annotations
 
@@ -35,38 +35,39 @@ DESCRIPTION = "search.json"
 
 
 class SearchDescription(Value):
-    """`search.json`."""
+    """Content of `search.json`, which describes a search or training."""
 
     search_id: Annotated[str, Field(min_length=1)]
-    """By which MLflow knows the runs of this search again."""
+    """Id that tags the runs of this search in MLflow, so that a resume finds them."""
     identity: dict[str, Any]
-    """What a resume must not change."""
+    """Settings that a resume must not change."""
     data_digest: str = ""
-    """Of the images and their splits; empty where an older version began the search."""
+    """Digest of the images and their splits; empty where an older version began the search."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """An open name: nobody else writes under it. Its `folder` is written only while the driver has
-    the lease on the name."""
+    """An open search or training: its folder, which only this driver writes while it holds the
+    lease, its records and its MLflow experiment."""
 
     name: str
     folder: Folder
     store: RecordStore
     records: list[Record]
     fence: Fence
-    """Checked before what else is written for the name: `folder` and `store` do so themselves."""
+    """Token of the lease, checked before other writes for the name; `folder` and `store` check it
+    themselves."""
     data_digest: str
-    """Names the images that all under this name are of."""
+    """Digest of the images that everything under this name is trained on."""
     splits: Folder
-    """Where their file of splits is."""
+    """Folder of the file that lists the splits."""
     split_by_file: bool
-    """Whether a worker takes the split from there, and not from its settings."""
+    """Whether workers read the split from that file, and do not compute it from settings."""
     experiment: mlflow_tracker.Experiment
 
 
 def resolve_folder(launch: SessionConfig, *, default_name: str) -> tuple[Folder, str]:
-    """The storage and the name. Raises ValueError where they cannot be used."""
+    """The storage and the name of a session. Raises ValueError where they cannot be used."""
     storage = writable(launch.storage, "storage")
     name = launch.name
     if name is None:
@@ -87,8 +88,15 @@ def open_session(
     num_workers: int,
     resources: cluster.WorkerResources,
 ) -> Iterator[Session]:
-    """`identity` is what a resume must not change. Raises ValueError for anything that cannot
-    work, before anything is written."""
+    """Opens a session: makes all checks, joins Ray, takes the lease, opens the run in MLflow.
+
+    Args:
+        default_name: Beginning of the name where the user gave none.
+        identity: Settings that a resume must not change, as JSON values.
+        num_workers: Workers that the cluster must be able to hold together.
+
+    Raises ValueError for anything that cannot work, before anything is written.
+    """
     storage, name = resolve_folder(launch, default_name=default_name)
     folder = storage / name
     check_resume(launch.resume, folder, name, read_description(folder), identity, source)
@@ -145,7 +153,7 @@ def open_session(
 def write_description(
     folder: Folder, identity: dict[str, Any], data_digest: str = ""
 ) -> SearchDescription:
-    """Begins a search: before anything of it is recorded."""
+    """Writes the description that begins a search, before any record."""
     search_id = uuid.uuid4().hex
     description = SearchDescription(search_id=search_id, identity=identity, data_digest=data_digest)
     folder.write(DESCRIPTION, description.model_dump_json(indent=2).encode())
@@ -153,8 +161,11 @@ def write_description(
 
 
 def read_description(folder: Folder) -> SearchDescription | None:
-    """None where no search has begun. Raises ValueError, which says how to go on, for a file that
-    does not describe one, and where records stand without any."""
+    """The description of a search, or None where none has begun.
+
+    Raises ValueError, which says how to go on, for a file that does not describe one, and where
+    records stand without any.
+    """
     remedy = (
         "restore it from a copy; without one, what it was a search of is not known: begin under "
         "another --name (what is here stays)"
@@ -167,7 +178,7 @@ def read_description(folder: Folder) -> SearchDescription | None:
 
 
 def read_records(storage: Folder, name: str) -> list[Record]:
-    """What a search or a training has recorded. Raises ValueError if there is none of this name."""
+    """The records of a search or training. Raises ValueError if none has this name."""
     check_folder_name(name, "name")
     if read_description(storage / name) is None:
         near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
@@ -194,8 +205,11 @@ def check_resume(
     identity: dict[str, Any],
     source: Source | None = None,
 ) -> None:
-    """`description` is that of the name, or its fields. Raises ValueError if the name is, or is
-    not, there against what was asked for, or is of other data than `source`."""
+    """Raises ValueError if the name exists, or does not, against what `resume` asks for, or if it
+    is of other data than `source`.
+
+    `description` is the description under the name, or its fields.
+    """
     if isinstance(description, Mapping):
         description = SearchDescription.model_construct(**description)
     if description is None:
@@ -216,5 +230,5 @@ def check_resume(
 
 
 def exit_code(signal: int | None) -> int:
-    """The shell's convention for a process that a signal ended."""
+    """Exit code of a process that a signal ended, by the shell's convention; 0 without a signal."""
     return 128 + signal if signal else os.EX_OK

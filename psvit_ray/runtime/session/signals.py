@@ -1,4 +1,4 @@
-"""What asks a driver to end: SIGINT and SIGTERM, of which the first is noted, and a deadline."""
+"""Requests to a driver to end: SIGINT and SIGTERM, of which the first is noted, and a deadline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 @dataclass
 class StopSignal:
-    """What asked to end in order, once something did."""
+    """The request to stop in order, once there is one: a signal, or a deadline that has passed."""
 
     deadline: float = math.inf
-    """A moment of time.monotonic()."""
+    """Deadline, a moment of time.monotonic()."""
     number: int | None = None
-    """Of the signal."""
+    """Number of the signal that came, or None."""
 
     @property
     def name(self) -> str:
@@ -27,7 +27,7 @@ class StopSignal:
 
     @property
     def reason(self) -> str:
-        """Empty until there is one."""
+        """Why to stop; empty until there is a reason."""
         if self.number:
             return f"stopped by {self.name}"
         return "its budget of hours was over" if time.monotonic() > self.deadline else ""
@@ -35,7 +35,8 @@ class StopSignal:
 
 @contextlib.contextmanager
 def catch_stop_signals(deadline: float = math.inf) -> Iterator[StopSignal]:
-    """Notes the first signal; a second one ends the process at once. In the main thread only."""
+    """Notes the first SIGINT or SIGTERM in the StopSignal that it yields; a second one ends the
+    process at once. It works in the main thread only."""
     stop_signal = StopSignal(deadline)
 
     def note(number: int, frame: FrameType | None) -> None:

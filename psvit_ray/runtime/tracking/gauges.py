@@ -1,4 +1,5 @@
-"""What a run does right now, as `ray_psvit_*` in Ray's Prometheus. What came of it is in MLflow."""
+"""The present state of a run as `ray_psvit_*` metrics in Ray's Prometheus. Results are in
+MLflow."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ DESCRIPTIONS = {
 
 
 class Gauges:
-    """Tagged with the name of a search or a training, as `ray_name` writes it."""
+    """Prometheus gauges, tagged with the name of a search or training as `ray_name` writes it."""
 
     def __init__(self, name: str) -> None:
         self._gauges = {
@@ -35,7 +36,7 @@ class Gauges:
             gauge.set_default_tags({"name": ray_name(name)})
 
     def training(self, runs: Iterable[Mapping[str, float]]) -> None:
-        """The newest metrics of each run that is under way."""
+        """Sets the gauges of training from the newest metrics of each run that is under way."""
         now = list(runs)
         self._set("images_per_second", sum(metrics[IMAGES] for metrics in now))
         if now:
@@ -43,6 +44,7 @@ class Gauges:
             self._set("data_wait_fraction", statistics.mean(metrics[WAIT] for metrics in now))
 
     def trials(self, *, running: int, waiting: int) -> None:
+        """Sets the numbers of trials that run and that wait."""
         self._set("trials_running", running)
         self._set("trials_waiting", waiting)
 
@@ -51,7 +53,7 @@ class Gauges:
 
 
 class TrialGauges(tune.Callback):
-    """Of a search, in the process that calls `Tuner.fit()`."""
+    """Sets the gauges of a search, in the process that calls `Tuner.fit()`."""
 
     def __init__(self, name: str) -> None:
         self._gauges = Gauges(name)

@@ -1,8 +1,8 @@
 """Runs in MLflow: one parent run for a search, one child for each configuration. Beside `registry`,
-the only importer of MLflow.
+it is the only importer of MLflow.
 
-Fed from the record by one thread of one process. What is handed over is a whole record, and what
-the store lacks of it is written: so an outage loses nothing, a resume writes no point twice, and
+The runs are written from the record by one thread of one process. It is given whole records, and
+writes what the store lacks of them: so an outage loses nothing, a resume writes no point twice, and
 only the newest state of a configuration ever waits.
 """
 
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class Experiment(Value):
-    """Where runs are written. `search_id` names the parent run for ever: a resume finds it."""
+    """Where runs are written. `search_id` names the parent run permanently: a resume finds it."""
 
     tracking_uri: str
     name: str
@@ -61,12 +61,12 @@ class Experiment(Value):
     run_name: str
     description: str = ""
     data: str = ""
-    """Name of the data that all its runs are of."""
+    """Name of the data that all its runs are trained on."""
     data_digest: str = ""
 
 
 def experiment_name(data: str) -> str:
-    """The experiment of all runs on `data`, which MLflow's databases take."""
+    """Name of the experiment of all runs on `data`, short enough for MLflow's databases."""
     name = f"psvit/{printable(data)}"
     if len(name) <= MAX_EXPERIMENT_NAME:
         return name
@@ -75,7 +75,7 @@ def experiment_name(data: str) -> str:
 
 
 class _ParentRun:
-    """The run of a session that all its others are under, in the store that they are in."""
+    """The parent run of a session, opened in the store."""
 
     def __init__(self, experiment: Experiment, guard: Guard | None) -> None:
         # A store that is down is tried again by the tracker, with the newest record and after a
@@ -90,7 +90,8 @@ class _ParentRun:
 
     @property
     def client(self) -> MlflowClient:
-        """For one call. Raises LeaseLost where the runs are another driver's by now."""
+        """The client, for one call. Raises LeaseLost where the runs belong to another driver by
+        now."""
         if self._client is None:
             self._client = MlflowClient(self._experiment.tracking_uri)
         if self._guard:
@@ -98,7 +99,7 @@ class _ParentRun:
         return self._client
 
     def forget(self) -> None:
-        """The next `open` looks again whether the run is there."""
+        """Has the next `open` look again whether the run is there."""
         self.run_id = ""
 
     def open(self) -> None:
@@ -145,7 +146,8 @@ class _ParentRun:
         return run
 
     def note_data(self, run: Run) -> None:
-        """As MLflow's dataset of the run, which the web page shows, and as a tag to search for."""
+        """Logs the data as MLflow's dataset of the run, which the web page shows, and its digest as
+        a tag to search for."""
         data, digest = self._experiment.data, self._experiment.data_digest
         if not digest or (run.inputs and run.inputs.dataset_inputs):
             return
@@ -162,10 +164,10 @@ class _ParentRun:
 
 
 def open_run(experiment: Experiment, guard: Guard | None = None) -> None:
-    """Opens the parent run of a session, with which its trackers go on: so that a store which takes
-    no runs is known before anything is trained.
+    """Opens the parent run of a session, with which its trackers go on: a store that takes no runs
+    is found before anything is trained.
 
-    Raises ValueError, which says what MLflow answered and what to do, and what `guard` does.
+    Raises ValueError, which says what MLflow answered and what to do, and the errors of `guard`.
     """
     try:
         _ParentRun(experiment, guard).open()
@@ -178,7 +180,7 @@ def open_run(experiment: Experiment, guard: Guard | None = None) -> None:
 
 @contextlib.contextmanager
 def _by_hand(command: str) -> Iterator[None]:
-    """Has an error of MLflow name the command that does the same."""
+    """Adds to an error of MLflow the command that does the same by hand."""
     try:
         yield
     except MlflowException as error:
@@ -187,12 +189,12 @@ def _by_hand(command: str) -> Iterator[None]:
 
 
 class Tracker:
-    """Takes records at once and writes them in a thread. `close` it: that waits for what is still
-    to be written, a minute at most."""
+    """Writes records to MLflow in a thread of its own. Closing it waits for what is still to be
+    written, a minute at most."""
 
     def __init__(self, experiment: Experiment, guard: Guard | None = None) -> None:
-        """`guard` is checked before each call; once it says that the runs are another driver's, the
-        thread ends and leaves them as they are."""
+        """`guard` is checked before each call; once it says that the runs belong to another driver,
+        the thread ends and leaves them as they are."""
         self._parent, self._search_id = _ParentRun(experiment, guard), experiment.search_id
         self._run_ids: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
@@ -206,26 +208,28 @@ class Tracker:
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        """Returns at once."""
+        """Queues a record to be written; returns at once."""
         with self._changed:
             self._waiting[record.key] = record
             self._changed.notify()
 
     def put_scores(self, scores: Iterable[Score]) -> None:
-        """What a supernet's weights make of each candidate so far. Thousands of runs would drown
-        the others: they are points on the parent run, one for each generation, and a table there.
-        Returns at once."""
+        """Queues the scores of a one-shot search; returns at once.
+
+        Thousands of runs would drown the others: scores are points on the parent run, one for each
+        generation, and a table there.
+        """
         with self._changed:
             self._waiting[CANDIDATES] = tuple(scores)
             self._changed.notify()
 
     def run_id(self, key: str) -> str:
-        """Empty until the run was opened."""
+        """Id of the run of a configuration in MLflow; empty until it is opened."""
         return self._run_ids.get(key, "")
 
     def close(self, status: str) -> int:
-        """Ends the parent run as `status` and says how many configurations could not be written:
-        they stand in the record and are written on a resume."""
+        """Ends the parent run with `status`. Returns how many configurations could not be written:
+        they stand in the record, and a resume writes them."""
         with self._changed:
             self._closing, self._parent_status = True, status
             self._give_up = time.monotonic() + FLUSH_S
@@ -268,8 +272,9 @@ class Tracker:
                 time.sleep(1 if self._closing else RETRY_S)
 
     def _distrust(self, key: str) -> None:
-        """After a failure: what the store did take before it is asked for again, also whether the
-        runs are still there. The other records go first, in case the fault is this one's."""
+        """Forgets, after a failure, what is known of the store: it is asked again what it has, and
+        whether the runs are still there. The other records go first, in case the fault lies in this
+        one."""
         self._parent.forget()
         if key:
             self._run_ids.pop(key, None)
@@ -337,8 +342,8 @@ class Tracker:
         self._parent.client.log_text(self._parent.run_id, table, f"{CANDIDATES}.csv")
 
     def _open(self, record: Record) -> Run:
-        """The run of this configuration: a resume finds the one that is there, and adds what the
-        store did not take when it was opened."""
+        """The run of a configuration: a resume finds the run that is there, and adds what the store
+        did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
         tags = {"psvit.search_id": self._search_id, "psvit.key": record.key}
         run = self._parent.find(tags)
@@ -367,7 +372,7 @@ class Tracker:
         return run
 
     def _end(self, record: Record, now: int) -> None:
-        """Touches nothing of a run that has ended so already."""
+        """Ends the run of a configuration; changes nothing of one that has ended so already."""
         run = self._parent.client.get_run(self._run_ids[record.key])
         metrics: list[Metric] = []
 
@@ -389,7 +394,8 @@ class Tracker:
 
 
 def _has_ended(run: Run, record: Record) -> bool:
-    """As the record has: its status is the last that is written, so that all else is there."""
+    """Whether the run has ended as the record has. Its status is written last, so that all else is
+    there."""
     return (
         record.status in FINAL_STATUSES
         and run.info.status == STATUS[record.status]
@@ -405,7 +411,8 @@ def _brief(error: Exception) -> str:
 
 @functools.cache
 def _source_tags() -> dict[str, str]:
-    """The commit this runs from, where it is a checkout, and the Ray job, where it is one."""
+    """Tags for the commit of the checkout, where there is one, and for the Ray job, where there is
+    one."""
     tags = {}
     with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no checkout
         completed = subprocess.run(

@@ -28,8 +28,8 @@ from psvit_ray.storage.file_names import check_file_name
 from psvit_ray.text.secrets import without_secrets
 
 LOGGED_MODEL = "model"
-"""Name of an exported model within its run, where MLflow takes fewer characters than in the
-registry."""
+"""Name of an exported model within its run, for which MLflow takes fewer characters than for a name
+in the registry."""
 
 
 def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
@@ -108,7 +108,8 @@ def register(
 
 
 def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> None:
-    """In MLflow's form: a graph of `torch.export` that needs no code of ours."""
+    """Saves the model in MLflow's form: a graph of `torch.export` that needs no code of this
+    package."""
     spec = exported.config.spec
     shape = (spec.in_chans, spec.img_size, spec.img_size)
     float32 = np.dtype(np.float32)

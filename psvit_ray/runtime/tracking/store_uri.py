@@ -1,4 +1,4 @@
-"""Which store MLflow's runs are in."""
+"""The address of the store that MLflow's runs are in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 ARTIFACTS = "mlartifacts"
 LOCKED_S = 5.0
-"""How long a SQLite file may be locked by another process before it is refused."""
+"""Seconds for which a SQLite file may be locked by another process before it is refused."""
 ADVICE = {
     "out-of-date database schema": "back it up and run `mlflow db upgrade {uri}`; one of a newer "
     "MLflow needs that MLflow",
@@ -36,14 +36,14 @@ ADVICE = {
     "valid JSON|<html|<!doctype": "what answers there is no MLflow server, but a login page or "
     "another website",
 }
-"""What to do, by what the store answers (a regular expression)."""
+"""Advice by a regular expression of the store's answer."""
 
 
 def resolve_uri(given: str | None, storage: Folder) -> str:
-    """What is given, or MLflow's own variable says; else a SQLite file beside the searches, so that
-    they can be compared in one UI.
+    """The address that is given, or MLFLOW_TRACKING_URI; else a SQLite file beside the searches, so
+    that they can be compared in one UI.
 
-    Raises ValueError where the storage is no disk.
+    Raises ValueError where none is given and the storage is no disk.
     """
     if uri := given or os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
@@ -56,7 +56,7 @@ def resolve_uri(given: str | None, storage: Folder) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """The URI of a SQLite file, whatever its path is made of."""
+    """The URI of a SQLite file, whatever characters its path has."""
     path = str(file.absolute())
     if not re.search("[%?]", path):
         return f"sqlite:///{path}"
@@ -65,7 +65,8 @@ def sqlite_uri(file: Path) -> str:
 
 
 def check(tracking_uri: str) -> None:
-    """Raises ValueError if the server does not answer, or it is no store. Writes nothing."""
+    """Raises ValueError if the server does not answer, or the address is no store's. Writes
+    nothing."""
     scheme, _, path = tracking_uri.partition("://")
     if scheme.partition("+")[0] not in SERVERS + DATABASES or not path:
         raise ValueError(
@@ -102,8 +103,8 @@ def _check_file(tracking_uri: str, file: Path) -> None:
 def refusal(
     tracking_uri: str, reason: str, rule: str = "must be a store that takes runs"
 ) -> ValueError:
-    """The error for a store that does not do what it must, for a reason that it gave: it says what
-    to do about it."""
+    """The error for a store that does not do what it must: it gives the store's reason, and what to
+    do about it."""
     uri = without_secrets(tracking_uri)
     parts = [f"tracking_uri {rule}, got {uri}: {reason}"]
     parts += [
@@ -120,7 +121,7 @@ def refusal(
 
 
 def _proxy(tracking_uri: str) -> str | None:
-    """The one that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, where NO_PROXY does not have the
+    """The proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names, where NO_PROXY does not list the
     host."""
     if not tracking_uri.startswith(SERVERS):
         return None
@@ -142,20 +143,21 @@ def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
 
 
 def exists(tracking_uri: str) -> bool:
-    """Whether there is a store; asking for what is in a SQLite file that is not there makes it."""
+    """Whether the store exists. Asking it would create a SQLite file that is not there."""
     file = _sqlite_file(tracking_uri)
     return file is None or file.exists()
 
 
 def artifact_location(tracking_uri: str) -> str | None:
-    """Where artifacts go: beside a SQLite file, for which MLflow would take the folder that this
-    happens to run in; elsewhere the store knows."""
+    """Location of artifacts: a folder beside a SQLite file, for which MLflow would take the working
+    directory; None elsewhere, where the store knows."""
     file = _sqlite_file(tracking_uri)
     return (file.absolute().parent / ARTIFACTS).as_uri() if file else None
 
 
 def _sqlite_file(tracking_uri: str) -> Path | None:
-    """None for anything else, also a database in memory. Raises ValueError where it is no URI."""
+    """The file of a SQLite address; None for any other address, and for a database in memory.
+    Raises ValueError where it is no URI."""
     if not tracking_uri.startswith("sqlite"):
         return None
     try:

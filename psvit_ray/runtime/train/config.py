@@ -9,14 +9,16 @@ from psvit_ray.text.messages import short_repr
 
 
 class WorkerRange(NamedTuple):
-    """How many workers train: fewer where a host is lost, more again where one comes."""
+    """Smallest and largest number of workers: fewer train where a host is lost, more where one
+    comes."""
 
     min_workers: int
     max_workers: int
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """From `N` or `MIN:MAX`, below 100,000. Raises ValueError for anything else."""
+        """The range that the text `N` or `MIN:MAX` describes, below 100,000. Raises ValueError for
+        other text."""
         match = re.fullmatch(r"([0-9]{1,5})(?::([0-9]{1,5}))?", text)
         min_workers = int(match[1]) if match else 0
         max_workers = int(match[2] or min_workers) if match else 0

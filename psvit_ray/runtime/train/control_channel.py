@@ -1,4 +1,5 @@
-"""Words between a driver and the workers of its run, past Ray Train's controller.
+"""Messages between a driver and the workers of its run that do not go through Ray Train's
+controller.
 
 A driver has three seconds between the SIGTERM of `ray job stop` and its SIGKILL. A report reaches
 it through the controller, which looks every two seconds and then takes as long again to end; a file
@@ -19,44 +20,47 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 STOP = "stop"
-"""To the workers: the signal that the driver was sent."""
+"""Key for the workers: why the driver asks them to stop."""
 SAVE = "save"
-"""To the workers: how many checkpoints they have been asked for so far."""
+"""Key for the workers: number of checkpoints that they have been asked for so far."""
 BEGUN = "begun"
-"""To the driver: there is something to stop."""
+"""Key for the driver: the workers have begun, so there is something to stop."""
 SAVED = "saved"
-"""To the controller: how many of the checkpoints asked for are written."""
+"""Key for the controller: number of the requested checkpoints that are written."""
 STOPPED = "stopped"
-"""To the driver: why the workers stopped, and where. All of it is in the storage."""
+"""Key for the driver: why the workers stopped, and where. All of it is in the storage."""
 NOTE = "note-"
 NAMESPACE = "psvit"
 LOST_S = 60.0  # by then Ray has given up a host that it does not reach
 
 
 class ControlChannel:
-    """`run` is new for each driver: what an earlier one said is never read."""
+    """The messages of one run. `run` is new for each driver: what an earlier one sent is never
+    read."""
 
     def __init__(self, run: str) -> None:
         self._run = run
         self._read: set[str] = set()
 
     def send(self, key: str, text: str = "yes") -> None:
+        """Sends a value under a key; it replaces an earlier one."""
         internal_kv._internal_kv_put(f"{self._run}/{key}", text, namespace=NAMESPACE)
 
     def read(self, key: str) -> str:
-        """Empty where nothing was said."""
+        """The value sent under a key; empty where there is none."""
         value = internal_kv._internal_kv_get(f"{self._run}/{key}", namespace=NAMESPACE)
         return value.decode() if value else ""
 
     def clear(self) -> None:
+        """Deletes all messages of the run."""
         internal_kv._internal_kv_del(f"{self._run}/", del_by_prefix=True, namespace=NAMESPACE)
 
     def send_note(self, text: str) -> None:
-        """For the user, who sits at the driver."""
+        """Sends a note to the user at the driver."""
         self.send(f"{NOTE}{time.time_ns()}-{os.getpid()}", text)
 
     def new_notes(self) -> list[str]:
-        """What has been noted since this was called last."""
+        """Notes that were sent since the last call."""
         keys = internal_kv._internal_kv_list(f"{self._run}/{NOTE}", namespace=NAMESPACE)
         words = sorted({key.decode().partition("/")[2] for key in keys} - self._read)
         self._read |= {*words}
@@ -64,7 +68,7 @@ class ControlChannel:
 
     @contextlib.contextmanager
     def forwarding_warnings(self) -> Iterator[None]:
-        """What this project's code warns about in a worker is noted."""
+        """Sends the warnings that this package logs in a worker as notes, within the block."""
         handler = _WarningHandler(self)
         logger = logging.getLogger("psvit_ray")
         logger.addHandler(handler)
@@ -79,9 +83,11 @@ class HeadLost(RuntimeError):
 
 
 class HeadMonitor:
-    """Asks the head again and again, in a thread. One that a cut link keeps from answering starts
-    another process in the place of this, which Ray leaves alive: two must not train one run, nor
-    write its checkpoints. Close it."""
+    """Asks Ray's head again and again, in a thread.
+
+    Ray starts another process in the place of one that a cut link separates from the head, and
+    leaves this one alive: two must not train one run, nor write its checkpoints. Close it.
+    """
 
     def __init__(self, ask: Callable[[], object], *, every_s: float) -> None:
         self._ask, self._every_s = ask, every_s
@@ -90,7 +96,7 @@ class HeadMonitor:
         threading.Thread(target=self._look, name="monitor", daemon=True).start()
 
     def check(self) -> None:
-        """Raises HeadLost."""
+        """Raises HeadLost where the head has not answered for a minute."""
         silent = time.monotonic() - self._answered
         if silent > LOST_S:
             raise HeadLost(f"Ray's head has not answered for {silent:.0f} s")

@@ -1,4 +1,4 @@
-"""Workers that come and go."""
+"""Training with workers that come and go."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ LOOK_S = 0.1
 
 
 class SaveBeforeResize(ControllerCallback):
-    """Where a host has come, Train ends all workers, and starts them again with one more: what they
-    have done since their last checkpoint is saved first. Lives in Train's controller."""
+    """Asks for a checkpoint before Train changes the number of workers.
+
+    Where a host has come, Train ends all workers and starts them again with one more: what they
+    have done since their last checkpoint is saved first. It lives in Train's controller.
+    """
 
     def __init__(self, channel: str) -> None:
         self._channel = ControlChannel(channel)
@@ -42,12 +45,16 @@ class SaveBeforeResize(ControllerCallback):
 
 
 class NoHostsError(RuntimeError):
-    """None came with a place for the workers."""
+    """No host came with room for the workers."""
 
 
 class LimitWaiting(ControllerCallback):
-    """Train asks for hosts again and again, without end. Lives in Train's controller, which calls
-    this at every turn, and ends the run with what is raised here."""
+    """Ends a run whose workers have waited too long for hosts: Train itself asks for hosts without
+    end.
+
+    It lives in Train's controller, which calls it at every turn, and ends the run with the error
+    that it raises.
+    """
 
     def __init__(self, minutes: float) -> None:
         self._minutes = minutes

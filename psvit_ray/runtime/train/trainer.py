@@ -1,4 +1,4 @@
-"""A run in Ray Train: one configuration, one or many workers, CPU or GPU."""
+"""A training in Ray Train: one configuration, one or many workers, CPU or GPU."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ ELASTIC_START_S = "20"
 
 @dataclass(frozen=True)
 class TrainResult:
+    """Record of a training, and why it ended."""
+
     record: Record
     signal: int | None
-    """That ended it early, if one did."""
+    """Number of the signal that ended the training early, or None."""
 
 
 def make_trainer(
@@ -67,8 +69,13 @@ def make_trainer(
     callbacks: list[UserCallback],
 ) -> TorchTrainer:
     """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
-    restarts its workers from there when one of them dies. What Train itself notes of a run goes to
-    `scratch`, of this host: nothing is in it that a run goes on from."""
+    restarts its workers from there when one of them dies.
+
+    Args:
+        scratch: Folder of this host for what Train itself notes of a run; a run goes on from
+            nothing in it.
+        wait_minutes: Minutes to wait for hosts with room for the workers.
+    """
     # A worker that stands still at a step is named by the others; elsewhere, this ends it.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
     if workers.elastic:
@@ -113,13 +120,19 @@ def train(
     test: bool = True,
     deadline: float = math.inf,
 ) -> TrainResult:
-    """Trains one configuration outside a search. With `test` it scores the test images once, at the
-    end.
+    """Trains one configuration outside a search, from the newest checkpoint in the session's
+    folder.
 
-    Goes on from the newest checkpoint under the session's name. A SIGINT or SIGTERM to this
-    process, or a SIGTERM to a worker's, ends it with a checkpoint, as does the `deadline`, a moment
-    of time.monotonic(). The record says how it ended. Raises LeaseLost, once the workers have
-    ended, where another driver took the name.
+    Args:
+        patience_s: Seconds after which a worker that does not come to a step is named, and all are
+            restarted.
+        wait_minutes: Minutes to wait for hosts with room for the workers.
+        test: Whether to score the test images once, at the end.
+        deadline: Moment of time.monotonic() at which training ends with a checkpoint.
+
+    A SIGINT or SIGTERM to this process, or a SIGTERM to a worker's, ends it with a checkpoint too.
+    The record says how it ended. Raises LeaseLost, once the workers have ended, where another
+    driver took the name.
     """
     record = next(iter(session.records), None) or Record(
         number=0,
@@ -158,8 +171,11 @@ def train(
 
 
 class _Fit(threading.Thread):
-    """Trains, and tries again as long as that makes progress. In a thread: the main one is to hear
-    signals, of which Train would take SIGINT for itself."""
+    """Calls the trainer's `fit` again and again as long as that makes progress.
+
+    It is a thread, as the main one is to receive signals, of which Train would take SIGINT for
+    itself.
+    """
 
     def __init__(self, trainer: Callable[[], TorchTrainer], checkpoints: Folder) -> None:
         super().__init__(name="fit", daemon=True)
@@ -185,8 +201,8 @@ class _Fit(threading.Thread):
 
 
 class _Driver:
-    """Watches over a run from outside: hands the record on to MLflow as it grows, so that it shows
-    a run while it lasts, says what workers warn about, and passes signals on."""
+    """Watches a run from the driver: hands the record on to MLflow as it grows, prints progress and
+    what workers warn about, and passes signals on."""
 
     def __init__(self, session: Session, channel: ControlChannel, stop_signal: StopSignal) -> None:
         self._store, self._fence = session.store, session.fence
@@ -257,7 +273,7 @@ class _Driver:
                 self._say(record, before)
 
     def _say(self, record: Record, before: Record | None) -> None:
-        """The newest epoch, if it is new, and the time left."""
+        """Prints the newest epoch, if it is new, and the time left."""
         done, epochs = record.epochs_done, record.configuration.train.epochs
         if done <= (before.epochs_done if before else done):
             return
@@ -298,7 +314,8 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
 
 
 def _one_line(failures: dict[int, Exception]) -> str:
-    """Of the workers' ends. One that hangs is named by another; the rest follows from it."""
+    """One line about the failures of workers. A worker that hangs is named by another; the other
+    failures follow from it."""
     rank, failure = min(
         failures.items(), key=lambda item: (not isinstance(item[1], WorkerHung), item[0])
     )
@@ -306,7 +323,7 @@ def _one_line(failures: dict[int, Exception]) -> str:
 
 
 class _RecordCallback(UserCallback):
-    """Writes the record, in the Train controller: the process that calls `fit` sees no reports."""
+    """Writes the record, in Train's controller: the process that calls `fit` sees no reports."""
 
     def __init__(self, store: RecordStore, fence: Fence, channel: str) -> None:
         self._store, self._fence, self._channel = store, fence, channel

@@ -1,5 +1,5 @@
-"""A run in one of its Ray Train workers: where it starts from, what it asks of the others, what is
-kept of it and what is reported."""
+"""A training in one of its Ray Train workers: which checkpoint it starts from, what it asks of the
+other workers, what it saves and reports."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ from psvit_ray.training.steps import Diverged, TooManyBadImages
 TOP1 = "holdout/top1"
 LOOK_S = 0.25
 DRIVER_ERRORS = (CheckpointError, LeaseLost)
-"""What ends a driver's work, and is no fault of a configuration."""
+"""Errors that end a driver's work, and are no fault of a configuration."""
 logger = logging.getLogger(__name__)
 
 
 class WorkerTask(Value):
-    """What a worker is told; crosses process boundaries as primitives."""
+    """Task of a training worker, which crosses process boundaries as primitives."""
 
     configuration: Configuration
     checkpoints: str
@@ -63,23 +63,23 @@ class WorkerTask(Value):
     quarantine: str
     """Folder of the file that names images which cannot be read."""
     channel: str
-    """Of its driver."""
+    """Id of the control channel to the driver."""
     fence: Fence
-    """Of its driver's lease: checked before anything is written."""
+    """Token of the driver's lease, checked before anything is written."""
     test: bool = False
     """Score the test images once, at the end."""
     patience_s: PositiveNumber = 300.0
-    """A worker that comes to a step later than the others by more is named."""
+    """Seconds after which a worker that does not come to a step is named by the others."""
     data_digest: str
-    """Names the images that the run began with."""
+    """Digest of the images that the run began with."""
     splits: str
-    """Folder with the file of splits that names them."""
+    """Folder of the file that lists the splits of these images."""
     split_by_file: bool = False
-    """Take the split from that file, and not from the settings."""
+    """Read the split from that file, and do not compute it from the settings."""
 
     def source(self) -> Source:
-        """The data. Raises ValueError where it cannot be used, DataChanged where its images are not
-        those that the run began with."""
+        """The data to train on. Raises ValueError where it cannot be used, DataChanged where its
+        images are not those that the run began with."""
         folder = Folder(self.splits)
         known = split_file.read(folder) if self.split_by_file else None
         source = source_from_settings(self.configuration.train, known)
@@ -90,7 +90,7 @@ class WorkerTask(Value):
 
 
 def train_worker(raw_task: dict[str, Any]) -> None:
-    """Runs in every worker; every rank reports, rank 0 keeps."""
+    """Trains in a worker. Every rank reports; rank 0 writes checkpoints."""
     task = WorkerTask.model_validate(raw_task)
     rank = ray.train.get_context().get_world_rank()
     channel = ControlChannel(task.channel)
@@ -165,7 +165,7 @@ def _agreed_source(task: WorkerTask) -> Source:
 
 
 def record_bad_images(report: Report, folder: Folder) -> None:
-    """In `quarantine.csv`, and to the user how many there are."""
+    """Adds the report's bad images to `quarantine.csv` and warns the user of their number."""
     if number := len(report.bad_images):
         quarantine.add(folder, report.bad_images)
         images = "1 image" if number == 1 else f"{number} images"
@@ -189,8 +189,8 @@ class SigtermCallback(WorkerCallback):
 
 
 class WorkerRequests:
-    """What this worker asks of all of them before a step. What concerns all, rank 0 asks: `leads`.
-    Close it."""
+    """Requests of this worker to all workers before a step; rank 0, which `leads`, makes those that
+    concern all. Close it."""
 
     def __init__(self, channel: ControlChannel, *, leads: bool) -> None:
         self._channel, self._leads = channel, leads
@@ -227,7 +227,8 @@ class WorkerRequests:
 
 
 class CheckpointWriter:
-    """The checkpoints of a run, which rank 0 writes and all start from. Close it."""
+    """Writes the checkpoints of a run on rank 0, and chooses the one that all ranks start from.
+    Close it."""
 
     def __init__(self, task: WorkerTask, rank: int, requests: WorkerRequests) -> None:
         keep = task.configuration.train.keep_checkpoints
@@ -236,13 +237,14 @@ class CheckpointWriter:
         self._rank, self._requests = rank, requests
         self.written = ""
         self.fault = ""
-        """Error of rank 0 while writing: the storage's, or a lost lease. All are asked to stop."""
+        """Error of rank 0 while writing a checkpoint, from the storage or a lost lease, or an empty
+        string; all workers are asked to stop."""
 
     def agreed_start(self) -> Checkpoint | None:
-        """The newest that rank 0 can read; None if there is none.
+        """The newest checkpoint that rank 0 can read, or None if there is none.
 
-        Raises BrokenCheckpoint, on all ranks, if there are some and it can read none, and
-        RuntimeError where another rank cannot read what it does.
+        Raises BrokenCheckpoint, on all ranks, if there are checkpoints and rank 0 can read none,
+        and RuntimeError where another rank cannot read what rank 0 can.
         """
         checkpoint, reason = None, ""
         if self._rank == 0:
@@ -261,6 +263,7 @@ class CheckpointWriter:
             raise RuntimeError(f"rank {self._rank} cannot read what rank 0 can: {error}") from error
 
     def take(self, report: Report) -> None:
+        """Writes the checkpoint of a report, where one is due, and names its bad images."""
         if self._rank != 0:
             return
         try:

@@ -17,7 +17,7 @@ from psvit_ray.training.config import Epochs
 
 
 class AshaConfig(Value):
-    """Early stopping by ASHA (Li et al., arXiv 1810.05934)."""
+    """Settings of early stopping by ASHA (Li et al., arXiv 1810.05934)."""
 
     epochs: Epochs
     grace_epochs: Epochs
@@ -25,8 +25,8 @@ class AshaConfig(Value):
 
 
 class Asha(AsyncHyperBandScheduler):
-    """ASHA over epochs. DeiT baselines are trained to the end, so that the comparison is with all
-    they can do; they do not set the bar at a rung either."""
+    """ASHA over epochs. DeiT baselines are trained to the end, so that the comparison is with their
+    best, and they do not set the bar at a rung either."""
 
     def __init__(self, halving: AshaConfig, recorder: Recorder) -> None:
         super().__init__(
@@ -42,7 +42,7 @@ class Asha(AsyncHyperBandScheduler):
         self._refill(recorder.records)
 
     def _refill(self, records: Iterable[Record]) -> None:
-        """What earlier drivers saw counts on. Tune has no call for it."""
+        """Fills the rungs with the results of earlier drivers. Tune has no call for it."""
         for record in records:
             if record.kind == "baseline":
                 continue

@@ -8,11 +8,12 @@ from psvit_ray.training.config import NumWorkers, PositiveCount
 
 
 class Trials(Value):
-    """How trials share the cluster."""
+    """How the trials of a search share the cluster."""
 
     workers_per_trial: NumWorkers = 1
-    """Training workers of one configuration: 1 trains in the trial's own process, more are a Ray
+    """Training workers of each configuration: 1 trains in the trial's own process, more are a Ray
     Train run."""
     max_concurrent: PositiveCount | None = None
-    """Configurations in training at the same time; by default what the cluster may grow to."""
+    """Largest number of configurations in training at the same time; by default what the cluster
+    may grow to."""
     resources: WorkerResources = WorkerResources()

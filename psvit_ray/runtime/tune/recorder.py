@@ -1,4 +1,4 @@
-"""What Tune reports, turned into records: to the storage first, and from there on to MLflow, to the
+"""Records made from Tune's reports: written to the storage first, then passed to MLflow, to the
 proposals and to the terminal."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class ResultListener(Protocol):
 
 
 class Recorder(tune.Callback):
-    """The only writer of a search's records. Lives in the process that calls `Tuner.fit()`, where
-    every report arrives, also those of trials that are stopped."""
+    """The only writer of a search's records. It lives in the process that calls `Tuner.fit()`,
+    where every report arrives, also those of trials that are stopped."""
 
     def __init__(
         self,
@@ -48,9 +48,10 @@ class Recorder(tune.Callback):
         self._start = time.monotonic()
         self._ended_here = 0
         self.storage_fault = ""
-        """A checkpoint that could not be written: no trial's own fault."""
+        """Error of a checkpoint that could not be written, which is no trial's own fault; empty
+        without one."""
         self.lease_fault = ""
-        """Why nothing is written any more, once another driver has the name."""
+        """Why nothing is written any more, once another driver has the name; empty before."""
         for record in self._records.values():
             tracker.put(record)  # what an outage or a kill kept from the store
 
@@ -63,7 +64,7 @@ class Recorder(tune.Callback):
 
     @property
     def hours_in_training(self) -> float:
-        """Of all configurations together, those of earlier drivers too."""
+        """Hours in training of all configurations together, under earlier drivers too."""
         reported = sum(record.seconds for record in self._records.values())
         now = time.monotonic()
         return (reported + sum(now - began for began in self._began.values())) / 3600
@@ -121,18 +122,19 @@ class Recorder(tune.Callback):
         self._finish(trial, "failed", f"gave up after its workers died: {trial.error_file or ''}")
 
     def stop_early(self, trial_id: str) -> None:
-        """The scheduler's word that this trial ends before its last epoch."""
+        """Notes that the scheduler stops this trial before its last epoch."""
         self._stopped_early.add(trial_id)
 
     def interrupt(self, reason: str) -> None:
-        """Marks what has not ended: a resume goes on with it."""
+        """Marks configurations that have not ended as interrupted: a resume goes on with them."""
         for record in self.records:
             if record.status in ("pending", "running"):
                 changes = {"status": "interrupted", "reason": reason}
                 self._put(record.model_copy(update=changes))
 
     def note_run_ids(self) -> None:
-        """The tracker opens runs after the record was written: this catches up."""
+        """Adds the ids of MLflow's runs to records that were written before the tracker opened the
+        runs."""
         for record in self.records:
             if (run_id := self._tracker.run_id(record.key)) != record.run_id and run_id:
                 self._records[record.key] = record.model_copy(update={"run_id": run_id})
@@ -165,7 +167,7 @@ class Recorder(tune.Callback):
         return record
 
     def _line(self, record: Record) -> str:
-        """One configuration that ended, the best so far, the time left."""
+        """A line about a configuration that ended, the best so far and the time left."""
         ended = sum(r.status in ("completed", "stopped", "failed") for r in self.records)
         elapsed = time.monotonic() - self._start
         left = elapsed / self._ended_here * max(self._num_trials - ended, 0) / 60

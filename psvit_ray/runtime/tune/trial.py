@@ -1,4 +1,4 @@
-"""A Tune trial: one configuration, in this process or in workers of its own."""
+"""A Tune trial: one configuration, trained in this process or in workers of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MONITOR_S = 5.0
 
 
 class TrialTask(Value):
-    """What a trial is told; crosses process boundaries as primitives."""
+    """Task of a trial, which crosses process boundaries as primitives."""
 
     worker: WorkerTask
     workers: int
@@ -35,8 +35,8 @@ class TrialTask(Value):
 
 
 def train_trial(raw_task: dict[str, Any]) -> None:
-    """A Tune trial. One worker trains here, in a process that is used again by the next trial;
-    several are a Ray Train run of their own, which this process drives."""
+    """Runs a Tune trial. With one worker it trains here, in a process that the next trial uses
+    again; several workers are a Ray Train run of their own, which this process drives."""
     task = TrialTask.model_validate(raw_task)
     if task.workers == 1:
         _train_here(task)
@@ -87,7 +87,8 @@ def _train_here(task: TrialTask) -> None:
 
 
 def _check_monitor(monitor: HeadMonitor) -> Request:
-    """A search asks nothing of a trial that is under way. Raises HeadLost."""
+    """Raises HeadLost where the head is lost; otherwise the trial goes on, of which a search asks
+    nothing."""
     monitor.check()
     return "none"
 

@@ -1,4 +1,4 @@
-"""A search in Ray Tune: proposals from `search/`, one Tune trial for each configuration."""
+"""A search in Ray Tune: one Tune trial for each configuration that `search` proposes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ProposalSource(ResultListener, Protocol):
 
 
 class _ProposalSearcher(Searcher):
-    """Proposals, as Tune asks for them. Their outcome they learn from the recorder."""
+    """Hands proposals to Tune. They get the results from the recorder."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class _ProposalSearcher(Searcher):
 
 
 class _Stop(tune.Stopper):
-    """Ends the search when its hours are over, a signal asks for it, or the storage is full: trials
+    """Ends the search when its hours are over, a signal asks for it, or the storage fails: trials
     end where they are, and a resume goes on from their checkpoints."""
 
     def __init__(
@@ -91,7 +91,7 @@ class _Stop(tune.Stopper):
 
     @property
     def reason(self) -> str:
-        """Empty until there is one."""
+        """Why to stop; empty until there is a reason."""
         recorder = self._recorder
         if reason := self._stop_signal.reason or recorder.storage_fault or recorder.lease_fault:
             return reason
@@ -107,13 +107,15 @@ def trials_at_once(trials: Trials) -> int:
 
 @dataclass(frozen=True)
 class TrialsResult:
+    """Records of a search, and why it ended."""
+
     records: list[Record]
     signal: int | None
-    """That ended it early, if one did."""
+    """Number of the signal that ended the search early, or None."""
     untracked: int
-    """Configurations that MLflow did not take; they stand in the record."""
+    """Number of configurations that MLflow did not take; they stand in the record."""
     storage_fault: str = ""
-    """That ended it early, if one did."""
+    """Error of the storage that ended the search early; else empty."""
 
     @property
     def exit_code(self) -> int:
@@ -122,7 +124,7 @@ class TrialsResult:
 
 @dataclass(frozen=True)
 class _Tasks:
-    """What the trial of a configuration is told."""
+    """Makes the task of a configuration's trial."""
 
     folder: Folder
     fence: Fence
@@ -164,11 +166,14 @@ def run_trials(
     test: bool = False,
     trainable: Callable[[dict[str, Any]], None] = train_trial,
 ) -> TrialsResult:
-    """Trains what is proposed until no more is. Everything that happens goes into the record.
+    """Trains proposed configurations until there are no more, and records everything that happens.
 
-    `trainable` runs in the process of each trial: it is told a TrialTask, as primitives, and
-    reports what `Report.values()` has to Tune. Raises LeaseLost, once the trials have ended, where
-    another driver took the name.
+    Args:
+        num_trials: Largest number of trials to start.
+        trainable: Function that runs in the process of each trial: it takes a TrialTask, as
+            primitives, and reports `Report.values()` to Tune.
+
+    Raises LeaseLost, once the trials have ended, where another driver took the name.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own returns as if all were done
     # Else Tune asks for hosts one trial after the other. `max_concurrent_trials` bounds it.
@@ -246,8 +251,8 @@ def train_each(
     default_name: str,
     test: bool = False,
 ) -> Iterator[tuple[Session, TrialsResult]]:
-    """These, each once, under a name that is theirs alone: a resume must be of the same. The name
-    is held until the caller has written what became of them.
+    """Trains each configuration once, under a name of their own: a resume must be of the same ones.
+    The name is held until the caller has written its results.
 
     Raises ValueError as `open_session`.
     """
