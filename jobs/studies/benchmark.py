@@ -79,23 +79,24 @@ class BenchmarkJob(Value):
     """Measure speed, as ratios."""
 
     recipe: str = "digits"
-    """Its base spec is what the engine is measured with."""
+    """Name in psvit_ray/recipes, or path of a YAML file: the engine is measured with its base
+    spec."""
     base: Annotated[ArchSpec, tyro.conf.Suppress]
     train: TrainConfig
     search: Annotated[SearchConfig, tyro.conf.Suppress]
     only: tuple[Section, ...] = get_args(Section)
-    """What to measure."""
+    """Sections to measure."""
     batch_size_of_models: BatchSize = 32
-    """Images of 224 x 224 in a batch of `models` and `sharing`."""
+    """Images of 224 x 224 in a batch of the sections `models` and `sharing`."""
     rounds: Repeats = 9
-    """Of which medians are taken."""
+    """Number of rounds, of which medians are taken."""
     threads: Processes = 1
-    """Of torch."""
+    """Number of threads of torch."""
     images: tuple[str, ...] = ()
-    """Folders or Parquet of the same photographs that `loader` reads, the first of them on this
-    machine; by default JPEGs of 500 x 375 drawn for it."""
+    """Folders or Parquet of the same photographs for the section `loader`, the first of them on
+    this machine; by default JPEGs of 500 x 375 drawn for it."""
     loader_processes: Processes = os.cpu_count() or 1
-    """Of `loader`, and of what it is compared with."""
+    """Processes of the section `loader`, and of what it is compared with."""
     out: str = ""
     """JSON file to write beside printing it."""
 
@@ -134,7 +135,7 @@ def models(job: BenchmarkJob) -> dict[str, Any]:
 
 
 def sharing(job: BenchmarkJob) -> dict[str, Any]:
-    """Of the MACs that sharing saves in psvit_2d_tiny, the part that shows as time."""
+    """Fraction of the MACs saved by sharing in psvit_2d_tiny that shows as time."""
     shared = preset("psvit_2d_tiny")
     alone = shared.with_pattern("|".join("-".join("1" * s.depth) for s in shared.stages))
     saved_macs = 1 - count_macs(shared) / count_macs(alone)

@@ -1,7 +1,7 @@
-"""How fast training images come, beside the limit and beside timm's loader, in one run.
+"""Speed at which training images are loaded, beside the limit and beside timm's loader, in one run.
 
-The limit is bare processes that decode and transform the same images and hand nothing on. What is
-done for whole batches on the device, normalising and erasing, is left out of all three.
+The limit is bare processes that decode and transform the same images and pass nothing on.
+Normalising and erasing, which are done for whole batches on the device, are left out of all three.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def rates(
     batch_size: int,
     rounds: int,
 ) -> Rates:
-    """Of our loader over each of `tables`, and, as `bare` and `timm`, over `limit`: the same
-    images. Each has its processes running before; they take turns, an epoch each."""
+    """Images/s of this package's loader over each of `tables`, and, as `bare` and `timm`, over
+    `limit`, which has the same images. The processes of each are running before; they take turns,
+    an epoch each."""
     with _bare(limit, preprocessing, augmentation, processes) as bare:
         works: dict[str, Callable[[], int]] = {"bare": bare}
         timms = _timms(limit, preprocessing, augmentation, processes, batch_size)
@@ -90,13 +91,14 @@ def _epoch_of_our_loader(
 
 
 def _received(images: Tensor) -> int:
-    """How many: with a byte of every page of memory read, as what is never read costs less."""
+    """Number of images, after reading a byte of every page of their memory: what is never read
+    costs less."""
     images.flatten()[::4096].sum()
     return len(images)
 
 
 class _Decoded(Dataset[tuple[Any, int]]):
-    """What timm's loader takes, of a table."""
+    """A table as timm's loader takes it."""
 
     transform: Any = None
 
@@ -141,7 +143,7 @@ def _timms(
 def _bare(
     table: ImageTable, preprocessing: Preprocessing, augmentation: Augmentation, processes: int
 ) -> Iterator[Callable[[], int]]:
-    """An epoch of processes that share the images out and hand nothing on."""
+    """Yields an epoch of processes that divide the images among them and pass nothing on."""
     context = multiprocessing.get_context("fork")  # as torch's DataLoader
     with context.Pool(processes, torch.set_num_threads, (1,)) as pool:
         shares = np.array_split(np.random.default_rng(0).permutation(len(table)), processes)

@@ -112,7 +112,7 @@ def write(
     records: Sequence[Record],
     folder: Folder,
 ) -> str:
-    """`proxies.json` in the folder; returns the table for the terminal."""
+    """Writes `proxies.json` to the folder. Returns the table for the terminal."""
     by_key = {record.key: record for record in records}
     names = list(configurations)
     trained = [

@@ -46,11 +46,11 @@ class RankStudy(Value):
     train: TrainConfig = TrainConfig()
     search: SearchConfig
     specs: Annotated[int, Field(ge=8, le=10_000)] = 24
-    """Architectures, spread over the MACs of the space; fewer than 8 say nothing."""
+    """Number of architectures, spread over the MACs of the space; fewer than 8 say nothing."""
     seeds: Annotated[Repeats, Field(ge=2)] = 4
-    """Trainings from scratch of each."""
+    """Number of trainings of each architecture from scratch, with different seeds."""
     supernet_seeds: Repeats = 3
-    """Supernets."""
+    """Number of supernets, with different seeds."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
     launch: SessionConfig = SessionConfig()

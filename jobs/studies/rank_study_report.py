@@ -28,15 +28,15 @@ MAX_SPLITS = 35  # of the seeds in two halves: all there are of up to eight
 
 @dataclass(frozen=True)
 class RankStudyData:
-    """What scores and trainings say of the same architectures. Top-1 is in percent."""
+    """Scores and trainings of the same architectures. Top-1 is in percent."""
 
     specs: list[ArchSpec]
     scratch: np.ndarray
-    """Trained from scratch (specs, seeds)."""
+    """Top-1 of the trainings from scratch, (specs, seeds)."""
     top1: np.ndarray
-    """With a supernet's weights (specs, supernets)."""
+    """Top-1 with a supernet's weights, (specs, supernets)."""
     loss: np.ndarray
-    """With a supernet's weights (specs, supernets)."""
+    """Loss with a supernet's weights, (specs, supernets)."""
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class RankStudyData:
         supernets: Sequence[Sequence[Score]],
         records: Sequence[Record],
     ) -> RankStudyData:
-        """Of the architectures that were trained in full with every seed."""
+        """The study of the architectures that were trained in full with every seed."""
         top1_of: dict[ArchSpec, list[float]] = {}
         for record in sorted(records, key=lambda record: record.configuration.train.seed):
             if record.ranks:
@@ -66,7 +66,8 @@ class RankStudyData:
 
     @property
     def better_half(self) -> RankStudyData:
-        """By their truth: among them a search decides in the end."""
+        """The better half of the architectures by their truth: among them a search decides in the
+        end."""
         rows = np.argsort(-self.truth, kind="stable")[: (len(self.specs) + 1) // 2]
         specs = [self.specs[row] for row in rows]
         return RankStudyData(specs, self.scratch[rows], self.top1[rows], self.loss[rows])
@@ -82,7 +83,8 @@ class RankStudyData:
         return float(np.sqrt(self.scratch.var(axis=1, ddof=1).mean()))
 
     def agreements(self) -> dict[str, RankAgreement | None]:
-        """Of each way to rank with the truth; None where it finds all alike."""
+        """Agreement of each way to rank with the truth; None where it finds all architectures
+        alike."""
         ways = {
             **{f"supernet {i}, top-1": column for i, column in enumerate(self.top1.T)},
             "all supernets, top-1": self.top1.mean(axis=1),
@@ -109,7 +111,7 @@ def write(
     records: Sequence[Record],
     folder: Folder,
 ) -> str:
-    """`ranks.json` and `ranks.png` in the folder; returns the table for the terminal."""
+    """Writes `ranks.json` and `ranks.png` to the folder. Returns the table for the terminal."""
     study = RankStudyData.of(specs, supernets, records)
     if len(study.specs) < MIN_SPECS or study.scratch.shape[1] < 2:
         return (

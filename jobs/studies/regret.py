@@ -40,9 +40,9 @@ class RegretJob(Value):
     """Name of a rank study (jobs.studies.rank_study) of all architectures that the searches may
     choose."""
     search: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
-    """Search with the study's training but other seeds; give it again for more."""
+    """Name of a search with the study's training but other seeds; give the flag again for more."""
     storage: str = "outputs"
-    """Folder or URI under which they are."""
+    """Folder or URI with the study and the searches."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Truth:
 
     specs: list[ArchSpec]
     top1: np.ndarray
-    """On the hold-out, in percent (specs, seeds)."""
+    """Hold-out top-1 in percent, (specs, seeds)."""
     seconds: np.ndarray
-    """Of each training (specs, seeds)."""
+    """Seconds of each training, (specs, seeds)."""
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Truth:
@@ -84,8 +84,8 @@ class Truth:
 
     def random_search(self, seconds: float, *, seed: int = 0) -> tuple[float, float]:
         """Mean and deviation of the regret of the best of as many architectures as can be trained,
-        once each, in so long. Judged by their other seeds, as the one has the luck of the choice.
-        """
+        once each, in so long. Judged by their other seeds, as the one has the luck of the
+        choice."""
         rng = np.random.default_rng(seed)
         num_specs, num_seeds = self.top1.shape
         others = (self.top1.sum(axis=1, keepdims=True) - self.top1) / (num_seeds - 1)
@@ -107,7 +107,7 @@ class SearchOutcome:
     choice: ArchSpec
     strategy: str
     seconds: float
-    """Of all workers of supernet, scoring and trainings."""
+    """Seconds of all workers of supernet, scoring and trainings."""
 
     @classmethod
     def of(cls, storage: Folder, name: str, study: Sequence[Record]) -> SearchOutcome:
@@ -132,7 +132,7 @@ class SearchOutcome:
 
 
 def worker_seconds(record: Record) -> float:
-    """Of a training, times its workers."""
+    """Seconds of a training, times its workers."""
     workers = (point.metrics.get("perf/workers", 1.0) for point in record.curve)
     return record.seconds * max(workers, default=1.0)
 

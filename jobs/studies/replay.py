@@ -16,15 +16,18 @@ from psvit_ray.storage.fence import Fence
 
 TOP1 = "holdout/top1"
 CHECKPOINT = "epochs"
-"""The checkpoint: how many have been reported."""
+"""Name of the checkpoint: the number of epochs reported so far."""
 
 
 def replay(
     raw_task: dict[str, Any], *, recorded: Sequence[dict[str, Any]], macs: int, epoch_s: float
 ) -> None:
-    """Told a TrialTask, as a real trial is. Reports the first epochs of `recorded`, the
-    `Report.values()` of a network of so many MACs, one in about `epoch_s` seconds; a network with
-    other MACs makes other errors. Goes on from where the trial before it was killed."""
+    """Runs a trial that takes a TrialTask, as a real trial does, and reports recorded epochs.
+
+    It reports the first epochs of `recorded`, the `Report.values()` of a network of `macs` MACs,
+    one in about `epoch_s` seconds; a network with other MACs makes other errors. It goes on from
+    where the trial before it was killed.
+    """
     configuration = raw_task["worker"]["configuration"]
     epochs = configuration["train"]["epochs"]
     luck = random.Random(repr(configuration))

@@ -32,9 +32,10 @@ POPULATION = 50  # AutoFormer's (arXiv 2107.00651)
 
 class Gpu(NamedTuple):
     deit_images_per_s: dict[str, float]
-    """Training, of DeiT's sizes, one GPU. A PSViT's are these times DeiT's MACs over its own."""
+    """Images/s of one GPU training DeiT, by size. A PSViT's are these times DeiT's MACs over its
+    own."""
     within_gbyte_per_s: float
-    """Of an all-reduce among the GPUs of a host, as NCCL's tests count their bus bandwidth."""
+    """GB/s of an all-reduce among the GPUs of a host, as NCCL's tests count their bus bandwidth."""
 
 
 GPUS = {
@@ -55,47 +56,51 @@ GPUS = {
 
 
 class ScalingJob(Value):
-    """Reckon what a cluster gives, and what limits it."""
+    """Estimate what a cluster gives, and what limits it."""
 
     only: tuple[Section, ...] = get_args(Section)
-    """What to print."""
+    """Tables to print."""
     gpu: Literal["h100", "rtx3090"] = "h100"
-    """Whose published speed to take."""
+    """GPU whose published speed to take."""
     sizes: tuple[Literal["tiny", "small", "base"], ...] = ("tiny", "small", "base")
-    """Of the presets psvit_2d_*."""
+    """Sizes of the presets psvit_2d_*."""
     images_per_s: tuple[PositiveNumber, ...] = ()
-    """Of one GPU in training, for each of the sizes (perf/img_per_s of a run with one worker); by
-    default the published ones."""
+    """Training images/s of one GPU, for each of the sizes (perf/img_per_s of a run with one
+    worker); by default the published ones."""
     images_per_gpu: PositiveCount = 128
-    """In a step."""
+    """Images of each GPU in a step."""
     gpus: tuple[PositiveCount, ...] = (8, 64, 512)
-    """In all."""
+    """Numbers of GPUs in all."""
     gpus_per_host: PositiveCount = 8
     gbit: tuple[Gbit, ...] = (10, 25, 100, 400)
-    """Of a host's link, in Gbit/s."""
+    """Speeds of a host's link, in Gbit/s."""
     attained: PositiveFraction = 0.6
-    """The part of the link that an all-reduce gets. 0.59 at 4 hosts with 400 Gbit/s
+    """Fraction of the link that an all-reduce gets. 0.59 at 4 hosts with 400 Gbit/s
     (NVIDIA/nccl#527: 29.6 GB/s), 0.5 to 0.6 at 8 to 32 with 100 (NVIDIA/nccl#235), both EFA; 0.92
     to 0.96 on InfiniBand (NVIDIA/nccl-tests#290). jobs/doctor.py measures yours."""
     message_us: PositiveNumber = 130.0
     """Microseconds of one small message of gloo: an all-reduce of 40 bytes by 8 processes on two
     cores took 1.87 ms at best, which is 14 of them."""
     loader_images_per_s: tuple[PositiveNumber, PositiveNumber] = (290.0, 220.0)
-    """Of one core that decodes JPEGs of 500 x 375 and crops and flips them, and that varies them
-    as DeiT does too: by the processor's seconds in the photographs of jobs.studies.benchmark."""
+    """Images/s of one core that decodes JPEGs of 500 x 375 and crops and flips them, and of one
+    that augments them as DeiT does too: by the processor's seconds in the photographs of
+    jobs.studies.benchmark."""
     head_base_mib: PositiveNumber = 2730.0
     """Memory of a head with no trial, and a search's driver: proportional set size."""
     head_trial_mib: PositiveNumber = 1240.0
     """Memory on the head of each trial of several workers: the Ray Train run but for its workers
     (controller 400, driver 400, four helpers of 110). A trial of one worker has none."""
     mlflow_report_ms: PositiveNumber = 35.0
-    """Of an epoch in MLflow on SQLite, on a busy machine: metrics and tags are one call."""
+    """Milliseconds of an epoch's report in MLflow on SQLite, on a busy machine: metrics and tags
+    are one call."""
 
     candidate_ms: PositiveNumber = 29.0
-    """In which an actor scores a candidate of a one-shot search: of digits, on 288 images."""
+    """Milliseconds in which an actor scores a candidate of a one-shot search: of digits, on 288
+    images."""
     driver_ms: tuple[PositiveNumber, PositiveNumber] = (3.0, 1.5)
-    """In which the driver of a one-shot search proposes a candidate, and in which it hands it to an
-    actor and takes its score down: processor time of jobs.studies.benchmark --only scoring."""
+    """Milliseconds in which the driver of a one-shot search proposes a candidate, and in which it
+    passes it to an actor and stores its score: processor time of jobs.studies.benchmark --only
+    scoring."""
 
 
 def work(job: ScalingJob) -> int:
@@ -164,7 +169,7 @@ def steps(job: ScalingJob) -> Rows:
 
 
 def agreement(job: ScalingJob) -> Rows:
-    """Which a step of a GPU hides where it takes longer itself."""
+    """Table of the agreement of workers, which a step hides where it takes longer itself."""
     rows = [["GPUs", "agreement ms", *(f"{size}: images a GPU that hide it" for size in job.sizes)]]
     for gpus in job.gpus:
         seconds = step_time.agreement_s(gpus, job.message_us / 1e6)
@@ -193,7 +198,7 @@ def loader(job: ScalingJob) -> Rows:
 
 
 def search(job: ScalingJob) -> Rows:
-    """Of trials that train the first size on ImageNet, whose every epoch is reported."""
+    """Table of searches whose trials train the first size on ImageNet and report every epoch."""
     size, rate = next(iter(rates_of(job).items()))
     rows = [
         ["GPUs", "workers a trial", "trials at once", "GiB on the head", f"s an epoch of {size}"]
@@ -214,7 +219,8 @@ def search(job: ScalingJob) -> Rows:
 
 
 def candidates(job: ScalingJob) -> Rows:
-    """Of a one-shot search: in generations of AutoFormer's size, and of four for each actor."""
+    """Table of one-shot searches with generations of AutoFormer's size, and of four candidates for
+    each actor."""
     rows = [["actors", "population", "candidates/s", "of an actor alone"]]
     proposing_ms, asking_ms = job.driver_ms
 

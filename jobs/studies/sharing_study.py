@@ -48,11 +48,11 @@ class SharingStudy(Value):
     """Name in psvit_ray/recipes, or path of a YAML file: how each network is trained."""
     train: TrainConfig = TrainConfig()
     sharings: Repeats = 5
-    """Random sharings."""
+    """Number of random sharings."""
     draw_seed: Seed = 0
-    """Of which."""
+    """Seed that draws the random sharings."""
     seeds: Annotated[Repeats, Field(ge=2)] = 3
-    """Trainings of each, with seeds from `--seed` on."""
+    """Number of trainings of each sharing, with seeds from `--seed` on."""
     trials: Trials = Trials()
     launch: SessionConfig = SessionConfig()
 
@@ -93,7 +93,8 @@ def work(job: SharingStudy) -> int:
 
 
 def proposal(where: str) -> SharingProposal:
-    """Raises ValueError where there is none, or none that can be trained or compared."""
+    """The sharing proposal in a folder. Raises ValueError where there is none, or none that can be
+    trained or compared."""
     folder = Folder.at(where)
     try:
         content = folder.read(redundancy.JSON)
@@ -123,8 +124,8 @@ def proposal(where: str) -> SharingProposal:
 
 
 def random_sharings(pattern: str, number: int, seed: int) -> dict[str, str]:
-    """Distinct patterns with as many groups in each stage as `pattern`, each as likely as any
-    other. Raises ValueError where there are not so many."""
+    """Distinct random patterns with as many groups in each stage as `pattern`, each as likely as
+    any other. Raises ValueError where there are not so many."""
     stages = parse_pattern(pattern)
     ways = math.prod(compositions(sum(groups), len(groups), sum(groups)) for groups in stages) - 1
     if number > ways:
@@ -150,7 +151,7 @@ def write(
     records: Iterable[Record],
     folder: Folder,
 ) -> str:
-    """`sharings.json` in the folder; returns the table for the terminal."""
+    """Writes `sharings.json` to the folder. Returns the table for the terminal."""
     by_key = {record.key: record for record in records}
     scores: dict[str, list[float]] = {}
     for name, seeds in configurations.items():

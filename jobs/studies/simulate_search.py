@@ -77,40 +77,40 @@ class SimulateSearch(Value):
     train: TrainConfig = TrainConfig()
     search: SearchConfig
     slots: Annotated[int, Field(ge=2, le=10_000)] = 64
-    """Trials at once."""
+    """Number of trials at the same time."""
     epoch_s: PositiveNumber = 5.0
-    """Seconds of an epoch of a trial, about."""
+    """Seconds of an epoch of a trial, approximately."""
 
 
 class Sample(NamedTuple):
-    """What a driver says of itself, when it has proposed a configuration or one has ended."""
+    """Measurement of a driver, made when it has proposed a configuration or one has ended."""
 
     ended: int
-    """Configurations, those of the driver before it too."""
+    """Number of configurations that have ended, those of the driver before it included."""
     new: int
-    """Proposed by this driver; what it found unfinished is not new."""
+    """Number of configurations proposed first by this driver; unfinished ones are not new."""
     at: float
-    """`time.monotonic()`, which is the same for all processes of a machine."""
+    """Time by `time.monotonic()`, which is the same for all processes of a machine."""
     cpu_s: float
     mlflow_s: float
-    """Of it, in the thread that writes to MLflow."""
+    """Processor seconds in the thread that writes to MLflow."""
     proposing_s: float
-    """Of it, for what to try next."""
+    """Processor seconds for proposals."""
     rss: int
-    """Bytes."""
+    """Resident memory in bytes."""
 
 
 class DriverEnd(NamedTuple):
-    """What a driver says last."""
+    """Last message of a driver."""
 
     searched_at: float
     written_at: float
-    """Of leaderboard and picture."""
+    """Time at which leaderboard and picture were written."""
     untracked: int
 
 
 class TimedProposals:
-    """Proposals, and what each took."""
+    """Proposals whose processor time is measured."""
 
     def __init__(
         self, proposals: Proposals, records: Sequence[Record], tell: Callable[[Sample], None]
@@ -162,7 +162,8 @@ class TimedProposals:
 
 
 def drive(job: SimulateSearch, folder: str, resumes: bool, connection: Connection) -> None:
-    """A search as jobs/tune_psvit.py has it, but for the trials. In a process of its own."""
+    """A search as jobs/tune_psvit.py runs it, but for the trials. It runs in a process of its
+    own."""
     recorded = json.loads(RECORDED.read_text())
     trials = Trials(max_concurrent=job.slots, resources=WorkerResources(gpus_per_worker=0))
     with (
@@ -220,18 +221,19 @@ def source_of(job: SimulateSearch) -> Source:
 
 
 class DriverRun(NamedTuple):
-    """What was seen of a driver from outside."""
+    """Messages of a driver, as seen from outside."""
 
     began: float
     samples: list[Sample]
     end: DriverEnd | None
-    """None of one that was killed."""
+    """Last message; None from a driver that was killed."""
 
 
 def run_driver(
     job: SimulateSearch, folder: str, *, resumes: bool, kill_at: float = math.inf
 ) -> DriverRun:
-    """A driver from its start to its end, or to the SIGKILL when so many configurations have ended.
+    """Runs a driver from its start to its end, or to the SIGKILL when `kill_at` configurations have
+    ended.
 
     Raises RuntimeError where it ends otherwise.
     """
@@ -281,7 +283,7 @@ def work(job: SimulateSearch) -> int:
 
 
 def growth(first: DriverRun, second: DriverRun, num_trials: int) -> Rows:
-    """The cost of a configuration, and memory, as there are more and more."""
+    """Table of the cost of a configuration, and of memory, as there are more and more."""
     rows = [
         ["driver", "configurations", "s", "driver's CPU s each", "of it proposals", "MLflow"]
         + ["MiB"]
@@ -325,7 +327,7 @@ def driver_facts(first: DriverRun, second: DriverRun) -> Rows:
 
 
 def store_facts(folder: str) -> Rows:
-    """Sizes, and seconds of what a user asks MLflow."""
+    """Table of the sizes of record and MLflow's store, and of the seconds of a user's queries."""
     files = list((Path(folder) / NAME / "record").iterdir())
     began = time.perf_counter()
     RecordStore(Folder(folder) / NAME).all()
@@ -354,7 +356,8 @@ def store_facts(folder: str) -> Rows:
 
 
 def find_faults(folder: str, num_trials: int) -> list[str]:
-    """Whether each configuration is there once, in the record and in MLflow, and each point."""
+    """Messages about configurations or points that are missing or twice in the record or in
+    MLflow."""
     records = RecordStore(Folder(folder) / NAME).all()
     with contextlib.closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
 

@@ -1,4 +1,5 @@
-"""The winner and DeiT side by side: test errors over seeds, costs, speed on this machine."""
+"""Comparison of a search's winner with DeiT: test errors over seeds, costs, speed on this
+machine."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def pair(
     search: Sequence[Record], baseline_search: Sequence[Record], *, max_macs: float | None = None
 ) -> dict[str, Record]:
     """The best DeiT of one search, and the best PSViT of another: both within a budget of
-    `max_macs`, or the PSViT at no more than the DeiT has.
+    `max_macs`, or the PSViT at no more MACs than the DeiT has.
 
     Raises ValueError if either is missing.
     """
@@ -46,7 +47,7 @@ def pair(
 def write(
     pairs: Mapping[str, Sequence[Configuration]], records: Iterable[Record], folder: Folder
 ) -> str:
-    """`comparison.json` in the folder; returns the table for the terminal."""
+    """Writes `comparison.json` to the folder. Returns the table for the terminal."""
     by_key = {record.key: record for record in records}
     correct = {}
     for name, seeds in pairs.items():
@@ -83,9 +84,14 @@ def write(
 
 
 def error_ratio(winner: np.ndarray, baseline: np.ndarray) -> dict[str, float | None] | None:
-    """Our errors over theirs, `mean`, with its interval `low` to `high` (see
-    `error_ratio_interval`); `high` is None where it has no bound. None where they make no error.
-    (seeds, images) bool, where rightly classified."""
+    """Ratio of the winner's errors to the baseline's: `mean` and its interval from `low` to `high`
+    (see `error_ratio_interval`). `high` is None where the interval has no bound; the whole ratio is
+    None where the baseline makes no error.
+
+    Args:
+        winner: (seeds, images) bool, True where an image is classified correctly.
+        baseline: The same of the baseline, with the same seeds and images.
+    """
     if baseline.all():
         return None
     low, high = error_ratio_interval(winner, baseline)
@@ -127,10 +133,12 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def error_ratio_interval(
     winner: np.ndarray, baseline: np.ndarray, *, seed: int = 0, resamples: int = 10_000
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of our errors over theirs. (seeds, images) bool, where rightly
-    classified; seeds and images are drawn again together for both, so that what is hard for both
-    does not widen it. Where they make no error in more than a 40th of the draws, it has no bound:
-    infinity. Draws in which neither makes one say that they are alike.
+    """95 % bootstrap interval of the ratio of the winner's errors to the baseline's, from (seeds,
+    images) bool that are True where an image is classified correctly.
+
+    Seeds and images are drawn again together for both, so that what is hard for both does not widen
+    the interval. Where the baseline makes no error in more than a 40th of the draws, it has no
+    upper bound: infinity. Draws in which neither makes an error count as a ratio of 1.
     """
     rng = np.random.default_rng(seed)
     seeds, images = winner.shape

@@ -1,4 +1,5 @@
-"""What a search found, as files, all from its records: tables, the winner's recipe, a picture."""
+"""The results of a search as files, all made from its records: tables, the winner's recipe, a
+picture."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ __all__ = ["leaderboard_rows", "side_by_side", "summary", "write", "write_side_b
 
 
 def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]:
-    """`leaderboard.csv`, `leaderboard.json`, `pareto.png`, and `best.yaml` if there is a winner.
-    Each replaces an older one whole. Returns where they are.
+    """Writes `leaderboard.csv`, `leaderboard.json`, `pareto.png`, and `best.yaml` if there is a
+    winner. Each file replaces an older one whole. Returns their paths.
 
     Raises OSError where they cannot be written.
     """
@@ -33,7 +34,8 @@ def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]
 
 
 def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
-    """One table and one picture of several searches. A rank is one within its search."""
+    """Writes one table and one picture of several searches. A rank is the rank within a
+    configuration's own search."""
     by_name = {name: list(records) for name, records in searches.items()}
     table = [
         {"search": name, **row}
@@ -44,8 +46,9 @@ def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder)
 
 
 def leaderboard_rows(records: Iterable[Record]) -> list[Row]:
-    """Every configuration, the best first. `rank` is None for what was not trained in full: it says
-    in `status` and `reason` why. Top-1 is in percent, on the hold-out after the last epoch."""
+    """Table of all configurations, the best first. `rank` is None for those not trained in full,
+    whose `status` and `reason` say why. Top-1 is in percent, on the hold-out after the last
+    epoch."""
     return [
         _row(rank if record.ranks else None, record)
         for rank, record in enumerate(ranking(records), start=1)
@@ -74,7 +77,7 @@ def _row(rank: int | None, record: Record) -> Row:
 
 
 def best_yaml(winner: Record, title: str) -> str:
-    """What `psvit train --arch best.yaml` trains again."""
+    """The recipe of the winner, which `psvit train --arch best.yaml` trains again."""
     configuration = winner.configuration
     heading = (
         f"The best PSViT of the search {title}: {winner.pattern}",

@@ -1,4 +1,4 @@
-"""The unit in which the MACs of a table or a picture are readable."""
+"""The unit that makes the MACs of a table or a picture readable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Costed(Protocol):
-    """A record, a score: what has a spec."""
+    """Something with a cost: a record, a score."""
 
     @property
     def macs(self) -> int: ...
@@ -16,15 +16,18 @@ class Costed(Protocol):
 
 @dataclass(frozen=True)
 class MacsUnit:
+    """A unit of multiply-accumulates."""
+
     name: str
     macs: float
     """MACs of one unit."""
 
     @classmethod
     def of(cls, costed: Iterable[Costed]) -> MacsUnit:
-        """GMACs, as papers say, but for networks of tiny images."""
+        """The unit for these costs: GMACs, as in papers, or MMACs where all networks are tiny."""
         largest = max((item.macs for item in costed), default=0)
         return cls("GMACs", 1e9) if largest >= 1e8 else cls("MMACs", 1e6)
 
     def value(self, item: Costed) -> float:
+        """The cost in this unit."""
         return item.macs / self.macs

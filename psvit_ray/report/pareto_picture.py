@@ -24,8 +24,8 @@ LOG_SCALE_FROM = 4  # from this ratio of costs on, the axis is logarithmic
 
 
 def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
-    """Everything that was trained in full in one search, or in several: PSViTs, DeiTs, and the
-    front of those that no other beats in accuracy at its cost. The best are ringed."""
+    """Picture of all configurations trained in full in one search, or in several, as PNG: PSViTs,
+    DeiTs, and the Pareto front. The best are ringed."""
     figure = new_figure(8, 5.5)
     axes = figure.add_subplot()
     ranked = {name: [r for r in records if r.ranks] for name, records in searches.items()}
@@ -50,19 +50,21 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """In inches."""
+    """A figure of the given width and height in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def style_axes(axes: Axes) -> None:
+    """Sets label, grid and spines of an axis of accuracy."""
     axes.set_ylabel("hold-out top-1, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as PNG."""
     image = io.BytesIO()
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a dollar in the name of a class
@@ -74,8 +76,8 @@ def png(figure: Figure) -> bytes:
 
 
 def accuracy_floor(top1: Sequence[float], must: Iterable[float] = ()) -> float:
-    """The least accuracy that gets a place of its own: a few that learned nothing would press
-    all others against the top. It is at most what `must` have."""
+    """Lowest accuracy with a place of its own in the picture: a few configurations that learned
+    nothing would press all others against the top. It is at most the lowest of `must`."""
     if not top1:
         return 0.0
     floor = max(top1) - 3 * (max(top1) - median(top1))
@@ -85,7 +87,8 @@ def accuracy_floor(top1: Sequence[float], must: Iterable[float] = ()) -> float:
 def _draw(
     axes: Axes, ranked: Sequence[Record], unit: MacsUnit, floor: float, colour: str, search: str
 ) -> None:
-    """`search` is empty where there is only one, which can be described at more length."""
+    """Draws the configurations of a search. `search` is empty where there is only one, which can be
+    described at more length."""
     front = [record for record in pareto(ranked) if (record.top1 or 0.0) >= floor]
     if len(front) > 1:
         x, y = _points(front, unit)
@@ -113,7 +116,7 @@ def _draw(
 
 
 def _new_label(axes: Axes, label: str) -> str | None:
-    """None if the legend has it already."""
+    """The label, or None if the legend has it already."""
     return None if label in axes.get_legend_handles_labels()[1] else label
 
 
@@ -155,6 +158,7 @@ def _mark(
 
 
 def style_cost_axis(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None:
+    """Scales the axis of costs, logarithmically where they differ by more than a factor of 4."""
     costs = [unit.value(item) for item in shown]
     if max(costs) > LOG_SCALE_FROM * min(costs):
         axes.set_xscale("log")

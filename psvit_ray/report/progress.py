@@ -1,4 +1,4 @@
-"""How far long work has come, a line every few seconds."""
+"""Progress of long work, a line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Piece = TypeVar("Piece")
 
 
 def print_line(line: str) -> None:
+    """Prints a line at once."""
     print(line, flush=True)
 
 
@@ -23,7 +24,12 @@ def with_progress(
     every_s: float = SAY_EVERY_S,
     say: Callable[[str], None] = print_line,
 ) -> Iterator[Piece]:
-    """`pieces` as they are; `size` is how many of the `total` images one has."""
+    """Yields `pieces` as they are, and prints progress every `every_s` seconds.
+
+    Args:
+        total: Number of images in all pieces.
+        size: Number of images in a piece.
+    """
     began = last_line_at = time.monotonic()
     images = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""How well one score ranks as another does."""
+"""Rank correlation of a score with the truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESAMPLES = 1_000
 
 
 class Estimate(Value):
-    """With its 95 % bootstrap interval over the things ranked."""
+    """A value with its 95 % bootstrap interval over the ranked items."""
 
     value: float
     low: float
@@ -26,20 +26,24 @@ class Estimate(Value):
 
 
 class RankAgreement(Value):
-    """How far one score ranks as another does."""
+    """Agreement of two rankings."""
 
     tau: Estimate
     """Kendall's tau-b: 1 for the same order, 0 for none in common, -1 for the reverse."""
     rho: Estimate
-    """Spearman's."""
+    """Spearman's rank correlation."""
     top: Estimate
-    """Part of the best quarter of one that is in the best quarter of the other."""
+    """Fraction of the best quarter of one ranking that is in the best quarter of the other."""
     n: int
 
 
 def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankAgreement:
-    """Raises ValueError for fewer than three, or where all of a kind are equal: nothing is
-    ranked."""
+    """Agreement of the ranking by `scores` with that by `truth`, (n,) each; `seed` draws the
+    bootstrap.
+
+    Raises ValueError for fewer than three values, or where all scores or all truths are equal:
+    nothing is ranked.
+    """
     scored, true = _check_scores(scores, truth)
     return RankAgreement(
         tau=_estimate(_tau, scored, true, seed),
@@ -50,7 +54,7 @@ def agreement(scores: ArrayLike, truth: ArrayLike, *, seed: int = 0) -> RankAgre
 
 
 def tau(scores: ArrayLike, truth: ArrayLike) -> float:
-    """Kendall's tau-b without its interval. Raises ValueError as `agreement`."""
+    """Kendall's tau-b without its interval. Raises ValueError as `agreement` does."""
     return _tau(*_check_scores(scores, truth))
 
 

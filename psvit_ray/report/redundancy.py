@@ -1,4 +1,4 @@
-"""The redundancy of a network as files, and the sharing that it proposes."""
+"""The redundancy of a network as files, and the sharing that it suggests."""
 
 from __future__ import annotations
 
@@ -16,35 +16,37 @@ JSON = "redundancy.json"
 
 
 class SharingProposal(Value):
-    """`redundancy.json`: what was measured of which network, and the sharing proposed for it."""
+    """Content of `redundancy.json`: what was measured of which network, and the sharing proposed
+    for it."""
 
     model: str
     data: str
     seed: int
-    """Of which images."""
+    """Seed that drew the images."""
     num_unreadable: int
     threshold: float | None
-    """None where the number of followers was given."""
+    """Similarity from which on layers share; None where the number of followers was given."""
     max_group: int | None
     pattern: str
-    """The proposal."""
+    """Pattern of the proposed sharing."""
     spec: ArchSpec | None
-    """Of the network as it was measured; None where no ArchSpec describes it."""
+    """Spec of the network as it was measured; None where no ArchSpec describes it."""
     redundancy: Redundancy
 
     @property
     def proposed(self) -> ArchSpec | None:
+        """The network with the proposed sharing; None where no ArchSpec describes it."""
         return self.spec and self.spec.with_pattern(self.pattern)
 
 
 def followers(pattern: str) -> int:
-    """Layers that borrow a map."""
+    """Number of layers that use another layer's attention map."""
     return sum(size - 1 for groups in parse_pattern(pattern) for size in groups)
 
 
 def write(proposal: SharingProposal, folder: Path) -> None:
-    """`redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row for each
-    layer; empty where there is none) and `redundancy.png`."""
+    """Writes `redundancy.json`, `redundancy.csv` (the matrix, then the tokens' similarity, a row
+    for each layer; empty where there is none) and `redundancy.png`."""
     (folder / JSON).write_text(proposal.model_dump_json(indent=2) + "\n", encoding="utf-8")
     measured = proposal.redundancy
     heading = ["layer", *map(str, range(1, len(measured.similarity) + 1)), "tokens"]
@@ -60,7 +62,7 @@ def write(proposal: SharingProposal, folder: Path) -> None:
 
 
 def summary(proposal: SharingProposal) -> str:
-    """For a terminal: each layer with its leader, and the pattern."""
+    """Text for a terminal: each layer with its leader, and the pattern."""
     measured = proposal.redundancy
     lines = [["layer", "map as the one before", "leader", "map as the leader", "tokens"]]
     layer = 0

@@ -1,4 +1,4 @@
-"""How alike layers and tokens are, as a picture."""
+"""Picture of the similarity of layers and tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from psvit_ray.arch.spec import parse_pattern
 from psvit_ray.model.redundancy import Redundancy
 
 MAX_LAYERS_NUMBERED = 16
-"""Layers whose numbers fit into the cells."""
+"""Largest number of layers whose numbers fit into the cells."""
 COLOUR = "#0072B2"
 GROUP_COLOUR = "#D55E00"
 
 
 def redundancy_png(measured: Redundancy, pattern: str, title: str) -> bytes:
-    """The similarity of each pair of layers, with the groups of `pattern` outlined, and beside it
-    that of the tokens of each layer. Layers of different grids have no similarity: grey."""
+    """Picture of the similarity of each pair of layers, with the groups of `pattern` outlined, and
+    beside it that of the tokens of each layer, as PNG. Layers of different grids have no
+    similarity: grey."""
     similarity = np.array(measured.similarity)
     depth = len(similarity)
     side = min(3.2 + 0.4 * depth, 11)

@@ -1,4 +1,4 @@
-"""What a search found, as a few lines for a terminal."""
+"""The results of a search as a few lines for a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_RANKED: dict[Status, str] = {
 
 
 def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str:
-    """The best, DeiT beside them, and the commands for what comes next."""
+    """The best configurations, DeiT beside them, and the commands for what comes next."""
     records = list(records)
     parts = [f"{len(records)} configurations: {count_statuses(records)}"]
     ranked = [record for record in ranking(records) if record.ranks]
@@ -56,7 +56,7 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
 
 
 def count_statuses(records: Sequence[Record]) -> str:
-    """How many were trained in full, and what became of the others."""
+    """Numbers of configurations trained in full, and of the others by status."""
     counts = Counter(record.status for record in records)
     parts = [f"{sum(record.ranks for record in records)} trained in full"]
     parts += [f"{counts[status]} {text}" for status, text in NOT_RANKED.items() if counts[status]]
@@ -93,7 +93,8 @@ def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Numbers to the right, text to the left; what a terminal would act on is written out."""
+    """Lines of cells as aligned columns: numbers to the right, text to the left. Characters that a
+    terminal would act on are written out."""
     lines = [[printable(cell) for cell in line] for line in lines]
     columns = list(zip(*lines, strict=True))
     width = [max(map(display_width, column)) for column in columns]
@@ -110,7 +111,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def display_width(text: str) -> int:
-    """How many columns of a terminal a text takes: two for a letter of East Asia."""
+    """Number of a terminal's columns that a text takes: two for a letter of East Asia."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     return len(text) + wide - sum(unicodedata.combining(char) > 0 for char in text)
 
@@ -150,7 +151,7 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
 
 
 def mlflow_command(tracking_uri: str) -> str:
-    """Where the runs are seen: a server's address, or the command that starts one."""
+    """Where to see the runs: a server's address, or the command that starts one."""
     shown = without_secrets(tracking_uri)
     is_server = shown.startswith(("http://", "https://"))
     return shown if is_server else f"mlflow ui --backend-store-uri {shlex.quote(shown)}"

@@ -11,7 +11,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CLEAN = ("psvit_ray/text", "psvit_ray/arch")
+CLEAN = (
+    "psvit_ray/text",
+    "psvit_ray/arch",
+    "psvit_ray/search",
+    "psvit_ray/runtime",
+    "psvit_ray/report",
+    "jobs/studies",
+)
 """Rooms whose words are plain. When all of them are, this list becomes psvit_ray and jobs."""
 
 NO_SUBJECT = re.compile(

@@ -16,7 +16,7 @@ from psvit_ray.text.printable import printable
 MAX_CLASSES_NAMED = 5
 
 Locate = Callable[[int], tuple[str, str]]
-"""Source of an image, and its path or row there."""
+"""Function from the index of an image to its source and its path or row there."""
 
 
 def write(
@@ -28,8 +28,15 @@ def write(
     place: Locate,
     num_hardest: int,
 ) -> None:
-    """`metrics.json` (with `about` before the numbers), `per_class.csv`, `confusion.csv` and
-    `.png`, `reliability.png`, `hardest.csv`, and `quarantine.csv` where images cannot be read."""
+    """Writes an evaluation: `metrics.json`, `per_class.csv`, `confusion.csv` and `.png`,
+    `reliability.png`, `hardest.csv`, and `quarantine.csv` where images cannot be read.
+
+    Args:
+        about: What `metrics.json` has before the numbers.
+        title: Title of the pictures.
+        place: Source and path of an image by its index.
+        num_hardest: Number of images with the highest loss to list.
+    """
     content = {**about, **metrics(answers)}
     (folder / "metrics.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     rows = per_class(answers)

@@ -1,4 +1,4 @@
-"""A network's mistakes and its confidence, as pictures."""
+"""Pictures of a network's mistakes and its confidence."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from psvit_ray.report.pareto_picture import png
 from psvit_ray.text.printable import printable
 
 MAX_CLASSES_NAMED = 40
-"""Classes whose names fit beside the cells."""
+"""Largest number of classes whose names fit beside the cells."""
 MAX_CLASSES_COUNTED = 25
-"""Classes whose counts fit into the cells."""
+"""Largest number of classes whose counts fit into the cells."""
 MAX_PAIRS = 12
 MAX_NAME_LENGTH = 24
 COLOUR = "#0072B2"
 
 
 def confusion_png(answers: Evaluation, title: str) -> bytes:
-    """A row for each label, in shares of its images, so that rare classes are seen; with few
-    classes their names and counts, with many the most frequent mistakes beside it."""
+    """Confusion matrix as PNG: a row for each label, in shares of its images, so that rare classes
+    are seen. With few classes it has their names and counts, with many the most frequent mistakes
+    beside it."""
     counts = answers.confusion()
     if not counts[:, -1].any():
         counts = counts[:, :-1]
@@ -61,7 +62,8 @@ def confusion_png(answers: Evaluation, title: str) -> bytes:
 
 
 def reliability_png(answers: Evaluation, title: str) -> bytes:
-    """How often the network is right against how sure it is, and how often it is so sure."""
+    """Reliability diagram as PNG: accuracy against confidence, and the number of images by
+    confidence."""
     figure = Figure(figsize=(5.5, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)

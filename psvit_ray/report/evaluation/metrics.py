@@ -1,4 +1,4 @@
-"""How good a network is on labelled images: exact counts, and what they say.
+"""Metrics of a network on labelled images: exact counts, and what is computed from them.
 
 Shapes: N images, K classes. An image that cannot be read counts as wrong.
 """
@@ -22,8 +22,8 @@ UNREADABLE = -1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network said of each image, in the order of the table. Where an image cannot be read
-    the prediction is UNREADABLE and the numbers are NaN."""
+    """The predictions of a network for each image, in the order of the table. Where an image cannot
+    be read the prediction is UNREADABLE and the numbers are NaN."""
 
     class_names: tuple[str, ...]
     labels: np.ndarray
@@ -31,21 +31,21 @@ class Evaluation:
     predictions: np.ndarray
     """(N,) int64."""
     confidences: np.ndarray
-    """(N,) probability of the prediction."""
+    """Probability of the prediction, (N,)."""
     label_probabilities: np.ndarray
     """(N,)."""
     losses: np.ndarray
-    """(N,) cross-entropy."""
+    """Cross-entropy, (N,)."""
     ranks: np.ndarray
-    """(N,) how many classes were found likelier than the label, 0 for a right answer."""
+    """Number of classes that are likelier than the label, (N,): 0 for a correct prediction."""
     bad: tuple[tuple[int, str], ...]
-    """Index, reason."""
+    """Index and reason of each image that cannot be read."""
 
     @classmethod
     def of(
         cls, scored: Iterable[ScoredBatch], labels: np.ndarray, class_names: tuple[str, ...]
     ) -> Evaluation:
-        """`labels` (N,) are numbers of `class_names`."""
+        """The evaluation of scored batches; `labels`, (N,), are indices of `class_names`."""
         numbers = {
             name: np.full(len(labels), math.nan)
             for name in ("confidences", "label_probabilities", "losses", "ranks")
@@ -77,13 +77,13 @@ class Evaluation:
         return self.predictions == self.labels
 
     def top_k(self, k: int) -> float:
-        """In percent, of all images."""
+        """Top-k accuracy in percent of all images."""
         right = (self.ranks < k).sum()  # NaN, of an unreadable one, is not less
         return 100 * int(right) / len(self.labels)
 
     def confusion(self) -> np.ndarray:
-        """(K, K + 1) counts: a row for each label, a column for each prediction, and a last one for
-        images that cannot be read."""
+        """Confusion matrix, (K, K + 1) counts: a row for each label, a column for each prediction,
+        and a last one for images that cannot be read."""
         size = len(self.class_names)
         columns = np.where(self.readable, self.predictions, size)
         cells = np.bincount(self.labels * (size + 1) + columns, minlength=size * (size + 1))
@@ -91,8 +91,8 @@ class Evaluation:
 
 
 def metrics(answers: Evaluation) -> dict[str, Any]:
-    """Top-1 and top-5 in percent of all images, loss and calibration over those that can be read;
-    None where there is nothing to say."""
+    """Metrics by name: top-1 and top-5 in percent of all images, loss and calibration error over
+    those that can be read; None where one is undefined."""
     readable = int(answers.readable.sum())
     return {
         "images": len(answers.labels),
@@ -117,7 +117,7 @@ class ReliabilityBin:
 
 
 def reliability(answers: Evaluation, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
-    """Bins of equal width, over images that can be read."""
+    """Bins of equal width over the confidences of images that can be read."""
     confidences = answers.confidences[answers.readable]
     correct = answers.correct[answers.readable]
     edges = np.linspace(0, 1, num_bins + 1)
@@ -150,7 +150,7 @@ ClassRow = dict[str, Any]
 
 
 def per_class(answers: Evaluation) -> list[ClassRow]:
-    """A row for each class, in percent. Precision is None for a class that was never predicted,
+    """Table of the classes, in percent. Precision is None for a class that was never predicted,
     recall for one that has no images."""
     confusion = answers.confusion()
     rows = []
@@ -177,13 +177,13 @@ def per_class(answers: Evaluation) -> list[ClassRow]:
 
 
 def hardest(answers: Evaluation, count: int) -> np.ndarray:
-    """Indices of the images with the highest loss, that first."""
+    """Indices of the `count` images with the highest loss, the highest first."""
     order = np.argsort(-answers.losses, kind="stable")  # NaN, of an unreadable one, comes last
     return order[: min(count, int(answers.readable.sum()))]
 
 
 def confused_pairs(answers: Evaluation, count: int) -> list[tuple[str, str, int]]:
-    """Label, prediction and count of the most frequent mistakes."""
+    """Label, prediction and count of the `count` most frequent mistakes."""
     counts = answers.confusion()[:, :-1].copy()
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:count]

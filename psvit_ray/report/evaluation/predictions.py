@@ -1,4 +1,4 @@
-"""Answers to images as a table, a row each."""
+"""Predictions for images as a table, one row for each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from psvit_ray.text import csv_file
 SUFFIXES = (".csv", ".jsonl")
 
 WriteRow = Callable[[str, Prediction], None]
-"""Of the name of an image and the answer to it."""
+"""Function that writes the row of an image: its name, and the answer to it."""
 
 
 def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) -> WriteRow:
-    """CSV: path, label, probability, the next likeliest in columns `label_2`, `probability_2` and
-    so on, error. JSON lines: the same names, and all of the likeliest in `top`. An image that
-    cannot be read has an error and no label."""
+    """Function that writes rows to `file`, as CSV or JSON lines by `suffix`.
+
+    CSV has path, label, probability, the next likeliest classes in columns `label_2`,
+    `probability_2` and so on, error. JSON lines have the same names, and all of the likeliest
+    classes in `top`. An image that cannot be read has an error and no label.
+    """
     if suffix == ".csv":
         return _csv(file, class_names, top_k)
     return _json_lines(file, class_names)

@@ -1,4 +1,4 @@
-"""The candidates of a one-shot search and what training made of the finalists, against cost."""
+"""Picture of the candidates of a one-shot search, and of the trained finalists, against cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from psvit_ray.search.oneshot.scores import Score, pareto_scores, rank_scores
 from psvit_ray.search.record import Kind
 
 LABEL_OFFSETS = ((0, 1), (-0.8, 0.7), (0.8, 0.7), (-1, 0), (1, 0), (0, -1))
-"""Where a number may stand at its point, in widths and heights of it."""
+"""Places around a point where its number may stand, in widths and heights of the number."""
 LATER_DARKER = ListedColormap(colormaps["viridis_r"](np.linspace(0.15, 1, 256)))
 MARKERS = "D^vP*X<>"
 STYLES: dict[Kind, tuple[str, str, str, float]] = {
@@ -37,7 +37,8 @@ STYLES: dict[Kind, tuple[str, str, str, float]] = {
     "finetuned": ("PSViT fine-tuned", "^", COLOURS[2], 3.5),
     "baseline": ("DeiT", "s", DEIT_COLOUR, 0.0),
 }
-"""Name, marker, colour, and points to the side, so that one spec's two do not hide each other."""
+"""Name, marker, colour, and offset in points of each kind, so that the kinds of one spec do not
+hide each other."""
 
 
 def picture(
@@ -47,8 +48,9 @@ def picture(
     *,
     title: str,
 ) -> Figure:
-    """Below, every candidate with the supernet's weights; above, on an axis of its own, what
-    training made of the finalists and of DeiT. A finalist's number is its rank as a candidate."""
+    """Picture with every candidate's top-1 with the supernet's weights below and, on an axis of its
+    own above, that of the trained finalists and DeiT. A finalist's number is its rank as a
+    candidate."""
     trained = [finalist for finalist in finalists if finalist.runs]
     unit = MacsUnit.of([*scores, *trained])
     ranks = {score.spec: rank for rank, score in enumerate(rank_scores(scores), start=1)}
@@ -93,7 +95,7 @@ def picture(
 
 
 def _top(finalist: Finalist) -> float:
-    """Of the error bar."""
+    """Upper end of a finalist's error bar."""
     return finalist.top1.mean + (finalist.top1.sd or 0.0) if finalist.top1 else 0.0
 
 
@@ -202,8 +204,8 @@ def _ring(axes: Axes, chosen: Sequence[Score], unit: MacsUnit) -> None:
 
 
 def _number(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
-    """Writes ranks at points (rank, x, y): around each, where no other number stands and no other
-    point is nearer; above it if there is no such place."""
+    """Writes ranks at points (rank, x, y): around each point, where no other number stands and no
+    other point is nearer; above it if there is no such place."""
     to_points = 72 / axes.figure.dpi
     places = {
         rank: tuple(axes.transData.transform((x, y)) * to_points) for rank, x, y in sorted(points)

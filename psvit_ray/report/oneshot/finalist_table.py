@@ -1,4 +1,4 @@
-"""A one-shot search's finalists over their seeds, as tables."""
+"""The finalists of a one-shot search over their seeds, as tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from psvit_ray.search.rows import Row, spec_columns
 
 
 def finalist_rows(finalists: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
-    """`shared_top1` is with the supernet's weights, `rank` and `number` are the candidate's; None
-    of what was not scored, as DeiT."""
+    """Table of the finalists. `shared_top1` is with the supernet's weights; `rank` and `number` are
+    those as a candidate, or None for a spec without a score, such as DeiT."""
     places = {score.spec: (rank, score) for rank, score in enumerate(rank_scores(scores), start=1)}
     table = []
     for finalist in finalists:
@@ -46,7 +46,7 @@ def _columns(name: str, mean: SeedMean | None) -> Row:
 
 
 def table(finalists: Sequence[Finalist], scores: Iterable[Score]) -> str:
-    """For a terminal: the columns of `rows` that fit."""
+    """Table for a terminal: the columns of `finalist_rows` that fit."""
     unit = MacsUnit.of(finalists)
     heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
     heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]

@@ -1,4 +1,4 @@
-"""How a one-shot search went on."""
+"""Picture of a one-shot search's progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psvit_ray.search.oneshot.scores import Generation
 
 
 def picture(generations: Sequence[Generation], *, title: str) -> Figure:
-    """Top-1 with the supernet's weights, as the search went on."""
+    """Picture of the top-1 with the supernet's weights by generation."""
     figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     if generations:

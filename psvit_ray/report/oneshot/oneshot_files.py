@@ -1,4 +1,4 @@
-"""What a one-shot search found, as files and as a few lines for a terminal."""
+"""The results of a one-shot search, as files and as a few lines for a terminal."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def write(
     title: str,
     marked: Mapping[str, ArchSpec] | None = None,
 ) -> list[str]:
-    """`candidates.csv` and `.png`, `generations.png`, `traits.csv` and `.png`, `finalists.csv`.
-    Each replaces an older one whole. Returns where they are. Specs of `marked` that were scored are
-    named in the picture.
+    """Writes `candidates.csv` and `.png`, `generations.png`, `traits.csv` and `.png`,
+    `finalists.csv`. Each file replaces an older one whole. Returns their paths. Specs of `marked`
+    that were scored are named in the picture.
 
     Raises OSError where they cannot be written.
     """
@@ -52,7 +52,7 @@ def write(
 
 
 def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
-    """`candidates.csv`, `traits.csv` and `finalists.csv`."""
+    """Content of `candidates.csv`, `traits.csv` and `finalists.csv`."""
     best_finalists = finalists(records)
     return {
         "candidates.csv": csv_bytes(score_rows(scores)),
@@ -73,7 +73,8 @@ def summary(
     scoring_seconds: float,
     holdout_size: int,
 ) -> str:
-    """What was scored and how surely, the finalists beside DeiT, what it took, and the files."""
+    """Text about the scores and their standard error, the finalists beside DeiT, the seconds of
+    each phase, and the files."""
     trained = finalist_records(records)
     parts = [_scored(scores, holdout_size)]
     if trained:

@@ -1,4 +1,4 @@
-"""What the best candidates of a one-shot search have in common."""
+"""Traits that the best candidates of a one-shot search have in common."""
 
 from __future__ import annotations
 
@@ -14,50 +14,52 @@ from psvit_ray.search.oneshot.scores import Score, rank_scores
 from psvit_ray.search.rows import Row
 
 TOP_SHARE = 0.1
-"""Part of the candidates that is the best."""
+"""Fraction of the candidates that counts as the best."""
 MIN_CANDIDATES = 20
-"""Candidates below which two or fewer would be the best, and traits are noise."""
+"""Number of candidates below which two or fewer would be the best, and traits are noise."""
 
 
 @dataclass(frozen=True)
 class TraitChoice:
-    """How often one choice of a trait was made, where the trait applies: a third stage has no depth
-    in a spec of two, the second layer shares nothing in a stage of one."""
+    """Frequency of one choice of a trait, where the trait applies: a third stage has no depth in a
+    spec of two, the second layer shares nothing in a stage of one."""
 
     trait: str
     choice: Parameter
     top: int
-    """Of the best candidates, those that made it."""
+    """Number of best candidates with this choice."""
     top_of: int
-    """The best candidates that the trait applies to."""
+    """Number of best candidates that the trait applies to."""
     all: int
     all_of: int
 
     @property
     def top_share(self) -> float | None:
-        """In 0 to 1; None where the trait applies to none of the best."""
+        """Share of the choice among the best, in 0 to 1; None where the trait applies to none of
+        them."""
         return self.top / self.top_of if self.top_of else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of `top_share`. It takes candidates for independent draws, which children
-        of the same parents are not: the truth is wider."""
+        of the same parents are not: the true interval is wider."""
         return wilson_interval(self.top, self.top_of) if self.top_of else None
 
     @property
     def share(self) -> float:
-        """In 0 to 1, among all."""
+        """Share of the choice among all candidates, in 0 to 1."""
         return self.all / self.all_of
 
     @property
     def lift(self) -> float | None:
+        """Ratio of the share among the best to the share among all."""
         return None if self.top_share is None else self.top_share / self.share
 
 
 def traits(spec: ArchSpec) -> dict[str, Parameter]:
-    """Each decision that led to the spec, under its name in a search space, and `tokens`: of each
-    layer of the stage, a class token not counted. `stage1.share2` is 1 where the second layer takes
-    the first one's map."""
+    """Each decision that led to the spec, under its name in a search space, and `tokens`, the
+    number in each layer of a stage without a class token. `stage1.share2` is 1 where the second
+    layer uses the first one's map."""
     values: dict[str, Parameter] = {
         "pooling": spec.pooling,
         "patch_size": spec.patch_size,
@@ -83,13 +85,13 @@ def traits(spec: ArchSpec) -> dict[str, Parameter]:
 
 
 def best_scores(scores: Sequence[Score]) -> list[Score]:
-    """The best tenth by top-1, at whatever cost."""
+    """The best tenth of the candidates by top-1, at whatever cost."""
     return rank_scores(scores)[: math.ceil(TOP_SHARE * len(scores))]
 
 
 def trait_choices(scores: Sequence[Score]) -> list[TraitChoice]:
-    """By trait, then by choice. Without traits that are alike in all candidates; none at all with
-    too few candidates."""
+    """Choices by trait, without traits that are alike in all candidates; none with too few
+    candidates."""
     if len(scores) < MIN_CANDIDATES:
         return []
     everywhere = _counts(scores)
@@ -118,14 +120,15 @@ def _counts(scores: Sequence[Score]) -> dict[str, Counter[Parameter]]:
 
 
 def _order(trait: str) -> tuple[str, int]:
-    """Of the whole spec first, then stage by stage; layers of a stage last and by number."""
+    """Sort key of a trait: those of the whole spec first, then stage by stage; layers of a stage
+    last and by number."""
     stage, _, name = trait.rpartition(".")
     layer = name.removeprefix("share")
     return stage, int(layer) if layer.isdigit() else 0
 
 
 def trait_rows(choices: Sequence[TraitChoice]) -> list[Row]:
-    """Shares are in percent."""
+    """Table of choices. Shares are in percent."""
     table = []
     for choice in choices:
         low, high = choice.interval or (None, None)

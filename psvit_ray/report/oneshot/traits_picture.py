@@ -1,4 +1,4 @@
-"""How often the best candidates made each choice, beside how often all did."""
+"""Picture of how often the best candidates made each choice, beside how often all did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psvit_ray.report.oneshot.traits import MIN_CANDIDATES, TraitChoice
 from psvit_ray.report.pareto_picture import COLOURS, DEIT_COLOUR, new_figure
 
 ROW = 0.21
-"""Inches."""
+"""Height of a row in inches."""
 NAMES = {
     "pool_op": "pooling operator",
     "patch_size": "patch size",
@@ -25,11 +25,11 @@ NAMES = {
 SHARES = "takes the map of the layer before"
 
 Rows = list[tuple[str, TraitChoice | None]]
-"""A label and its choice; None under which a group begins."""
+"""Rows of a label and its choice; None for a heading of a group."""
 
 
 def picture(choices: Sequence[TraitChoice], *, title: str) -> Figure:
-    """A column for the whole spec and one for each stage."""
+    """Picture with a column for the whole spec and one for each stage."""
     columns = {name: list(_rows(list(group))) for name, group in groupby(choices, _stage)}
     if not columns:
         figure = new_figure(8, 3)
@@ -59,7 +59,7 @@ def _stage(choice: TraitChoice) -> str:
 
 
 def _rows(choices: Sequence[TraitChoice]) -> Iterator[tuple[str, TraitChoice | None]]:
-    """Of a layer that shares or does not, one row says both."""
+    """Rows of a column. A layer that shares or does not has one row, which says both."""
     for heading, group in groupby(choices, _heading):
         yield heading, None
         for choice in group:
@@ -127,8 +127,8 @@ def _draw(axes: Axes, rows: Rows, max_rows: int) -> None:
 
 
 def _difference_sign(choice: TraitChoice) -> int | None:
-    """1 where the best chose it more often than all did, -1 where less, 0 where that may be chance;
-    None where the trait applies to none of them."""
+    """1 where the best candidates made the choice more often than all did, -1 where less, 0 where
+    the difference may be chance; None where the trait applies to none of them."""
     if choice.interval is None:
         return None
     low, high = choice.interval
