@@ -1,4 +1,4 @@
-"""The file systems of pyarrow: all are opened here, so that no store is waited for without end."""
+"""pyarrow's file systems, all of which are opened here, so that waiting for a store is bounded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pyarrow import fs
 from psvit_ray.text.secrets import without_secrets
 
 STORE_TIMEOUT_S = 60.0
-"""Seconds that a store has for its first answer in a process. The libraries go on for minutes,
-Google's for 15, also where the credentials are missing."""
+"""Seconds to wait for the first answer of a store in a process. The libraries retry for minutes,
+Google's for 15, even without credentials."""
 GCS_RETRY_S = 60
-"""Seconds that Google's library tries again after a fault of the network."""
+"""Seconds for which Google's library retries after an error of the network."""
 GCS_RETRY_AT_FIRST_S = 20
-"""The same for the first question, so that the library's own reason comes before
+"""Seconds for which Google's library retries the first request, so that its own reason comes before
 STORE_TIMEOUT_S."""
 BUCKETS = ("s3", "gs", "gcs")
 """Schemes of URIs whose host is a bucket."""
@@ -34,7 +34,7 @@ CREDENTIALS = {
     "public bucket put anonymous@ before its name)",
     "abfs": "those of Azure's variables, of az or of this machine's identity",
 }
-"""Where the library of a store looks for credentials."""
+"""Credentials that the library of each store looks for, in words."""
 
 
 def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
@@ -51,7 +51,7 @@ def open_uri(uri: str) -> tuple[fs.FileSystem, str]:
 
 @contextlib.contextmanager
 def refusals_as_os_errors() -> Iterator[None]:
-    """Whatever a store says no with is raised as OSError, with its reason on one line."""
+    """Context that raises the errors of a store as OSError, with the reason on one line."""
     try:
         yield
     except pa.ArrowException as error:
@@ -59,18 +59,20 @@ def refusals_as_os_errors() -> Iterator[None]:
 
 
 def _split_uri(uri: str) -> tuple[str, str]:
-    """The URI of a store and the path in it, of which other folders in the same store differ."""
-    place, mark, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
+    """The URI of a store, with its query, and the path in it, so that folders of one store share a
+    connection."""
+    address, mark, query = uri.partition("?")
+    scheme, _, rest = address.partition("://")
     bucket, _, path = rest.partition("/")
-    if scheme not in BUCKETS or "@" in path:  # of a raw password that holds a slash
+    if scheme not in BUCKETS or "@" in path:  # a raw password may hold a slash
         return uri, ""
     return f"{scheme}://{bucket}{mark}{query}", unquote(path).strip("/")
 
 
 @functools.lru_cache(maxsize=32)
 def _connected(uri: str, process: int) -> tuple[fs.FileSystem, str]:
-    """Connections do not survive a fork, hence the process. Raises as `Folder.open`."""
+    """The file system and root of a store's URI. Connections do not survive a fork, so the process
+    id is part of the cache's key. Raises as `Folder.open`."""
     try:
         if "://" in uri and uri not in _reachable:
             _check_answers(uri)
@@ -81,15 +83,16 @@ def _connected(uri: str, process: int) -> tuple[fs.FileSystem, str]:
 
 
 _reachable: set[str] = set()
-"""Stores that have answered this process, or the one that it was forked from."""
+"""URIs of the stores that have answered this process, or the one that it was forked from."""
 
 
 def _check_answers(uri: str) -> None:
-    """Asks a store something, whatever the answer. Raises ValueError, and OSError for no answer."""
+    """Checks that a store answers a request, even with a refusal. Raises ValueError for a URI that
+    pyarrow does not know, and OSError if there is no answer."""
     began, reason = time.monotonic(), ""
     try:
-        # A process of its own can be ended, as no call into a library that waits can.
-        asked = subprocess.run(
+        # A process can be killed, a call into a library that waits cannot be interrupted.
+        done = subprocess.run(
             [sys.executable, "-c", _QUESTION],
             input=_retrying(uri, GCS_RETRY_AT_FIRST_S),
             stdout=subprocess.PIPE,
@@ -100,10 +103,10 @@ def _check_answers(uri: str) -> None:
     except subprocess.TimeoutExpired:
         reason = "no answer"
     else:
-        if asked.returncode == INVALID:
-            raise ValueError(asked.stdout)
-        if asked.returncode and not re.search(r"DENIED|FORBIDDEN|\b403\b", asked.stdout, re.I):
-            reason = _shortened(asked.stdout or f"the library ended with {asked.returncode}")
+        if done.returncode == INVALID:
+            raise ValueError(done.stdout)
+        if done.returncode and not re.search(r"DENIED|FORBIDDEN|\b403\b", done.stdout, re.I):
+            reason = _shortened(done.stdout or f"the library ended with {done.returncode}")
     if reason:
         shown, seconds = without_secrets(uri), time.monotonic() - began
         raise OSError(f"{shown} cannot be reached: {reason} after {seconds:.0f} s; {_tried(uri)}")
@@ -129,9 +132,9 @@ def _retrying(uri: str, seconds: int) -> str:
 
 
 def _tried(uri: str) -> str:
-    """Which address, credentials and proxies were used."""
-    place, _, query = uri.partition("?")
-    scheme, _, rest = place.partition("://")
+    """Address, credentials and proxies that were used, in words."""
+    location, _, query = uri.partition("?")
+    scheme, _, rest = location.partition("://")
     scheme = {"gcs": "gs", "abfss": "abfs"}.get(scheme, scheme)
     user, at, _ = rest.rpartition("@")
     address = parse_qs(query).get("endpoint_override", [""])[0]

@@ -1,5 +1,5 @@
-"""One run as a generator of reports. Plain PyTorch: where a run happens, and what becomes of its
-reports, is the caller's affair."""
+"""A training run as a generator of reports, in plain PyTorch: its caller decides where it runs and
+what becomes of the reports."""
 
 from __future__ import annotations
 
@@ -28,31 +28,35 @@ from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
 @dataclass(frozen=True)
 class Report:
-    """What a run says at the end of an epoch and wherever a checkpoint is due, on every worker the
-    same. `checkpoint` gives the whole state: call it while the generator stands here. `step` counts
-    updates."""
+    """A report at the end of an epoch or where a checkpoint is due, the same on every worker."""
 
     epoch: int
+    """Completed epochs."""
     step: int
+    """Completed optimizer steps."""
     checkpoint: Callable[[], Checkpoint]
+    """Makes a checkpoint of this state; to be called before the generator goes on."""
     checkpoint_due: bool = True
+    """Whether the configuration asks for a checkpoint here."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Empty within an epoch."""
+    """Metrics of the epoch that has ended; empty within an epoch."""
     stopped: bool = False
-    """The workers have agreed to stop here."""
+    """Whether the workers have agreed to stop here."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
-    """In the first report of an epoch after a start from a checkpoint: what was reported before."""
+    """Reports of the epochs before the checkpoint that the run resumed from; only in the first
+    report at the end of an epoch."""
     test: Evaluation | None = None
+    """Scores on the test images, in the last report if they are wanted."""
     bad_images: list[BadImageRow] = field(default_factory=list)
-    """That were found since the report before."""
+    """Unreadable images found since the last report."""
 
     @property
     def top1(self) -> float | None:
-        """On the hold-out, in percent."""
+        """Top-1 on the hold-out in percent; None within an epoch."""
         return self.metrics.get("holdout/top1")
 
     def values(self) -> dict[str, Any]:
-        """Primitives, as frameworks take them."""
+        """The report as a dict of primitives, as frameworks take it."""
         values: dict[str, Any] = {"epoch": self.epoch, "step": self.step, **self.metrics}
         if self.earlier:
             values["earlier"] = self.earlier
@@ -63,8 +67,8 @@ class Report:
 
 
 def check_networks(configuration: Configuration, source: Source) -> LoadedWeights | None:
-    """What of the weights to start from fits, if there are any. Raises ValueError where these, or
-    the teacher, cannot be used."""
+    """Loads the initial weights and the teacher of a configuration, and returns what of the weights
+    was taken; None if there are none. Raises ValueError if either cannot be used."""
     Teacher.of(run_info(configuration, source), torch.device("cpu"))
     return load_init(build_model(configuration), configuration.train)
 
@@ -77,24 +81,29 @@ def run_training(
     start: Checkpoint | None = None,
     test: bool = False,
 ) -> Iterator[Report]:
-    """Trains, and yields a report at the end of every epoch and wherever a checkpoint is due; with
-    `test` the last one has the score on the test images, where the data has any.
+    """Trains, and yields a report at the end of every epoch and wherever a checkpoint is due.
 
-    Started from a checkpoint, it goes on after that step and does bit for bit what the undisturbed
-    run did; started from the last, it only reports that epoch again. Works in every process of an
-    initialised `torch.distributed` group, or alone. Close the generator to stop early: it puts its
-    loaders away.
+    Args:
+        configuration: Architecture and settings of the run.
+        source: Its data, from `load_source`.
+        execution: Device of this worker, and its connection to a framework.
+        start: Checkpoint to resume from. The run then does bit for bit what the undisturbed run
+            did; from its last checkpoint it only reports the last epoch again.
+        test: Evaluate on the test images at the end, if the data has any.
 
-    Raises ValueError for a checkpoint of another configuration or of other data, Diverged for a
-    loss that is not finite, TooManyBadImages, and WorkerHung for a worker that does not come.
+    It runs in every process of an initialised `torch.distributed` group, or in a single process.
+    Close the generator to stop early: that ends the loader's processes.
+
+    Raises ValueError for a checkpoint of another configuration or of other data, Diverged,
+    TooManyBadImages, and WorkerHung if a worker does not reach a step.
     """
     config, execution = configuration.train, execution or Execution()
     run = run_info(configuration, source)
     if start and start.run.configuration != configuration:
-        theirs = start.run.configuration
+        other = start.run.configuration
         raise ValueError(
             f"checkpoint must be of configuration {configuration.key} "
-            f"({configuration.spec.pattern}), got one of {theirs.key} ({theirs.spec.pattern})"
+            f"({configuration.spec.pattern}), got one of {other.key} ({other.spec.pattern})"
         )
     if start:
         check_unchanged(source, start.run.data_digest)
@@ -137,8 +146,8 @@ def run_training(
 def _within(
     epoch: int, steps: Steps, state: TrainState, source: Source, bad: _BadImages
 ) -> Iterator[Report]:
-    """Takes the steps that the epoch lacks. Where too many images are bad, which ones is told
-    first."""
+    """Takes the remaining steps of an epoch, and yields a report at each checkpoint. If too many
+    images are bad, they are reported before the error is raised."""
 
     def report(*, stopped: bool = False, checkpoint_due: bool = True) -> Report:
         return Report(
@@ -169,7 +178,8 @@ class _Scores:
 
 
 def _scores(state: TrainState, source: Source, execution: Execution, *, test: bool) -> _Scores:
-    """Of the averaged weights, where there are any. Raises TooManyBadImages."""
+    """Scores of the evaluated weights on the hold-out and, with `test`, on the test images. Raises
+    TooManyBadImages."""
     config = state.run.configuration.train
     score = functools.partial(
         evaluate,
@@ -191,26 +201,27 @@ def _scores(state: TrainState, source: Source, execution: Execution, *, test: bo
 
 
 def _end_epoch(state: TrainState, epoch: int, metrics: dict[str, float]) -> None:
-    """Raises Diverged."""
+    """Adds the epoch's metrics to the curve. Raises Diverged if one is not finite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise Diverged(f"{name} is {value} at epoch {epoch}, step {state.step}")
-    if epoch > state.epoch:  # else it is only reported again
+    if epoch > state.epoch:  # else the epoch is only reported again
         state.epoch = epoch
         state.curve.append({"epoch": epoch, "step": state.step, "metrics": metrics})
 
 
 class _BadImages:
-    """Tells each image once."""
+    """The unreadable images of a run, each of which is reported once."""
 
     def __init__(self) -> None:
-        self._told: set[BadImageRow] = set()
+        self._reported: set[BadImageRow] = set()
 
     def new(
-        self, table: ImageTable, found: dict[int, str], *, shared: bool = False
+        self, table: ImageTable, bad: dict[int, str], *, shared: bool = False
     ) -> list[BadImageRow]:
-        """`shared`: all workers have found the same."""
-        named = [(*table.place(index), reason) for index, reason in found.items()]
-        fresh = sorted(set(named if shared else all_gather(named)) - self._told)
-        self._told |= set(fresh)
+        """Rows of the images in `bad` (position in `table`, reason) that were not reported before,
+        from all workers. With `shared` all workers pass the same images."""
+        rows = [(*table.place(index), reason) for index, reason in bad.items()]
+        fresh = sorted(set(rows if shared else all_gather(rows)) - self._reported)
+        self._reported |= set(fresh)
         return fresh
