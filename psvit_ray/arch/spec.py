@@ -40,7 +40,15 @@ PoolOp = Literal["conv", "max", "avg"]
 class Value(BaseModel):
     """A frozen pydantic model that refuses unknown fields and names the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Puts each field's docstring on one line, as tyro prints its line breaks in `--help`."""
+        for field in cls.model_fields.values():
+            field.description = " ".join((field.description or "").split()) or None
 
     @model_validator(mode="before")
     @classmethod

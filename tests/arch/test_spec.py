@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from psvit_ray.arch.spec import ArchSpec, StageSpec, format_pattern, parse_pattern
+from psvit_ray.arch.spec import ArchSpec, StageSpec, Value, format_pattern, parse_pattern
 
 
 def stage(*groups: int, **changed: Any) -> StageSpec:
@@ -217,3 +217,14 @@ def test_a_pattern_takes_the_widths_of_its_base() -> None:
     assert one == two_stages(stages=(stage(3),))
     with pytest.raises(ValueError, match="has 3 stages, but the base spec gives the widths of 2"):
         base.with_pattern("1|1|1")
+
+
+class Documented(Value):
+    count: int = 0
+    """Number of things, which are counted
+    in two lines."""
+
+
+def test_a_fields_docstring_is_its_help_on_one_line() -> None:
+    described = Documented.model_fields["count"].description
+    assert described == "Number of things, which are counted in two lines."
