@@ -1,6 +1,6 @@
 """`psvit doctor` for `ray job submit --working-dir . -- python jobs/doctor.py`."""
 
-from psvit_ray.commands.doctor import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("doctor")

@@ -1,6 +1,6 @@
 """`psvit evaluate` for `ray job submit --working-dir . -- python jobs/evaluate.py`."""
 
-from psvit_ray.commands.evaluate import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("evaluate")

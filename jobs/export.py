@@ -1,6 +1,6 @@
 """`psvit export` for `ray job submit --working-dir . -- python jobs/export.py`."""
 
-from psvit_ray.commands.export import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("export")

@@ -1,6 +1,6 @@
 """`psvit latency` for `ray job submit --working-dir . -- python jobs/latency.py`."""
 
-from psvit_ray.commands.latency import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("latency")

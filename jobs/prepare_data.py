@@ -1,6 +1,6 @@
 """`psvit prepare` for `ray job submit --working-dir . -- python jobs/prepare_data.py`."""
 
-from psvit_ray.commands.prepare import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("prepare")

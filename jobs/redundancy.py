@@ -1,6 +1,6 @@
 """`psvit redundancy` for `ray job submit --working-dir . -- python jobs/redundancy.py`."""
 
-from psvit_ray.commands.redundancy import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("redundancy")

@@ -1,6 +1,6 @@
 """`psvit report` for `ray job submit --working-dir . -- python jobs/report.py`."""
 
-from psvit_ray.commands.report import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("report")

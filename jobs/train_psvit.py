@@ -1,6 +1,6 @@
 """`psvit train` for `ray job submit --working-dir . -- python jobs/train_psvit.py`."""
 
-from psvit_ray.commands.train import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("train")

@@ -1,6 +1,6 @@
 """`psvit tune` for `ray job submit --working-dir . -- python jobs/tune_psvit.py`."""
 
-from psvit_ray.commands.tune import main
+from psvit_ray.commands.app import run
 
 if __name__ == "__main__":
-    main()
+    run("tune")

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
 
 
 def load(folder: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:

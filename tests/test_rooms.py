@@ -27,6 +27,7 @@ FLOORS["runtime"] = FLOORS["search"] | {"search"}
 FLOORS["commands"] = FLOORS["search"] | {"search", "report", "runtime"}
 FLOORS["jobs"] = FLOORS["commands"] | {"commands"}
 FLOORS["__init__"] = {"export"}  # `psvit_ray.load`, where it is called
+FLOORS["__main__"] = {"commands"}
 """What each floor may import beside itself."""
 ROOMS = {
     "data": ["data", "images", "splits", "sources", "loading", "shards"],
@@ -68,6 +69,8 @@ def arrows_up(root: Path) -> list[str]:
 def allowed(name: list[str], path: Path) -> bool:
     """Whether the file may import what has this dotted name."""
     floor = "jobs" if path.parts[0] == "jobs" else path.parts[1].removesuffix(".py")
+    if name == ["psvit_ray", "__version__"]:
+        return True
     if name[0] == "psvit_ray":
         if name[1] != floor:
             return name[1] in FLOORS[floor]

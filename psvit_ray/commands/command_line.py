@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import tyro
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -23,12 +23,13 @@ from pydantic.fields import FieldInfo
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.exits import end, fail, leave, printable_output
-from psvit_ray.data.sources.image_source import Source
-from psvit_ray.export import model_folder
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.text.messages import nearest, short_repr, shortened
 from psvit_ray.text.yaml_file import read_text, read_yaml
 from psvit_ray.training.config import Configuration
+
+if TYPE_CHECKING:
+    from psvit_ray.data.sources.image_source import Source
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS = ("base", "train", "search", "oneshot", "trials")
@@ -36,6 +37,7 @@ MOST_FAULTS = 8
 MOST_OF_A_NAME = 60
 MOST_OF_A_MESSAGE = 600
 MOST_OF_AN_ARGUMENT = 4_096  # what a path can have
+UNKNOWN = "Unrecognized options:"  # of tyro
 Job = TypeVar("Job", bound=BaseModel)
 
 
@@ -93,14 +95,18 @@ def parse(job: type[Job], argv: Sequence[str]) -> Job:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
 
 
+def recipe_names() -> list[str]:
+    """The recipes that come with the package, in order."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """The sections of a recipe, by name or by path; a section that is empty is left out.
 
     Raises ValueError if there is none, or it is not a mapping of mappings.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    content = read_yaml(path, f"recipe {name!r}", _hint(name, known)) or {}
+    content = read_yaml(path, f"recipe {name!r}", _hint(name, recipe_names())) or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {name!r} must be a mapping of {', '.join(SECTIONS)}")
     for section, fields in content.items():
@@ -157,6 +163,8 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> Arc
         except ValidationError as error:
             raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
     if arch and ("://" in arch or os.path.isdir(arch)):
+        from psvit_ray.export import model_folder  # torch, which no other way to say it needs
+
         spec = model_folder.load(arch).config.spec
     elif arch and arch[0].isalpha():
         spec = preset(arch)
@@ -250,7 +258,10 @@ def _of_a_box(text: str, argv: Sequence[str]) -> str:
                     found.append(f"{field} {_rule(message)}, got {value}")
         return "; ".join(found)
     if said.startswith("Missing from"):
-        return f"{', '.join(row.split()[0] for row in rest if row.startswith('--'))} must be given"
+        end = rest.index(UNKNOWN) if UNKNOWN in rest else len(rest)
+        missing = ", ".join(row.split()[0] for row in rest[:end] if row.startswith("--"))
+        unknown = "".join(f"unknown option {word}; " for word in rest[end + 1 : end + 2])
+        return f"{unknown}{missing} must be given"
     if of_type := re.match(r"(?:Error parsing )?(--\S+): .*(int\(\)|float)[^:]*: (.*)", said):
         flag, kind, value = of_type.groups()
         return f"{flag} must be a {'whole number' if kind == 'int()' else 'number'}, got {value}"

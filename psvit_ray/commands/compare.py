@@ -11,38 +11,16 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
-
-from psvit_ray.arch.spec import Value
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import CompareJob
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.report import comparison
-from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import read_records
-from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.tuner import train_each
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, PositiveNumber, Repeats
+from psvit_ray.training.config import Configuration
 from psvit_ray.training.source import load_source
-
-
-class CompareJob(Value):
-    """Compare the winner of a search with DeiT over several seeds."""
-
-    search: str
-    """Name of the search whose best PSViT is compared."""
-    baseline_search: str | None = None
-    """Name of the search whose best DeiT it is compared with; by default the same."""
-    budget_gmacs: PositiveNumber | None = None
-    """Billion multiply-accumulates that both may have, as they had in their searches; by default
-    the winner has no more than the best DeiT."""
-    seeds: Repeats = 5
-    """Trainings of each, with seeds from 0 on."""
-    trials: Trials = Trials()
-    launch: SessionConfig = SessionConfig()
 
 
 def work(job: CompareJob) -> int:
@@ -92,8 +70,3 @@ def source_for(configuration: Configuration, search: Folder) -> tuple[Source, li
 def seeded(configuration: Configuration, seed: int) -> Configuration:
     train = configuration.train.model_copy(update={"seed": seed})
     return configuration.model_copy(update={"train": train})
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit compare` with these arguments, by default those of the process, and exits."""
-    command_line.run(CompareJob, work, argv)

@@ -12,44 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Annotated, NoReturn
 
-import tyro
-
-from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
+from psvit_ray.commands.options import DoctorJob
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster, host_calls
-from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.doctor import doctor
 from psvit_ray.runtime.doctor.bandwidth import MeasuredStep
 from psvit_ray.runtime.doctor.doctor import CheckContext, Finding
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
-from psvit_ray.training.config import Configuration, PositiveCount, TrainConfig
+from psvit_ray.training.config import Configuration
 from psvit_ray.training.source import check_source
-
-
-class DoctorJob(Value):
-    """Check a cluster, or this machine, for a training."""
-
-    recipe: str = "digits"
-    """Name in psvit_ray/recipes, or path of a YAML file: the defaults of everything below."""
-    arch: str | None = None
-    """Preset, pattern such as 2-2|2-1-2|2, spec.json, best.yaml or exported folder; by default the
-    recipe's base."""
-    base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
-    train: TrainConfig = TrainConfig()
-    workers: PositiveCount | None = None
-    """Training workers that share a batch; by default one on each host that has a place for one."""
-    resources: WorkerResources = WorkerResources()
-    storage: str = "outputs"
-    """Folder or URI (s3://, gs://) that the training would write to."""
-    tracking_uri: str | None = None
-    """MLflow server; by default that of MLFLOW_TRACKING_URI, or a SQLite file under the storage."""
-    verbose: bool = False
-    """Show what Ray logs."""
 
 
 def work(job: DoctorJob) -> int:
@@ -103,8 +78,3 @@ def failures(found: Iterable[Finding]) -> list[str]:
         f"{', '.join(names)}: {check}: {said}; {advice}"
         for (check, said, advice), names in hosts.items()
     ]
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit doctor` with these arguments, by default those of the process, and exits."""
-    command_line.run(DoctorJob, work, argv)

@@ -13,17 +13,14 @@ as wrong. The calibration error is that of 15 bins of equal width.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Literal
 
 import numpy as np
 import torch
 
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import EvaluateJob, EvaluationSplit
 from psvit_ray.data.images.decode import check_decoder
-from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.sources.survey import survey
-from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.splits.splits import Splits, numbers_in
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
@@ -38,36 +35,12 @@ from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.messages import quoted_list
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import BatchSize, NonNegativeCount, ProcessesOrZero
 
-Split = Literal["train", "holdout", "test", "all"]
 TRAINING: dict[Literal["train", "holdout", "test"], str] = {
     "train": "the model was trained on",
     "holdout": "training held out",
     "test": "training kept for the test",
 }
-
-
-class EvaluateJob(DataLayout):
-    """Score an exported model on labelled images."""
-
-    model: str
-    """Folder or URI that jobs/export.py wrote."""
-    data: str
-    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
-    out: str
-    """Folder or URI to write, new or empty."""
-    split: Split | None = None
-    """Which images. The hold-out is cut as in the model's training; all is for data with only one
-    split."""
-    batch_size: BatchSize = 64
-    """Images computed at once."""
-    num_loaders: ProcessesOrZero = 0
-    """DataLoader processes."""
-    decoder: Decoder = "pil"
-    """What decodes images."""
-    num_hardest: NonNegativeCount = 100
-    """Images of the highest loss that are listed."""
 
 
 def work(job: EvaluateJob) -> int:
@@ -134,7 +107,7 @@ def answers_of(
 
 def images_of(
     job: EvaluateJob, exported: ExportedModel
-) -> tuple[Split, ImageTable, Splits, list[str]]:
+) -> tuple[EvaluationSplit, ImageTable, Splits, list[str]]:
     """The split, its images, the data, and what a user should be told of them. Raises ValueError
     where the data does not have this split, or images that the model does not take."""
     data = TrainedData.read(job.data, job, exported, job.model)
@@ -145,7 +118,7 @@ def images_of(
             raise ValueError(
                 f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
             )
-    there: list[Split] = ["train", "holdout"]
+    there: list[EvaluationSplit] = ["train", "holdout"]
     val_as_test = exported.config.training.settings["val_as_test"] and stored.val is not None
     if known:
         there = [split for split in TRAINING if len(known.indices(split))]
@@ -187,8 +160,3 @@ def numbers_in_model(data: tuple[str, ...], model: tuple[str, ...]) -> np.ndarra
     """The number in the model of each class of the data. The data may lack classes of the model;
     raises ValueError, naming the nearest, for one that the model does not know."""
     return numbers_in(model, data, rule="the classes of the model", where="the data")
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit evaluate` with these arguments, by default those of the process, and exits."""
-    command_line.run(EvaluateJob, work, argv)

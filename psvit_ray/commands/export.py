@@ -16,13 +16,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
 
-import tyro
-
-from psvit_ray.arch.spec import Value
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import ExportJob
 from psvit_ray.data.splits import split_file
 from psvit_ray.export import formats
 from psvit_ray.export.config import CheckpointChoice, TrainingInfo
@@ -37,27 +32,6 @@ from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager
 from psvit_ray.training.exporting import export_checkpoint, training_info
-
-
-class ExportJob(Value):
-    """Make a folder to deploy of a training."""
-
-    run: str
-    """Folder or URI of the training: what train_psvit wrote under STORAGE/NAME."""
-    out: str
-    """Folder or URI to write, new or empty."""
-    which: CheckpointChoice = "best"
-    """The checkpoint that is best on the hold-out, or the last."""
-    onnx: bool = False
-    """Also model.onnx, for any number of images."""
-    torch_export: bool = False
-    """Also model.pt2 of torch.export, for any number of images."""
-    register_as: Annotated[str, tyro.conf.arg(name="register")] = ""
-    """Name in MLflow's registry that gets a new version."""
-    alias: str = ""
-    """Alias, such as champion, that this version takes over."""
-    tracking_uri: str | None = None
-    """MLflow server that has the run; by default the SQLite file of its storage."""
 
 
 def work(job: ExportJob) -> int:
@@ -143,8 +117,3 @@ def summary(training: TrainingInfo, record: Record, out: Folder) -> str:
         f"epochs{state}"
         f"\nexported: {out}"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit export` with these arguments, by default those of the process, and exits."""
-    command_line.run(ExportJob, work, argv)

@@ -12,44 +12,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
 
 import torch
-from pydantic import Field
 
-from psvit_ray.arch.latency import Conditions, LatencyTable
+from psvit_ray.arch.latency import LatencyTable
 from psvit_ray.arch.parts import cover
-from psvit_ray.arch.spec import ArchSpec, Value
-from psvit_ray.commands import command_line
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.commands.options import LatencyJob
 from psvit_ray.model.latency import measure_table, tried_on
 from psvit_ray.model.strategies import StrategyTiming, check_strategies
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
-from psvit_ray.search.config import SearchConfig
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import check_new_file, new_file, writable
-from psvit_ray.training.config import Processes
 
 DRAWS_OF_EACH = 50
 TOLERATED = 1.1  # times as long as the other way: less is noise, or not worth a rule
-
-
-class LatencyJob(Value):
-    """Measure a latency table for the space of a search."""
-
-    recipe: str = "digits"
-    """Name in psvit_ray/recipes, or path of a YAML file: the space."""
-    search: SearchConfig
-    conditions: Conditions = Conditions()
-    threads: Processes = 1
-    """Of torch, where the device is a CPU."""
-    unseen: Annotated[int, Field(ge=20, le=10_000)] = 24
-    """Networks that the table is tried on; fewer than 20 say little."""
-    rule: bool = True
-    """Check the rule for attention maps too."""
-    out: str
-    """JSON file to write, new: a path or URI."""
 
 
 def work(job: LatencyJob) -> int:
@@ -133,8 +112,3 @@ def report_of_rule(judged: Sequence[StrategyTiming]) -> str:
         timed = "training" if one.gradients else "forward"
         lines.append([*map(str, sizes), timed, one.chosen, f"{100 * (one.ratio - 1):.0f}"])
     return f"{said}; where not:\n\n{aligned(lines)}" if wrong else said
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit latency` with these arguments, by default those of the process, and exits."""
-    command_line.run(LatencyJob, work, argv)

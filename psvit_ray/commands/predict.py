@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Annotated, NoReturn
 
 import torch
-from pydantic import Field
 from ray.exceptions import RayError
 
-from psvit_ray.arch.spec import Value
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import PredictJob
 from psvit_ray.data.images.decode import check_decoder
-from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.sources import unlabelled
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.sources.unlabelled import ImageGroup
@@ -35,44 +31,14 @@ from psvit_ray.report.evaluation import predictions
 from psvit_ray.report.progress import with_progress
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.runtime.cluster import cluster
-from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import check_new_file, new_file, writable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import BatchSize, NonNegativeCount, PositiveCount, ProcessesOrZero
 
 FEW_IMAGES = 2000
 """For which starting Ray does not pay."""
 IMAGES_OF_A_CALL = 256
-
-
-class PredictJob(Value):
-    """Answer for images with an exported model."""
-
-    model: str
-    """Folder or URI that jobs/export.py wrote."""
-    data: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Images, folders (with all below them), Parquet with a column image, patterns; - reads a path
-    a line from standard input."""
-    out: str
-    """File to write, new: .csv or .jsonl."""
-    image_column: str = ""
-    """Column of Parquet that holds the images; by default `image`, or the only one that can."""
-    top_k: PositiveCount = 5
-    """Classes of each image, the likeliest first."""
-    batch_size: BatchSize = 64
-    """Images computed at once."""
-    workers: NonNegativeCount | None = None
-    """Ray actors; 0 stays in this process. By default 0 for fewer than 2,000 images, else as many
-    as the cluster can hold."""
-    resources: WorkerResources = WorkerResources()
-    num_loaders: ProcessesOrZero = 0
-    """DataLoader processes where it stays in this process."""
-    decoder: Decoder = "pil"
-    """What decodes images."""
-    verbose: bool = False
-    """Show what Ray logs."""
 
 
 def work(job: PredictJob) -> int:
@@ -158,8 +124,3 @@ def in_this_process(
         )
         for index, answer in enumerate(to_predictions(found, top_k)):
             yield part.name(index), answer
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit predict` with these arguments, by default those of the process, and exits."""
-    command_line.run(PredictJob, work, argv)

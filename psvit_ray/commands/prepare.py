@@ -11,46 +11,20 @@ quarantine.csv. --verify compares the files with manifest.json and ends with 1 w
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import PrepareJob
 from psvit_ray.data.shards import plan
-from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.image_source import read
 from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardManifest, faults, read_manifest
 from psvit_ray.data.sources.survey import survey
-from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.runtime.batch.prepare import PrepareInterrupted, check_out, prepare
 from psvit_ray.runtime.cluster import cluster
-from psvit_ray.runtime.session.config import Resume
 from psvit_ray.runtime.session.session import exit_code
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
 from psvit_ray.text.printable import printable
-from psvit_ray.training.config import Fraction, NonNegativeCount
-
-
-class PrepareJob(DataLayout):
-    """Write images as Parquet shards."""
-
-    data: str = ""
-    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
-    out: str
-    """Folder or URI (s3://, gs://) to write to."""
-    settings: ShardSettings = ShardSettings()
-    workers: NonNegativeCount = 0
-    """Shards written at the same time; 0 is one for each CPU of the cluster."""
-    max_bad_fraction: Fraction = 0.05
-    """More images that cannot be used than this end the run."""
-    resume: Resume = "never"
-    """`--resume` goes on with what is in `out`, `--resume auto` goes on or starts."""
-    verify: bool = False
-    """Compare the files in `out` with their manifest; write nothing."""
-    verbose: bool = False
-    """Show what Ray logs."""
 
 
 def work(job: PrepareJob) -> int:
@@ -110,8 +84,3 @@ def summary(out: Folder, manifest: ShardManifest) -> str:
             f"shards: {len(split.files):,}{bad}"
         )
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit prepare` with these arguments, by default those of the process, and exits."""
-    command_line.run(PrepareJob, work, argv)

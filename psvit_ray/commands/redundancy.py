@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
-from pydantic import Field
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from psvit_ray.arch.spec import ArchSpec, Finite
-from psvit_ray.commands import command_line
+from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.commands.options import RedundancyJob
 from psvit_ray.data.images.decode import check_decoder
-from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.sources.survey import surveyed
-from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.export.model_folder import ExportedModel
@@ -55,42 +52,8 @@ from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import (
-    BatchSize,
-    NonNegativeCount,
-    PositiveCount,
-    ProcessesOrZero,
-    Seed,
     TrainConfig,
 )
-
-
-class RedundancyJob(DataLayout):
-    """Measure how alike a network's attention maps are, and propose a sharing."""
-
-    model: str
-    """Folder or URI that jobs/export.py wrote, or a vision transformer of timm's: timm:NAME."""
-    model_checkpoint: str = ""
-    """File with the weights of timm:NAME, instead of those that timm fetches."""
-    data: str
-    """digits, a folder of classes, Parquet (file, folder or pattern), or torchvision:NAME:ROOT."""
-    out: str
-    """Folder or URI to write, new or empty."""
-    threshold: Annotated[Finite, Field(gt=0, le=1)] = 0.9
-    """Similarity to its leader's map from which on a layer borrows it."""
-    followers: NonNegativeCount | None = None
-    """Layers that borrow a map, in place of a threshold: those most like their leaders."""
-    max_group: PositiveCount | None = None
-    """Most layers under one map."""
-    num_images: PositiveCount = 256
-    """Drawn from the hold-out; all where there are fewer."""
-    seed: Seed = 0
-    """Of which images are drawn."""
-    batch_size: BatchSize = 16
-    """Images computed at once."""
-    num_loaders: ProcessesOrZero = 0
-    """DataLoader processes."""
-    decoder: Decoder = "pil"
-    """What decodes images."""
 
 
 def work(job: RedundancyJob) -> int:
@@ -241,8 +204,3 @@ def measured_on(
 
     measured = measure_redundancy(model.to(device), images())
     return measured, num_bad
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit redundancy` with these arguments, by default those of the process, and exits."""
-    command_line.run(RedundancyJob, work, argv)

@@ -6,29 +6,11 @@ python jobs/report.py --storage s3://bucket/psvit --name one --name two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, NoReturn
-
-import tyro
-from pydantic import Field
-
-from psvit_ray.arch.spec import Value
-from psvit_ray.commands import command_line
+from psvit_ray.commands.options import ReportJob
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime.session.session import read_records
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
-
-
-class ReportJob(Value):
-    """Show searches again, from their records."""
-
-    name: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
-    """Search to show; give it again for more beside each other."""
-    storage: str = "outputs"
-    """Folder or URI under which the searches are."""
-    tracking_uri: str | None = None
-    """MLflow server, for the command that opens it; by default the SQLite file of the storage."""
 
 
 def work(job: ReportJob) -> int:
@@ -45,8 +27,3 @@ def work(job: ReportJob) -> int:
         print(leaderboard.side_by_side(searches))
         print("\n".join(written))
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs `psvit report` with these arguments, by default those of the process, and exits."""
-    command_line.run(ReportJob, work, argv)

@@ -9,7 +9,7 @@ from itertools import product
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.loading.loader import mix_seed
+from psvit_ray.data.loading.seeds import mix_seed
 from psvit_ray.training.config import SupernetConfig
 
 PATH_DRAWS = 300  # specs drawn of each family, of which a sandwich has the largest and the smallest

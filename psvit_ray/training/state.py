@@ -12,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from psvit_ray.data.loading.loader import mix_seed
+from psvit_ray.data.loading.seeds import mix_seed
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.export.networks import load_network

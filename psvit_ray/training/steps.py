@@ -22,10 +22,10 @@ from psvit_ray.data.loading.loader import (
     GlobalBatchSampler,
     ImageDataset,
     join_parts,
-    mix_seed,
     num_parts,
     train_loader,
 )
+from psvit_ray.data.loading.seeds import mix_seed
 from psvit_ray.data.loading.transforms import finish_augmentation
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.model.psvit import PSViT

@@ -69,6 +69,7 @@ DIGITS = yaml.safe_load((ROOT / "psvit_ray" / "recipes" / "digits.yaml").read_te
         ("report --nam a", "unknown option --nam; nearest is --name"),
         ("report --name a --recipe digits", "unknown option --recipe; see --help"),
         ("compare_psvit", "--search must be given"),
+        ("export --runn a", "unknown option --runn; --run, --out must be given"),
         ("proxy_study --specs 7", "specs must be at least 8, got 7"),
         ("rank_study --specs 7", "specs must be at least 8, got 7"),
         ("rank_study --seeds 1", "seeds must be at least 2, got 1"),
@@ -706,7 +707,7 @@ def test_a_job_whose_name_was_taken_over_says_by_whom_and_ends_with_code_1(
     def lost(*_: object, **__: object) -> None:
         raise LeaseLost("lease on a is lost: taken over by process 1 on elsewhere")
 
-    monkeypatch.setattr(job("train_psvit"), "open_session", lost)
+    monkeypatch.setattr("psvit_ray.runtime.session.session.open_session", lost)
     assert run("train_psvit --gpus-per-worker 0") == (
         *(1, ""),
         "error: lease on a is lost: taken over by process 1 on elsewhere\n",

@@ -57,6 +57,13 @@ def number(pattern: str, text: str) -> float:
 # Parsing
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_line_of_a_header_is_a_sentence_for_the_list(name: str) -> None:
+    first = (RECIPES / f"{name}.yaml").read_text().partition("\n")[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+
+
 def test_these_are_all_recipes_for_images() -> None:
     assert set(NAMES) - {"digits", "digits_deit", "digits_whole"} == set(IMAGENET)
 

@@ -46,9 +46,9 @@ def job(name: str) -> ModuleType:
     if (ROOT / "jobs" / "studies" / f"{name}.py").exists():
         return importlib.import_module(f"jobs.studies.{name}")
     door = (ROOT / "jobs" / f"{name}.py").read_text()
-    command = re.search(r"from (psvit_ray\.commands\.\w+) import main", door)
+    command = re.search(r'run\("(\w+)"\)', door)
     assert command
-    return importlib.import_module(command[1])
+    return importlib.import_module(f"psvit_ray.commands.{command[1]}")
 
 
 def parse(line: str) -> Any:

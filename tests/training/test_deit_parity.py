@@ -17,7 +17,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.loading.loader import GlobalBatchSampler, mix_seed
+from psvit_ray.data.loading.loader import GlobalBatchSampler
+from psvit_ray.data.loading.seeds import mix_seed
 from psvit_ray.data.loading.transforms import seed_generators
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.training.config import Configuration, TrainConfig

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler, default_collate
 from psvit_ray.data.images.decode import BadImage
 from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.augmentation import Augmentation
+from psvit_ray.data.loading.seeds import mix_seed, mix_seeds
 from psvit_ray.data.loading.transforms import Preprocessing, seed_generators, train_transform
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
@@ -287,22 +288,3 @@ def _as_it_is(batch: Any) -> Any:
 def _as_a_part(batch: Any) -> BatchPart:
     labels, indices, seeds = batch.labels.numpy(), batch.indices.numpy(), batch.seeds.numpy()
     return BatchPart(batch.images, labels, indices, seeds, batch.bad)
-
-
-def mix_seed(*parts: int) -> int:
-    """One seed of several numbers, such as (seed, step, rank), without a pattern in common."""
-    value = 0
-    for part in parts:  # splitmix64, Steele et al. 2014
-        value = (value + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        value ^= value >> 31
-    return value
-
-
-def mix_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """`mix_seed(seed, number)` of each number, as int64 of 63 bits."""
-    value = np.uint64(mix_seed(seed)) + numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((value ^ (value >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)

@@ -1,0 +1,5 @@
+"""`python -m psvit_ray` is `psvit`."""
+
+from psvit_ray.commands.app import main
+
+main()

@@ -1,0 +1,96 @@
+"""The two strategies of `psvit tune`, each from an open session to what it prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from psvit_ray.commands.options import TuneJob
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.report import leaderboard
+from psvit_ray.report.oneshot import oneshot_files as oneshot_report
+from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
+from psvit_ray.runtime.oneshot.phases import OneshotResult
+from psvit_ray.runtime.oneshot.phases import search as search_oneshot
+from psvit_ray.runtime.session.budget import TimeBudget
+from psvit_ray.runtime.session.session import Session, open_session
+from psvit_ray.runtime.tune.asha import AshaConfig
+from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
+from psvit_ray.search.oneshot.finalists import winner
+from psvit_ray.search.oneshot.plan import holdout_size_warning
+from psvit_ray.search.proposals import Proposals
+
+
+def run(job: TuneJob, source: Source) -> int:
+    """Searches in a session of its own. Returns the exit code."""
+    train = job.train
+    with open_session(
+        job.launch,
+        default_name=Path(job.recipe).stem,
+        identity=job.identity,
+        source=source,
+        num_workers=job.trials.workers_per_trial,
+        resources=job.trials.resources,
+    ) as session:
+        per_worker = amounts_per_worker(job.trials.resources)
+        for note in [*source.notes, gpu_settings_note(train, per_worker)]:
+            if note:
+                print(note)
+        strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]
+        strategies = {"scratch": scratch, "oneshot": oneshot}
+        outcome = strategies[job.strategy](job, session, source)
+    if outcome.untracked:
+        print(
+            f"MLflow did not take {outcome.untracked} configurations; they are in the record, and "
+            "--resume writes them",
+            file=sys.stderr,
+        )
+    return outcome.exit_code
+
+
+def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
+    """Every configuration is trained, the weak not to their end."""
+    search, train = job.search, job.train
+    halving = None
+    if search.reduction_factor:
+        halving = AshaConfig(
+            epochs=train.epochs,
+            grace_epochs=search.grace_epochs,
+            reduction_factor=search.reduction_factor,
+        )
+    outcome = run_trials(
+        session,
+        Proposals(search, train, session.records),
+        job.trials,
+        num_trials=search.num_trials,
+        budget=TimeBudget.of(search),
+        halving=halving,
+    )
+    leaderboard.write(outcome.records, session.folder, title=session.name)
+    print(leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri))
+    return outcome
+
+
+def oneshot(job: TuneJob, session: Session, source: Source) -> OneshotResult:
+    """One supernet is trained, candidates are scored with its weights, the best trained."""
+    if said := holdout_size_warning(len(source.holdout)):
+        print(said, file=sys.stderr)
+    found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
+    if said := found.fault or found.reason:
+        print(said, file=sys.stderr)
+    oneshot_report.write(found.scores, found.records, session.folder, title=session.name)
+    if best := winner(found.records):
+        session.folder.write("best.yaml", leaderboard.best_yaml(best, session.name).encode())
+    print(
+        oneshot_report.summary(
+            found.scores,
+            found.records,
+            session.folder,
+            session.experiment.tracking_uri,
+            supernet_seconds=found.supernet.seconds,
+            scoring_seconds=sum(score.seconds for score in found.scores),
+            holdout_size=len(source.holdout),
+        )
+    )
+    return found

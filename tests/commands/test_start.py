@@ -1,0 +1,134 @@
+"""What a command loads before it knows that its options are right: counted in modules."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from psvit_ray import __version__
+from psvit_ray.commands import app
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    *("torch", "torchvision", "timm", "ray", "mlflow", "pyarrow", "matplotlib", "PIL", "optuna"),
+    *("scipy", "sklearn", "numpy"),
+}
+REQUIRED = {
+    "compare": ["--search", "a"],
+    "report": ["--name", "a"],
+    "export": ["--run", "a", "--out", "b"],
+    "evaluate": ["--model", "a", "--data", "b", "--out", "c"],
+    "predict": ["--model", "a", "--data", "b", "--out", "c"],
+    "prepare": ["--data", "a", "--out", "b"],
+    "redundancy": ["--model", "a", "--data", "b", "--out", "c"],
+    "latency": ["--out", "a"],
+}
+WRONG_VALUES = {
+    "tune": ["--epochs", "0"],
+    "train": ["--lr", "-1"],
+    "compare": ["--seeds", "0"],
+    "prepare": ["--shard-mb", "0"],
+    "evaluate": ["--batch-size", "0"],
+    "predict": ["--top-k", "0"],
+    "doctor": ["--drop", "2"],
+    "latency": ["--unseen", "1"],
+    "redundancy": ["--threshold", "2"],
+}
+SHOWS_MODULES = """
+import atexit, sys
+atexit.register(lambda: print("loaded", *sys.modules, file=sys.stderr))
+from psvit_ray.commands.app import main
+main()
+"""
+
+pytestmark = pytest.mark.processes
+
+
+def psvit(*argv: str, code: str = SHOWS_MODULES) -> tuple[int, str, str, set[str]]:
+    """Exit code, both outputs, and the heavy modules that the process had loaded in the end."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error, _, loaded = done.stderr.rpartition("loaded ")
+    return done.returncode, done.stdout, error, set(loaded.split()) & HEAVY
+
+
+@pytest.mark.parametrize("command", app.COMMANDS)
+def test_help_and_a_wrong_option_load_nothing_heavy(command: str) -> None:
+    code, out, error, heavy = psvit(command, "--help")
+    assert (code, error, heavy) == (0, "", set())
+    assert "--help" in out
+    code, out, error, heavy = psvit(command, "--zzz", "1")
+    assert (code, out, heavy) == (2, "", set())
+    assert error.startswith("error: unknown option --zzz")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", WRONG_VALUES)
+def test_a_wrong_value_is_found_before_anything_heavy_is_loaded(command: str) -> None:
+    name, value = WRONG_VALUES[command]
+    code, out, error, heavy = psvit(command, *REQUIRED.get(command, []), name, value)
+    assert (code, out, heavy) == (2, "", set())
+    field = name.removeprefix("--").replace("-", "_")
+    assert error.startswith(f"error: {field} must be ")
+    assert error.count("\n") == 1
+
+
+def test_a_dry_run_of_bad_input_loads_neither_torch_nor_ray() -> None:
+    for wrong, said in (
+        (["--max-gmacs", "0.00000001"], "no configuration of the space meets max_gmacs=1e-08"),
+        (["--recipe", "digitz"], "recipe 'digitz' does not exist; nearest is 'digits'"),
+        (["--data", "digitz"], "data must be a known source, got 'digitz'"),
+    ):
+        code, out, error, heavy = psvit("tune", "--dry-run", *wrong)
+        assert (code, out) == (2, "")
+        assert error.startswith(f"error: {said}")
+        assert heavy <= {"pyarrow", "PIL", "numpy"}
+
+
+def test_the_command_alone_its_version_and_its_help() -> None:
+    for argv in ([], ["--help"], ["-h"]):
+        code, out, _, _ = psvit(*argv)
+        assert code == 0
+        assert all(f"\n  {command} " in out for command in app.COMMANDS)
+    as_module = "import runpy; runpy.run_module('psvit_ray', run_name='__main__')"
+    for program in (SHOWS_MODULES, as_module):
+        assert psvit("--version", code=program)[:2] == (0, f"psvit-ray {__version__}\n")
+
+
+def test_a_mistyped_command_is_named_the_nearest() -> None:
+    code, out, error, heavy = psvit("tnue")
+    assert (code, out, heavy) == (2, "", set())
+    assert error == (
+        f"error: command must be one of {', '.join(app.COMMANDS)}, got 'tnue'; nearest is 'tune'\n"
+    )
+
+
+@pytest.mark.parametrize("after_s", [0.3, 0.8, 1.5, 2.5])
+def test_ctrl_c_while_modules_are_loaded_is_130_without_a_traceback(
+    tmp_path: Path, after_s: float
+) -> None:
+    """Whatever is being imported. Python itself needs some 0.1 s before it hears anything."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psvit_ray", "tune", "--max-gmacs", "0.0004"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, "", "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
