@@ -1,7 +1,7 @@
 """The winner of a search and DeiT side by side: several seeds, test images, costs, speed.
 
-    python jobs/compare_psvit.py --search digits-20260101-120000
-    python jobs/compare_psvit.py --search NAME --baseline-search NAME-OF-A-DEIT-SEARCH --seeds 5
+    psvit compare --search digits-20260101-120000
+    psvit compare --search NAME --baseline-search NAME-OF-A-DEIT-SEARCH --seeds 5
 
 The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
 than it or, where a budget is given, each is the best within it. Both train from scratch with the

@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python jobs/doctor.py --storage s3://bucket/psvit \
         --tracking-uri http://mlflow:5000 --data s3://bucket/photos --arch psvit_2d_tiny
-    python jobs/doctor.py --recipe digits      # this machine alone
+    psvit doctor --recipe digits      # this machine alone
 
 Flags are those of the training that is to follow. Writes nothing that stays. Exit code 0: all well,
 1: something is not, 2: a wrong flag.

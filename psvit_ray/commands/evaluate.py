@@ -1,7 +1,7 @@
 """Scores an exported model on labelled images: accuracy, per class, confusion, calibration.
 
-    python jobs/evaluate.py --model model/ --data photos/ --out evaluation/
-    python jobs/evaluate.py --model s3://bucket/model --data "shards/test-*.parquet" --out e/
+    psvit evaluate --model model/ --data photos/ --out evaluation/
+    psvit evaluate --model s3://bucket/model --data "shards/test-*.parquet" --out e/
 
 Without --split: the test images where the data has some; else, of the data that the model was
 trained on, the hold-out; else the validation images; else all. Data that the model was trained on

@@ -1,8 +1,8 @@
 """Makes a folder to deploy of a training: weights with a hash, what they are, a model card.
 
-    python jobs/export.py --run outputs/NAME --out model/
-    python jobs/export.py --run outputs/NAME --out model/ --onnx --torch-export
-    python jobs/export.py --run outputs/NAME --out model/ --register flowers --alias champion
+    psvit export --run outputs/NAME --out model/
+    psvit export --run outputs/NAME --out model/ --onnx --torch-export
+    psvit export --run outputs/NAME --out model/ --register flowers --alias champion
 
     model, transform = psvit_ray.load("model/")
 
@@ -91,7 +91,7 @@ def record_of(run: Folder) -> Record:
     if len(records) != 1:
         raise ValueError(
             f"run must hold one training, got {len(records)} configurations in {run}; of a search, "
-            "train the winner with jobs/train_psvit.py --arch best.yaml"
+            "train the winner with psvit train --arch best.yaml"
         )
     return records[0]
 

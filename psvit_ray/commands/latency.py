@@ -1,7 +1,7 @@
 """How long the networks of a search take on a device: a table of their parts, and its error.
 
-    python jobs/latency.py --recipe digits --out latency.json
-    python jobs/latency.py --recipe my.yaml --device cuda --dtype bfloat16 --out gpu.json
+    psvit latency --recipe digits --out latency.json
+    psvit latency --recipe my.yaml --device cuda --dtype bfloat16 --out gpu.json
 
 The table is tried on networks of the search that it was not made from. Then, for groups of layers
 of the space: whether the fixed rule that chooses how attention maps are computed takes the faster

@@ -1,8 +1,8 @@
 """Answers for images with an exported model: one row each, in the order given.
 
-    python jobs/predict.py --model model/ --data photos/ one.jpg --out answers.csv
-    python jobs/predict.py --model model/ --data "s3://bucket/photos/*.parquet" --out answers.jsonl
-    find photos -name "*.jpg" | python jobs/predict.py --model model/ --data - --out answers.csv
+    psvit predict --model model/ --data photos/ one.jpg --out answers.csv
+    psvit predict --model model/ --data "s3://bucket/photos/*.parquet" --out answers.jsonl
+    find photos -name "*.jpg" | psvit predict --model model/ --data - --out answers.csv
 
 A few images are answered for in this process, many by Ray actors. An image that cannot be read has
 a row that says why.

@@ -1,7 +1,7 @@
 """Writes any source of images as Parquet shards, mixed and checked, for training at full speed.
 
-    python jobs/prepare_data.py --data photos/ --out shards/ --resize-longer 512
-    python jobs/prepare_data.py --out shards/ --verify
+    psvit prepare --data photos/ --out shards/ --resize-longer 512
+    psvit prepare --out shards/ --verify
 
 Ray writes shards in parallel. Killed, it goes on with --resume; the files are the same, byte for
 byte, as those of an undisturbed run. Images that cannot be used are left out and named in

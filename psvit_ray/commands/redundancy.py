@@ -1,8 +1,8 @@
 """How alike the attention maps of a network's layers are, and the sharing that this proposes.
 
-    python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
-    python jobs/redundancy.py --model timm:deit_tiny_patch16_224 --data shards/ --out redundancy/
-    python jobs/redundancy.py --model model/ --data photos/ --out r/ --followers 4
+    psvit redundancy --model model/ --data photos/ --out redundancy/
+    psvit redundancy --model timm:deit_tiny_patch16_224 --data shards/ --out redundancy/
+    psvit redundancy --model model/ --data photos/ --out r/ --followers 4
 
 Over images of the hold-out, or of the validation split where the data has one: never the test
 images. What the similarity is and how it proposes a sharing, psvit_ray/model/redundancy.py says;

@@ -1,7 +1,7 @@
 """Tables and pictures again from the record; no run is needed. Several searches beside each other.
 
-python jobs/report.py --name digits-20260101-120000
-python jobs/report.py --storage s3://bucket/psvit --name one --name two
+psvit report --name digits-20260101-120000
+psvit report --storage s3://bucket/psvit --name one --name two
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, run_id: str = "", top1: floa
         (
             "--run search --out o",
             "run must hold one training, got 2 configurations in {here}/search; of a search, train "
-            "the winner with jobs/train_psvit.py --arch best.yaml",
+            "the winner with psvit train --arch best.yaml",
         ),
         (
             "--run begun --out o",
