@@ -23,5 +23,5 @@ def load(folder: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]
     """
     from psvit_ray.export import model_folder
 
-    found = model_folder.load(folder)
-    return found.model, found.transform
+    exported = model_folder.load(folder)
+    return exported.model, exported.transform

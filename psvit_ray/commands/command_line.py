@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS = ("base", "train", "search", "oneshot", "trials")
-MOST_FAULTS = 8
-MOST_OF_A_NAME = 60
-MOST_OF_A_MESSAGE = 600
-MOST_OF_AN_ARGUMENT = 4_096  # what a path can have
+MAX_FAULTS = 8
+MAX_NAME = 60
+MAX_MESSAGE = 600
+MAX_ARGUMENT = 4_096  # what a path can have
 UNKNOWN = "Unrecognized options:"  # of tyro
 Job = TypeVar("Job", bound=BaseModel)
 
@@ -60,11 +60,11 @@ def run(job: type[Job], work: Callable[[Job], int], argv: Sequence[str] | None =
 
 def parse(job: type[Job], argv: Sequence[str]) -> Job:
     """Raises ValueError for a wrong flag, value or file, and says which."""
-    if longest := max((word for word in argv if len(word) > MOST_OF_AN_ARGUMENT), default=""):
+    if longest := max((word for word in argv if len(word) > MAX_ARGUMENT), default=""):
         flag = longest.partition("=")[0] if longest.startswith("--") else ""
         flag = flag or _flag_before(longest, argv) or "an argument"
         raise ValueError(
-            f"{shortened(flag, MOST_OF_A_NAME)} must have at most {MOST_OF_AN_ARGUMENT:,} "
+            f"{shortened(flag, MAX_NAME)} must have at most {MAX_ARGUMENT:,} "
             f"characters, got {len(longest):,}"
         )
     argv = _bare_resume(argv)
@@ -81,16 +81,14 @@ def parse(job: type[Job], argv: Sequence[str]) -> Job:
         tyro.cli(job, default=default, args=argv, config=config)
     printed = io.StringIO()
     columns = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(
-        5 * MOST_OF_AN_ARGUMENT
-    )  # tyro breaks lines at the terminal's width
+    os.environ["COLUMNS"] = str(5 * MAX_ARGUMENT)  # tyro breaks lines at the terminal's width
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             return tyro.cli(job, default=default, args=argv, config=config)
     except SystemExit:
-        message = _of_a_box(printed.getvalue(), argv)
+        message = _message_in_frame(printed.getvalue(), argv)
         message = re.sub(r"\S{100,}", lambda word: shortened(word[0], 100), message)
-        raise ValueError(shortened(message, MOST_OF_A_MESSAGE)) from None
+        raise ValueError(shortened(message, MAX_MESSAGE)) from None
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
 
@@ -201,14 +199,14 @@ def _hint(word: str, known: Sequence[str]) -> str:
 def one_line(error: ValidationError) -> str:
     """Every field that is wrong, the first few of many: where, the rule, what came."""
     errors = error.errors(include_url=False)
-    listed = errors[:MOST_FAULTS]
+    listed = errors[:MAX_FAULTS]
     places = [fault["loc"] for fault in listed]
     lines = []
     for fault in listed:
         depth = len(fault["loc"])
         if any(place[:depth] == fault["loc"] and len(place) > depth for place in places):
             continue  # a consequence of what is wrong further in
-        where = ".".join(shortened(str(part), MOST_OF_A_NAME) for part in fault["loc"])
+        where = ".".join(shortened(str(part), MAX_NAME) for part in fault["loc"])
         if fault["type"] == "value_error":
             reason = str(fault["ctx"]["error"])
             lines.append(f"{where}: {reason}" if where else reason)
@@ -224,48 +222,48 @@ def one_line(error: ValidationError) -> str:
 
 
 def _rule(message: str) -> str:
-    """A rule of pydantic's, in our words."""
-    for theirs, ours in (
+    """A rule of pydantic, in the words of this package."""
+    for pattern, words in (
         ("Input should", "must"),
         ("should", "must"),
         ("greater than or equal to", "at least"),
         ("less than or equal to", "at most"),
         ("greater than", "more than"),
     ):
-        message = message.replace(theirs, ours)
+        message = message.replace(pattern, words)
     return message
 
 
-def _of_a_box(text: str, argv: Sequence[str]) -> str:
-    """The point of what tyro prints framed, with help around it, about these arguments."""
+def _message_in_frame(text: str, argv: Sequence[str]) -> str:
+    """The message in what tyro prints about these arguments: a frame with help around it."""
     rows = [re.sub(r"^[│|]|[│|]$", "", row).strip() for row in text.splitlines()]
-    said, *rest = [row for row in rows[1:] if row and not re.match(r"[─╰+]|-{3}", row)]
-    if said.startswith("Unrecognized options"):
-        word = " ".join(said.split()[2:3]).rstrip(",")
+    headline, *rest = [row for row in rows[1:] if row and not re.match(r"[─╰+]|-{3}", row)]
+    if headline.startswith("Unrecognized options"):
+        word = " ".join(headline.split()[2:3]).rstrip(",")
         if flag := _flag_before(word, argv):
             return f"{flag} takes no such value, got {short_repr(word)}; see --help"
         meant = rest.index("Perhaps you meant:") if "Perhaps you meant:" in rest else None
         hint = f"; nearest is {rest[meant + 1].split()[0]}" if meant is not None else ""
         return f"unknown option {word}{hint or '; see --help'}"
-    if "validation error" in said:  # pydantic's rows: field, then rule [type=, input_value=, ...]
-        found = []
-        for field, rule in zip([said, *rest], rest, strict=False):
+    if "validation error" in headline:  # of pydantic: field, then rule [type=, input_value=, ...]
+        messages = []
+        for field, rule in zip([headline, *rest], rest, strict=False):
             if parts := re.match(r"(.*) \[type=(\w+), input_value=(.*), input_type=", rule):
                 message, kind, value = parts.groups()
                 if kind == "value_error":
-                    found.append(message.removeprefix("Value error, "))
+                    messages.append(message.removeprefix("Value error, "))
                 else:
-                    found.append(f"{field} {_rule(message)}, got {value}")
-        return "; ".join(found)
-    if said.startswith("Missing from"):
+                    messages.append(f"{field} {_rule(message)}, got {value}")
+        return "; ".join(messages)
+    if headline.startswith("Missing from"):
         end = rest.index(UNKNOWN) if UNKNOWN in rest else len(rest)
         missing = ", ".join(row.split()[0] for row in rest[:end] if row.startswith("--"))
         unknown = "".join(f"unknown option {word}; " for word in rest[end + 1 : end + 2])
         return f"{unknown}{missing} must be given"
-    if of_type := re.match(r"(?:Error parsing )?(--\S+): .*(int\(\)|float)[^:]*: (.*)", said):
+    if of_type := re.match(r"(?:Error parsing )?(--\S+): .*(int\(\)|float)[^:]*: (.*)", headline):
         flag, kind, value = of_type.groups()
         return f"{flag} must be a {'whole number' if kind == 'int()' else 'number'}, got {value}"
-    return said.removeprefix("Error parsing ")
+    return headline.removeprefix("Error parsing ")
 
 
 def _flag_before(word: str, argv: Sequence[str]) -> str:

@@ -31,15 +31,16 @@ def work(job: CompareJob) -> int:
         max_macs=None if job.budget_gmacs is None else 1e9 * job.budget_gmacs,
     )
     configurations = {
-        name: [seeded(found.configuration, seed) for seed in range(job.seeds)]
-        for name, found in pair.items()
+        name: [seeded(record.configuration, seed) for seed in range(job.seeds)]
+        for name, record in pair.items()
     }
     source, notes = source_for(pair["DeiT"].configuration, storage / job.search)
     if source.test is None:
         raise ValueError("search must be on data with test images; a test split is needed")
     if notes:
         print("\n".join(notes))
-    interleaved = [one for each in zip(*configurations.values(), strict=True) for one in each]
+    by_seed = zip(*configurations.values(), strict=True)
+    interleaved = [configuration for pair_of_seed in by_seed for configuration in pair_of_seed]
     with train_each(
         job.launch,
         interleaved,
@@ -53,8 +54,8 @@ def work(job: CompareJob) -> int:
 
 
 def source_for(configuration: Configuration, search: Folder) -> tuple[Source, list[str]]:
-    """The data, split as in the search: where images were added to it since, they are left out. And
-    what a user should be told of that."""
+    """The data, split as in the search, without the images that were added since, and notes to the
+    user on these."""
     known = split_file.read(search)
     source = load_source(configuration)
     if known is None or source.images is None or known.digest == source.digest:

@@ -44,9 +44,9 @@ def work(job: DoctorJob) -> int:
     )
     if isinstance(source, Source):
         subject = replace(subject, step=step_of(job, source, len(subject.training)))
-    found = list(doctor.examine(subject))
-    print(table(found))
-    faults = failures(found)
+    findings = list(doctor.examine(subject))
+    print(table(findings))
+    faults = failures(findings)
     print("", *faults, sep="\n") if faults else print(f"\nall well (hosts: {len(hosts)})")
     return 1 if faults else 0
 
@@ -60,21 +60,25 @@ def step_of(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     return MeasuredStep(configuration, job.workers or max(places, 1), len(source.train))
 
 
-def table(found: Sequence[Finding]) -> str:
-    """A row for each host, a column for each check; what a host was not asked is -."""
-    said = {(one.host, one.check): one.message if one.ok else "FAILS" for one in found}
-    hosts, checks = (list(dict.fromkeys(part)) for part in zip(*said, strict=True))
-    rows = [[host, *(said.get((host, check), "-") for check in checks)] for host in hosts]
+def table(findings: Sequence[Finding]) -> str:
+    """A row for each host, a column for each check; - stands where a host was not asked."""
+    cells = {
+        (finding.host, finding.check): finding.message if finding.ok else "FAILS"
+        for finding in findings
+    }
+    hosts, checks = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    rows = [[host, *(cells.get((host, check), "-") for check in checks)] for host in hosts]
     return aligned([["host", *checks], *rows])
 
 
-def failures(found: Iterable[Finding]) -> list[str]:
-    """A line for each fault: where, what is wrong, what to do. Hosts with the same are together."""
+def failures(findings: Iterable[Finding]) -> list[str]:
+    """A line for each fault: hosts, what is wrong, what to do. Hosts with one fault share it."""
     hosts: dict[tuple[str, str, str], list[str]] = {}
-    for one in found:
-        if not one.ok:
-            hosts.setdefault((one.check, one.message, one.advice), []).append(one.host)
+    for finding in findings:
+        if not finding.ok:
+            fault = (finding.check, finding.message, finding.advice)
+            hosts.setdefault(fault, []).append(finding.host)
     return [
-        f"{', '.join(names)}: {check}: {said}; {advice}"
-        for (check, said, advice), names in hosts.items()
+        f"{', '.join(names)}: {check}: {message}; {advice}"
+        for (check, message, advice), names in hosts.items()
     ]

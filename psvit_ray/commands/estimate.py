@@ -46,9 +46,9 @@ def describe(
 def candidates_per_s(
     actors: int, population: int, *, candidate_s: float, asking_s: float, proposing_s: float
 ) -> float:
-    """Of a one-shot search, whose generations are synchronous: an actor scores a candidate in
-    `candidate_s`; the driver proposes one after the other, each in `proposing_s`, and hands it out
-    and takes its score down in `asking_s`."""
+    """Candidates that a one-shot search scores in a second. Generations are synchronous: an actor
+    scores a candidate in `candidate_s`; the driver proposes candidates one after the other, each in
+    `proposing_s`, and hands each out and records its score in `asking_s` (all in seconds)."""
     turns = -(-population // actors)
     generation_s = max(turns * candidate_s, population * asking_s) + population * proposing_s
     return population / generation_s
@@ -70,7 +70,7 @@ def _plan(
 def _runs(
     search: SearchConfig, train: TrainConfig, oneshot: OneshotConfig | None, concurrency: int
 ) -> float:
-    """How many trainings of median cost the search lasts as long as."""
+    """Trainings of median cost, one after the other, that take as long as the search."""
     if oneshot is None:
         return search.num_trials / concurrency
     paths = oneshot.paths.drawn_paths + 2 if oneshot.paths.paths == "sandwich" else 1
@@ -84,7 +84,7 @@ def _runs(
 
 
 def _seconds_of_a_run(configuration: Configuration) -> float:
-    """Of the second of two epochs on a few batches, times what a whole run is."""
+    """Seconds of a whole run, from the second of two epochs on a few batches."""
     train, source = configuration.train, load_source(configuration)
     images = len(source.train)
     # Of any classes: there may be more than so many images.

@@ -92,7 +92,7 @@ def answers_of(
     job: EvaluateJob, exported: ExportedModel, table: ImageTable, labels: np.ndarray
 ) -> Evaluation:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = score_batches(
+    batches = score_batches(
         exported.model.to(device),
         table,
         exported.preprocessing,
@@ -101,8 +101,10 @@ def answers_of(
         processes=job.num_loaders,
         decoder=job.decoder,
     )
-    found = with_progress(found, len(table), size=lambda batch: len(batch.indices) + len(batch.bad))
-    return Evaluation.of(found, labels, exported.class_names)
+    batches = with_progress(
+        batches, len(table), size=lambda batch: len(batch.indices) + len(batch.bad)
+    )
+    return Evaluation.of(batches, labels, exported.class_names)
 
 
 def images_of(
@@ -113,10 +115,11 @@ def images_of(
     data = TrainedData.read(job.data, job, exported, job.model)
     stored, known = data.stored, data.known
     for field in ("img_size", "in_chans"):
-        ours, theirs = getattr(exported.preprocessing, field), getattr(stored, field)
-        if theirs is not None and theirs != ours:
+        of_model, of_data = getattr(exported.preprocessing, field), getattr(stored, field)
+        if of_data is not None and of_data != of_model:
             raise ValueError(
-                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+                f"{field} must be {of_data}, as in data {stored.name!r}, got {of_model} in the "
+                "model"
             )
     there: list[EvaluationSplit] = ["train", "holdout"]
     val_as_test = exported.config.training.settings["val_as_test"] and stored.val is not None

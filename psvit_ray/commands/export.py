@@ -1,4 +1,4 @@
-"""Makes a folder to deploy of a training: weights with a hash, what they are, a model card.
+"""Makes a folder to deploy of a training: weights with a hash, configuration, a model card.
 
     psvit export --run outputs/NAME --out model/
     psvit export --run outputs/NAME --out model/ --onnx --torch-export
@@ -99,11 +99,11 @@ def record_of(run: Folder) -> Record:
 def checkpoint_of(run: Folder, which: CheckpointChoice) -> Checkpoint:
     """Raises ValueError where there is none, or it is broken."""
     with contextlib.closing(CheckpointManager(run / CHECKPOINTS)) as kept:
-        found = kept.best() if which == "best" else kept.newest()
-        if found is None:
+        checkpoint = kept.best() if which == "best" else kept.newest()
+        if checkpoint is None:
             hint = "; --which last takes what there is" if which == "best" and kept.newest() else ""
             raise ValueError(f"run must have ended an epoch, got {run}, which has not{hint}")
-    return found
+    return checkpoint
 
 
 def summary(training: TrainingInfo, record: Record, out: Folder) -> str:

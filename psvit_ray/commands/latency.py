@@ -57,36 +57,36 @@ def draw(job: LatencyJob, *, excluded: Sequence[ArchSpec]) -> list[ArchSpec]:
     drawn = dict.fromkeys(
         job.search.space.sample(rng, job.search.limits) for _ in range(DRAWS_OF_EACH * job.unseen)
     )
-    found = [spec for spec in drawn if spec not in set(excluded)]
-    if len(found) < job.unseen:
+    new = [spec for spec in drawn if spec not in set(excluded)]
+    if len(new) < job.unseen:
         raise ValueError(
-            f"unseen must be at most {len(found)}, as the space has no more networks that its "
+            f"unseen must be at most {len(new)}, as the space has no more networks that its "
             f"table is not made from, got {job.unseen}"
         )
-    return found[: job.unseen]
+    return new[: job.unseen]
 
 
 def report(table: LatencyTable, num_networks: int) -> str:
     """What was measured, each unseen network, and how near the predictions are."""
     conditions = table.conditions
     lines = [["kind", "pattern", "patch", "widths", "predicted ms", "measured ms", "error %"]]
-    for one in sorted(table.unseen, key=lambda one: one.measured):
-        spec = one.spec
+    for network in sorted(table.unseen, key=lambda network: network.measured):
+        spec = network.spec
         lines.append(
             [
                 f"PSViT-{spec.pooling.upper()} {spec.pool_op}",
                 spec.pattern,
                 str(spec.patch_size),
                 "|".join(str(stage.embed_dim) for stage in spec.stages),
-                f"{one.predicted:.3f}",
-                f"{one.measured:.3f}",
-                f"{one.error:+.1f}",
+                f"{network.predicted:.3f}",
+                f"{network.measured:.3f}",
+                f"{network.error:+.1f}",
             ]
         )
-    predicted = [one.predicted for one in table.unseen]
-    measured = [one.measured for one in table.unseen]
+    predicted = [network.predicted for network in table.unseen]
+    measured = [network.measured for network in table.unseen]
     agreed = agreement(predicted, measured)
-    largest = max(abs(one.error) for one in table.unseen)
+    largest = max(abs(network.error) for network in table.unseen)
     return (
         f"{len(table.ms)} parts, measured in {num_networks} networks: batches of "
         f"{conditions.batch_size}, {conditions.dtype}, on {table.device_name}"
@@ -100,15 +100,17 @@ def report(table: LatencyTable, num_networks: int) -> str:
 
 def report_of_rule(judged: Sequence[StrategyTiming]) -> str:
     """Where the rule takes the slower way by more than is tolerated, the worst first."""
-    wrong = sorted((one for one in judged if one.ratio > TOLERATED), key=lambda one: -one.ratio)
-    said = (
+    wrong = sorted(
+        (timing for timing in judged if timing.ratio > TOLERATED), key=lambda timing: -timing.ratio
+    )
+    verdict = (
         f"attention maps: the rule is at most {100 * (TOLERATED - 1):.0f} % slower than the other "
         f"way in {len(judged) - len(wrong)} of {len(judged)} cases"
     )
     lines = [["tokens", "layers", "width", "heads", "hidden", "timed", "it takes", "slower %"]]
-    for one in wrong:
-        stage = one.stage
-        sizes = one.num_tokens, stage.depth, stage.embed_dim, stage.num_heads, stage.hidden_dim
-        timed = "training" if one.gradients else "forward"
-        lines.append([*map(str, sizes), timed, one.chosen, f"{100 * (one.ratio - 1):.0f}"])
-    return f"{said}; where not:\n\n{aligned(lines)}" if wrong else said
+    for timing in wrong:
+        stage = timing.stage
+        sizes = timing.num_tokens, stage.depth, stage.embed_dim, stage.num_heads, stage.hidden_dim
+        timed = "training" if timing.gradients else "forward"
+        lines.append([*map(str, sizes), timed, timing.chosen, f"{100 * (timing.ratio - 1):.0f}"])
+    return f"{verdict}; where not:\n\n{aligned(lines)}" if wrong else verdict

@@ -37,7 +37,7 @@ from psvit_ray.storage.outputs import check_new_file, new_file, writable
 from psvit_ray.text.secrets import without_secrets
 
 FEW_IMAGES = 2000
-"""For which starting Ray does not pay."""
+"""Number of images below which starting Ray does not pay."""
 IMAGES_OF_A_CALL = 256
 
 
@@ -93,7 +93,7 @@ def answered(
     for part in parts:
         cluster.check_readable(part.table, part.name(0))
     pieces = list(unlabelled.chunks(parts, IMAGES_OF_A_CALL))
-    found = inference_actors.predict_tables(
+    predictions_of_pieces = inference_actors.predict_tables(
         exported,
         (piece.table for piece in pieces),
         workers=min(workers, len(pieces)),
@@ -102,7 +102,7 @@ def answered(
         top_k=top_k,
         decoder=job.decoder,
     )
-    for piece, several in zip(pieces, found, strict=True):
+    for piece, several in zip(pieces, predictions_of_pieces, strict=True):
         for index, answer in enumerate(several):
             yield piece.name(index), answer
 
@@ -113,7 +113,7 @@ def in_this_process(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = exported.model.to(device)
     for part in parts:
-        found = score_batches(
+        batches = score_batches(
             model,
             part.table,
             exported.preprocessing,
@@ -122,5 +122,5 @@ def in_this_process(
             processes=job.num_loaders,
             decoder=job.decoder,
         )
-        for index, answer in enumerate(to_predictions(found, top_k)):
+        for index, answer in enumerate(to_predictions(batches, top_k)):
             yield part.name(index), answer

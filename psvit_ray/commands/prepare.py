@@ -65,10 +65,10 @@ def verify(out: Folder) -> int:
     manifest = read_manifest(out)
     if manifest is None:
         raise ValueError(f"out must hold a {MANIFEST}, got {out}")
-    found = faults(out, manifest)
-    if found:
-        print("\n".join(found))
-        print(f"{out}: {len(found)} faults")
+    differing = faults(out, manifest)
+    if differing:
+        print("\n".join(differing))
+        print(f"{out}: {len(differing)} faults")
         return 1
     print(summary(out, manifest))
     print(f"all is as {MANIFEST} says")

@@ -70,7 +70,7 @@ def work(job: RedundancyJob) -> int:
     spec, reason = described(model)
     try:
         measured, num_unreadable = measured_on(job, model, preprocessing, source.holdout)
-        found = SharingProposal(
+        proposal = SharingProposal(
             model=without_secrets(job.model),
             data=source.name,
             seed=job.seed,
@@ -86,11 +86,11 @@ def work(job: RedundancyJob) -> int:
             redundancy=measured,
         )
         with new_folder(out) as folder:
-            redundancy.write(found, folder)
+            redundancy.write(proposal, folder)
     except OSError as error:  # of storage; that of a single image is none
         print(f"error: nothing was written: {files.error_text(error)}", file=sys.stderr)
         return 1
-    print("\n".join([redundancy.summary(found), *notes]))
+    print("\n".join([redundancy.summary(proposal), *notes]))
     if reason:
         print(f"MACs are not known: {reason}")
     if num_unreadable:
@@ -100,8 +100,8 @@ def work(job: RedundancyJob) -> int:
 
 
 def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, ExportedModel | None]:
-    """In evaluation mode, what it takes, and the exported folder that it is of, by which its
-    hold-out is known. Raises ValueError where there is no such network."""
+    """The network in evaluation mode, its preprocessing and, where it is of one, the exported
+    folder, by which its hold-out is known. Raises ValueError where there is no such network."""
     name = named(job.model)
     if not name.startswith(TIMM):
         if job.model_checkpoint:
@@ -140,8 +140,8 @@ def check_maps(model: nn.Module) -> None:
         attention_blocks(model)
     except ValueError as error:
         usable = timm.list_models(module=["vision_transformer", "deit"])
-        theirs = getattr(model, "pretrained_cfg", {}).get("architecture", "")
-        near = difflib.get_close_matches(theirs, usable, n=1, cutoff=0.0)[0]
+        name = getattr(model, "pretrained_cfg", {}).get("architecture", "")
+        near = difflib.get_close_matches(name, usable, n=1, cutoff=0.0)[0]
         raise ValueError(f"{error}; nearest is {TIMM}{near}") from None
 
 
@@ -153,10 +153,11 @@ def source_for(
     data = TrainedData.read(job.data, job, exported, named(job.model)) if exported else None
     stored = data.stored if data else image_source.read(job.data, job)
     for field in ("img_size", "in_chans"):
-        ours, theirs = getattr(preprocessing, field), getattr(stored, field)
-        if theirs is not None and theirs != ours:
+        of_model, of_data = getattr(preprocessing, field), getattr(stored, field)
+        if of_data is not None and of_data != of_model:
             raise ValueError(
-                f"{field} must be {theirs}, as in data {stored.name!r}, got {ours} in the model"
+                f"{field} must be {of_data}, as in data {stored.name!r}, got {of_model} in the "
+                "model"
             )
     if data:
         return data.divided()
@@ -194,7 +195,7 @@ def measured_on(
     def images() -> Iterator[Tensor]:
         nonlocal num_bad
         for batch in with_progress(
-            loader, len(table), size=lambda one: len(one.indices) + len(one.bad)
+            loader, len(table), size=lambda batch: len(batch.indices) + len(batch.bad)
         ):
             num_bad += len(batch.bad)
             if len(batch.images):

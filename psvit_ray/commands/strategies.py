@@ -39,58 +39,58 @@ def run(job: TuneJob, source: Source) -> int:
                 print(note)
         strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]
         strategies = {"scratch": scratch, "oneshot": oneshot}
-        outcome = strategies[job.strategy](job, session, source)
-    if outcome.untracked:
+        result = strategies[job.strategy](job, session, source)
+    if result.untracked:
         print(
-            f"MLflow did not take {outcome.untracked} configurations; they are in the record, and "
+            f"MLflow did not take {result.untracked} configurations; they are in the record, and "
             "--resume writes them",
             file=sys.stderr,
         )
-    return outcome.exit_code
+    return result.exit_code
 
 
 def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
-    """Every configuration is trained, the weak not to their end."""
+    """Trains every configuration, the weak ones not to their end."""
     search, train = job.search, job.train
-    halving = None
+    asha = None
     if search.reduction_factor:
-        halving = AshaConfig(
+        asha = AshaConfig(
             epochs=train.epochs,
             grace_epochs=search.grace_epochs,
             reduction_factor=search.reduction_factor,
         )
-    outcome = run_trials(
+    result = run_trials(
         session,
         Proposals(search, train, session.records),
         job.trials,
         num_trials=search.num_trials,
         budget=TimeBudget.of(search),
-        halving=halving,
+        halving=asha,
     )
-    leaderboard.write(outcome.records, session.folder, title=session.name)
-    print(leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri))
-    return outcome
+    leaderboard.write(result.records, session.folder, title=session.name)
+    print(leaderboard.summary(result.records, session.folder, session.experiment.tracking_uri))
+    return result
 
 
 def oneshot(job: TuneJob, session: Session, source: Source) -> OneshotResult:
-    """One supernet is trained, candidates are scored with its weights, the best trained."""
-    if said := holdout_size_warning(len(source.holdout)):
-        print(said, file=sys.stderr)
-    found = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
-    if said := found.fault or found.reason:
-        print(said, file=sys.stderr)
-    oneshot_report.write(found.scores, found.records, session.folder, title=session.name)
-    if best := winner(found.records):
+    """Trains one supernet, scores candidates with its weights and trains the best."""
+    if warning := holdout_size_warning(len(source.holdout)):
+        print(warning, file=sys.stderr)
+    result = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
+    if reason := result.fault or result.reason:
+        print(reason, file=sys.stderr)
+    oneshot_report.write(result.scores, result.records, session.folder, title=session.name)
+    if best := winner(result.records):
         session.folder.write("best.yaml", leaderboard.best_yaml(best, session.name).encode())
     print(
         oneshot_report.summary(
-            found.scores,
-            found.records,
+            result.scores,
+            result.records,
             session.folder,
             session.experiment.tracking_uri,
-            supernet_seconds=found.supernet.seconds,
-            scoring_seconds=sum(score.seconds for score in found.scores),
+            supernet_seconds=result.supernet.seconds,
+            scoring_seconds=sum(score.seconds for score in result.scores),
             holdout_size=len(source.holdout),
         )
     )
-    return found
+    return result

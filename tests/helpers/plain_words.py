@@ -17,7 +17,8 @@ CLEAN = (
     "psvit_ray/search",
     "psvit_ray/runtime",
     "psvit_ray/report",
-    "jobs/studies",
+    "psvit_ray/commands",
+    "jobs",
 )
 """Rooms whose words are plain. When all of them are, this list becomes psvit_ray and jobs."""
 
