@@ -40,7 +40,7 @@ WALKS: dict[str, list[Step]] = {
         ("export/model_folder.py", "the exported folder; load()\ngives the same ArchSpec"),
     ],
     "metric": [
-        ("training/steps.py", "sums of loss and images\nin float64 on each worker"),
+        ("training/evaluation.py", "each worker sums over its\nhold-out images in float64"),
         ("training/distributed.py", "one all-reduce, then\none division"),
         ("training/engine.py", "Report of the epoch,\nequal on every rank"),
         ("runtime/train/worker.py", "ray.train.report; rank 0\nwrites the record"),
