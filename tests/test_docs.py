@@ -94,7 +94,9 @@ def start(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a command line until its job is to begin. Raises Parsed there, ValueError before it for
     what is wrong."""
 
-    def parse_only(job: type[BaseModel], work: Any, argv: Sequence[str] | None = None) -> None:
+    def parse_only(
+        job: type[BaseModel], work: Any, argv: Sequence[str] | None = None, **_: object
+    ) -> None:
         command_line.parse(job, sys.argv[1:] if argv is None else argv)
         raise Parsed
 

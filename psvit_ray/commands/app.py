@@ -60,4 +60,5 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
     def work(job: object) -> int:
         return importlib.import_module(f"psvit_ray.commands.{name}").work(job)
 
-    command_line.run(getattr(options, f"{name.capitalize()}Job"), work, argv)
+    job = getattr(options, f"{name.capitalize()}Job")
+    command_line.run(job, work, argv, prog=f"psvit {name}")

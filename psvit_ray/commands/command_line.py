@@ -41,12 +41,19 @@ UNKNOWN = "Unrecognized options:"  # of tyro
 Job = TypeVar("Job", bound=BaseModel)
 
 
-def run(job: type[Job], work: Callable[[Job], int], argv: Sequence[str] | None = None) -> NoReturn:
+def run(
+    job: type[Job],
+    work: Callable[[Job], int],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str | None = None,
+) -> NoReturn:
     """Parses, works, exits. Whatever goes wrong is one line on standard error: with code 2 what the
-    user gave, with code 1 what else there is, and where another driver took the name over."""
+    user gave, with code 1 what else there is, and where another driver took the name over. `prog`
+    is what help calls the program, by default the file that runs."""
     printable_output()
     try:
-        code = work(parse(job, sys.argv[1:] if argv is None else argv))
+        code = work(parse(job, sys.argv[1:] if argv is None else argv, prog=prog))
         if sys.stdout is not None:
             sys.stdout.flush()
     except ValidationError as error:
@@ -58,7 +65,7 @@ def run(job: type[Job], work: Callable[[Job], int], argv: Sequence[str] | None =
     leave(code)
 
 
-def parse(job: type[Job], argv: Sequence[str]) -> Job:
+def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Job:
     """Raises ValueError for a wrong flag, value or file, and says which."""
     if longest := max((word for word in argv if len(word) > MAX_ARGUMENT), default=""):
         flag = longest.partition("=")[0] if longest.startswith("--") else ""
@@ -78,13 +85,13 @@ def parse(job: type[Job], argv: Sequence[str]) -> Job:
     default = job.model_construct(**_defaults(job, recipe, sections))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if "--help" in argv or "-h" in argv:
-        tyro.cli(job, default=default, args=argv, config=config)
+        tyro.cli(job, default=default, args=argv, prog=prog, config=config)
     printed = io.StringIO()
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(5 * MAX_ARGUMENT)  # tyro breaks lines at the terminal's width
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(job, default=default, args=argv, config=config)
+            return tyro.cli(job, default=default, args=argv, prog=prog, config=config)
     except SystemExit:
         message = _message_in_frame(printed.getvalue(), argv)
         message = re.sub(r"\S{100,}", lambda word: shortened(word[0], 100), message)
@@ -147,12 +154,13 @@ def _is_section(field: FieldInfo) -> bool:
 
 
 def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> ArchSpec:
-    """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, that of an exported
-    folder, or `base` itself.
+    """The architecture that `read_arch` gives, for the images that `fit_arch` takes."""
+    return fit_arch(read_arch(arch, base), arch, source)
 
-    What is not a file has as many classes as the data, and takes its images where these have a
-    fixed size or number of channels. Raises ValueError for anything else.
-    """
+
+def read_arch(arch: str | None, base: ArchSpec | None) -> ArchSpec:
+    """A preset, a pattern with the widths of `base`, a spec.json, a best.yaml, that of an exported
+    folder, or `base` itself. Raises ValueError for anything else."""
     if arch and arch.endswith((".yaml", ".yml")):
         return ArchSpec.model_validate(_read_best(arch)["spec"])
     if arch and arch.endswith(".json"):
@@ -161,15 +169,22 @@ def resolve_arch(arch: str | None, base: ArchSpec | None, source: Source) -> Arc
         except ValidationError as error:
             raise ValueError(f"arch {arch!r} must be a spec: {one_line(error)}") from None
     if arch and ("://" in arch or os.path.isdir(arch)):
-        from psvit_ray.export import model_folder  # torch, which no other way to say it needs
+        from psvit_ray.export import model_folder  # torch, which no other architecture needs
 
-        spec = model_folder.load(arch).config.spec
-    elif arch and arch[0].isalpha():
-        spec = preset(arch)
-    elif base is None:
+        return model_folder.load(arch).config.spec
+    if arch and arch[0].isalpha():
+        return preset(arch)
+    if base is None:
         raise ValueError("arch must be given: this recipe has no base spec")
-    else:
-        spec = base if arch is None else base.with_pattern(arch)
+    return base if arch is None else base.with_pattern(arch)
+
+
+def fit_arch(spec: ArchSpec, arch: str | None, source: Source) -> ArchSpec:
+    """The spec that `arch` named, for the images of `source`. What a file holds is taken as it is;
+    any other has as many classes as the data, and takes its images where these have a fixed size or
+    number of channels. Raises ValueError where it cannot."""
+    if arch and arch.endswith((".yaml", ".yml", ".json")):
+        return spec
     names = ("img_size", "in_chans", "num_classes")
     images = {name: value for name in names if (value := getattr(source, name)) is not None}
     try:

@@ -18,10 +18,10 @@ from psvit_ray.training.source import check_source, source_from_settings
 
 def work(job: TrainJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
+    spec = command_line.read_arch(job.arch, job.base)
     source = source_from_settings(job.train)
-    configuration = Configuration(
-        spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
-    )
+    spec = command_line.fit_arch(spec, job.arch, source)
+    configuration = Configuration(spec=spec, train=job.train)
     check_source(configuration, source)
     from psvit_ray.data.loading.loader import shuffle_advice
     from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note

@@ -18,11 +18,11 @@ def work(job: TuneJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
     search, train = job.search, job.train
     search.check(train)
-    source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
     if job.strategy == "oneshot":
         from psvit_ray.search.oneshot.plan import check_oneshot
 
         check_oneshot(job.oneshot, search, train)
+    source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
     if job.dry_run:
         from psvit_ray.commands.estimate import describe
 
