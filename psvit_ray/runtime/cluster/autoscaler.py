@@ -15,11 +15,9 @@ from typing import Any
 
 import psutil
 import yaml
-from ray.autoscaler._private.kuberay.autoscaling_config import (
-    _derive_autoscaling_config_from_ray_cr,
-)
-from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from requests import RequestException
+
+from psvit_ray.runtime.cluster import ray_private
 
 Resources = Mapping[str, float]
 FLAG = "--autoscaling-config="
@@ -71,7 +69,4 @@ def _kuberay_config() -> dict[str, Any] | None:
     name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay's, in every pod
     if not name or not KUBERNETES.exists():
         return None
-    cluster = KubernetesHttpApiClient(KUBERNETES.read_text()).get(f"rayclusters/{name}")
-    if not cluster["spec"].get("enableInTreeAutoscaling"):
-        return None
-    return dict(_derive_autoscaling_config_from_ray_cr(cluster))
+    return ray_private.kuberay_config(KUBERNETES.read_text(), name)

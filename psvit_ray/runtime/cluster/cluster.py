@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.runtime.cluster import ray_private
 from psvit_ray.runtime.cluster.autoscaler import Resources, max_of_new_workers
 from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.cluster.host_calls import HEAD, alive_hosts, call_on_hosts
@@ -122,7 +123,7 @@ def start_ray(**options: Any) -> None:
     variables = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{here}:{port}"}
     os.environ.update(variables)
     try:
-        ray.init(address="local", _node_ip_address=here, **options)
+        ray_private.init_local(here, **options)
     finally:
         for name in variables:
             del os.environ[name]

@@ -6,7 +6,8 @@ import os
 
 import psutil
 import ray
-from ray.train.v2._internal.execution.callback import WorkerCallback
+
+from psvit_ray.runtime.cluster.ray_train_private import WorkerCallback
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 

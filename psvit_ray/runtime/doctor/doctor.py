@@ -17,11 +17,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-from ray._private import worker as ray_worker
-from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError
 
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.runtime.cluster import ray_private
 from psvit_ray.runtime.cluster.host_calls import Host, call_on_hosts
 from psvit_ray.runtime.doctor import bandwidth, host_checks
 from psvit_ray.runtime.doctor.bandwidth import BandwidthResult, MeasuredStep, TooSlowError
@@ -124,7 +123,7 @@ def versions(subject: CheckContext) -> Iterator[Finding]:
 
 
 def gpus(subject: CheckContext) -> Iterator[Finding]:
-    free = available_resources_per_node()
+    free = ray_private.available_resources()
     for host in subject.hosts:
         if not host.gpus:
             yield Finding(host.name, "gpu", True, "none")
@@ -245,8 +244,7 @@ def network(subject: CheckContext) -> Iterator[Finding]:
 def token(subject: CheckContext) -> Iterator[Finding]:
     """Checks that the head's dashboard asks for a token; it is asked from the head, as it may
     listen there alone."""
-    node: Any = ray_worker._global_node
-    url = node.webui_url
+    url = ray_private.dashboard_address()
     name = urlsplit(f"//{url}").hostname
     if name in ("127.0.0.1", "localhost", "::1") and len(subject.hosts) == 1:
         return iter([Finding(subject.driver.name, "token", True, "this host only")])

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from ray.exceptions import RayError
-from ray.experimental import internal_kv
+
+from psvit_ray.runtime.cluster import ray_private
 
 STOP = "stop"
 """Key for the workers: why the driver asks them to stop."""
@@ -44,16 +45,15 @@ class ControlChannel:
 
     def send(self, key: str, text: str = "yes") -> None:
         """Sends a value under a key; it replaces an earlier one."""
-        internal_kv._internal_kv_put(f"{self._run}/{key}", text, namespace=NAMESPACE)
+        ray_private.kv_put(f"{self._run}/{key}", text, NAMESPACE)
 
     def read(self, key: str) -> str:
         """The value sent under a key; empty where there is none."""
-        value = internal_kv._internal_kv_get(f"{self._run}/{key}", namespace=NAMESPACE)
-        return value.decode() if value else ""
+        return ray_private.kv_get(f"{self._run}/{key}", NAMESPACE)
 
     def clear(self) -> None:
         """Deletes all messages of the run."""
-        internal_kv._internal_kv_del(f"{self._run}/", del_by_prefix=True, namespace=NAMESPACE)
+        ray_private.kv_delete(f"{self._run}/", NAMESPACE)
 
     def send_note(self, text: str) -> None:
         """Sends a note to the user at the driver."""
@@ -61,10 +61,10 @@ class ControlChannel:
 
     def new_notes(self) -> list[str]:
         """Notes that were sent since the last call."""
-        keys = internal_kv._internal_kv_list(f"{self._run}/{NOTE}", namespace=NAMESPACE)
-        words = sorted({key.decode().partition("/")[2] for key in keys} - self._read)
-        self._read |= {*words}
-        return [self.read(key) for key in words]
+        keys = ray_private.kv_keys(f"{self._run}/{NOTE}", NAMESPACE)
+        new = sorted({key.partition("/")[2] for key in keys} - self._read)
+        self._read |= {*new}
+        return [self.read(key) for key in new]
 
     @contextlib.contextmanager
     def forwarding_warnings(self) -> Iterator[None]:

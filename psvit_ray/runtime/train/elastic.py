@@ -5,18 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import (
-    InitializingState,
-    ReschedulingState,
+from psvit_ray.runtime.cluster.ray_train_private import (
+    WAITING_STATES,
+    ControllerCallback,
     ResizingState,
-    RestartingState,
-    SchedulingState,
 )
-
 from psvit_ray.runtime.train.control_channel import SAVE, SAVED, ControlChannel
 
-WAITING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 SAVE_S = 60.0
 LOOK_S = 0.1
 
@@ -61,7 +56,7 @@ class LimitWaiting(ControllerCallback):
         self._since: float | None = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if not isinstance(current_state, WAITING):
+        if not isinstance(current_state, WAITING_STATES):
             self._since = None
             return
         now = time.monotonic()

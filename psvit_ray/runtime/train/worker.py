@@ -14,14 +14,13 @@ from typing import Any
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device, prepare_model
-from ray.train.v2._internal.execution.callback import WorkerCallback
-from ray.train.v2._internal.execution.context import get_train_context
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.sources.image_source import Source, check_unchanged
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import DataChanged
+from psvit_ray.runtime.cluster.ray_train_private import WorkerCallback, preemption_notice
 from psvit_ray.runtime.train.control_channel import (
     BEGUN,
     SAVE,
@@ -195,7 +194,7 @@ class WorkerRequests:
     def __init__(self, channel: ControlChannel, *, leads: bool) -> None:
         self._channel, self._leads = channel, leads
         self._stop = False
-        self._saves_asked = self.saves_heard = 0
+        self._saves_asked = self.saves_seen = 0
         self._notice: Any = None
         self._monitor = HeadMonitor(self._look, every_s=LOOK_S) if leads else None
 
@@ -204,10 +203,9 @@ class WorkerRequests:
             self._monitor.check()
         if self._stop or SigtermCallback.received:
             return "stop"
-        # Train's public call for a spot notice is a barrier of all workers. All have been told.
-        notice = get_train_context().preemption_context.preemption_info
-        if self._leads and (notice, self._saves_asked) != (self._notice, self.saves_heard):
-            self._notice, self.saves_heard = notice, self._saves_asked
+        notice = preemption_notice()
+        if self._leads and (notice, self._saves_asked) != (self._notice, self.saves_seen):
+            self._notice, self.saves_seen = notice, self._saves_asked
             return "checkpoint"
         return "none"
 
@@ -215,7 +213,7 @@ class WorkerRequests:
         self._stop = True
 
     def tell_saved(self) -> None:
-        self._channel.send(SAVED, str(self.saves_heard))
+        self._channel.send(SAVED, str(self.saves_seen))
 
     def close(self) -> None:
         if self._monitor:
