@@ -1,4 +1,4 @@
-"""`quarantine.csv`: the images that could not be used, beside what was made of the others."""
+"""`quarantine.csv`: the images that could not be used, and the reasons."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from psvit_ray.text import csv_file
 
 QUARANTINE = "quarantine.csv"
 COLUMNS = ("source", "path", "reason")
-"""Source without secrets, path or row in it, and what is wrong."""
+"""Columns of the file: source without secrets, path or row in it, reason."""
 
 BadImageRow = tuple[str, str, str]
 
 
 def add(folder: Folder, rows: Iterable[BadImageRow]) -> None:
-    """Adds what is not there yet. The same images give the same file, in whichever order and in
-    however many runs they were found. One writer at a time. Raises OSError."""
-    there = read(folder)
-    together = sorted({*there, *rows})
-    if len(together) > len(there):
-        folder.write(QUARANTINE, content(together))
+    """Adds rows to the file, sorted and each once: the same images give the same file, in whatever
+    order they are added. Only one writer may call it at a time. Raises OSError."""
+    old = read(folder)
+    new = sorted({*old, *rows})
+    if len(new) > len(old):
+        folder.write(QUARANTINE, content(new))
 
 
 def read(folder: Folder) -> list[BadImageRow]:
-    """None where there is no file. Raises ValueError for one that is not as it was written."""
+    """Rows of the file; none if there is no file. Raises ValueError if it was changed."""
     try:
         table = csv_file.rows(folder.read(QUARANTINE) or b"")
         return [(source, path, reason) for source, path, reason in table]
@@ -37,5 +37,5 @@ def read(folder: Folder) -> list[BadImageRow]:
 
 
 def content(rows: Iterable[BadImageRow]) -> bytes:
-    """The file of these rows."""
+    """Content of a file with these rows."""
     return csv_file.content(COLUMNS, rows)

@@ -1,4 +1,4 @@
-"""Images and labels of one split, by number: what every kind of data is, seen from the loader."""
+"""Tables: the images and labels of a split by position, whatever kind of data it is."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ if TYPE_CHECKING:  # a process that only reads files needs no torch, which takes
 
 
 class ImageTable(Protocol):
-    """Goes to the processes of a loader: it pickles small, and opens files where it is read."""
+    """Images and labels by position. A table is pickled to loader processes: it is small, and opens
+    files where it is read."""
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64."""
+        """Class of each image, (N,) int64."""
         ...
 
     @property
     def blocks(self) -> np.ndarray | None:
-        """(N,) int64: which block of storage holds each image; images of one block are read
-        together. None where any image reads as fast as any other."""
+        """Block of storage of each image, (N,) int64; images of one block are read together. None
+        if images can be read in any order."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes | Image.Image:
-        """An image as it is stored, or as a picture where it is stored without a format.
+        """Bytes of an image file, or an image that is stored without a format.
 
-        Raises BadImage where it cannot be used, OSError where storage fails.
+        Raises BadImage if it cannot be used, and OSError if the storage fails.
         """
         ...
 
     def place(self, index: int) -> tuple[str, str]:
-        """The source of an image, without secrets, and its path or row there."""
+        """Source of an image, without secrets, and its path or row in it."""
         ...
 
     def take(self, indices: np.ndarray) -> Self:
-        """The table of these images, in this order."""
+        """A table of the images at these positions, in this order."""
         ...
 
 
 class StoredTable(ImageTable, Protocol):
-    """A table of what is stored, before anything is cut: it can say what there is."""
+    """A table of stored data, from which splits are cut."""
 
     @property
     def grows(self) -> bool:
-        """Whether images may be added to what the table is of, as to a folder. False for a data set
-        that is what it is for ever."""
+        """Whether images may be added to the data, as to a folder; False for a fixed data set."""
         ...
 
     def listing(self) -> pa.Table:
-        """What is known of each image without reading it, as the function `listing` has it."""
+        """What is known of each image without reading it; see the function `listing`."""
         ...
 
 
 def listing(
     places: pa.Array, *, sizes: pa.Array | None = None, contents: pa.Array | None = None
 ) -> pa.Table:
-    """The images of a table, a row each: `place` as in `ImageTable.place`, in bytes, as a file name
-    may be no text; `size` in bytes, and `content`, which is equal where the image is, or likely so.
-    Both are null where they are not known."""
+    """A table with a row for each image: `place` is the path or row of `ImageTable.place`, in
+    bytes, as file names need not be UTF-8; `size` in bytes; `content` is equal where the content of
+    images is, or probably so. The last two are null where they are not known."""
     unknown = pa.nulls(len(places))
     return pa.table(
         {
@@ -78,15 +78,16 @@ def listing(
 
 @dataclass(frozen=True, eq=False)
 class ArrayTable:
-    """Images of one size in memory, which a loader takes as they are."""
+    """Images of one size in memory, which the loader does not transform."""
 
     images: Tensor
-    """(N, C, S, S) uint8."""
+    """Images (N, C, S, S), uint8."""
     labels: np.ndarray
-    """(N,) int64."""
+    """Class of each image, (N,) int64."""
     name: str = "array"
+    """Name of the data."""
     rows: np.ndarray | None = None
-    """(N,) int64: which row of `name` each image is; by default its number in this table."""
+    """Row of each image in the data, (N,) int64; by default its position in this table."""
 
     blocks = None
     grows = False
@@ -114,5 +115,5 @@ class ArrayTable:
 
 
 def digest_of(pixels: np.ndarray) -> str:
-    """A short name of these pixels."""
+    """Hash of an array of pixels."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=8).hexdigest()

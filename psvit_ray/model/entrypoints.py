@@ -14,7 +14,7 @@ from psvit_ray.model.psvit import PSViT
 
 PRESET_NAMES = [name for name in PRESETS if name.startswith("psvit_")]
 
-# As timm's DeiT but for `fixed_input_size`: the specs say the size.
+# As timm's DeiT, but with `fixed_input_size`, as a spec has one image size.
 default_cfgs = generate_default_cfgs(
     {
         name: {
@@ -61,7 +61,8 @@ def _build(
     global_pool: str | None = None,
     **kwargs: Any,
 ) -> PSViT:
-    """`spec` with what timm lets a user change: image, patch, channels, classes."""
+    """The network of `spec` with the changes that timm's `create_model` allows: size of image and
+    patch, channels, classes."""
     sides = {img_size} if isinstance(img_size, int) else set(img_size)
     if len(sides) != 1:
         raise ValueError(f"img_size must be one side of a square image, got {img_size}")

@@ -1,4 +1,4 @@
-"""How fast networks are here: measured beside each other, and predicted from their parts."""
+"""Measurement of the latency of networks on this host: side by side, and part by part."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ WARM_UP = 2  # passes
 def interleaved(
     works: Mapping[str, Callable[[], object]], *, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each call, one of each kind a round: what disturbs the machine meets all alike."""
+    """Seconds of each call of the functions `works`. Each round calls every function once, so that
+    disturbances of the machine affect all alike."""
     for work in works.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -44,7 +45,7 @@ def interleaved(
 def images_per_second(
     models: Mapping[str, nn.Module], *, shape: tuple[int, ...], rounds: int = 15
 ) -> dict[str, float]:
-    """Median of the forward pass, without gradients, of a batch of this shape (B, C, S, S)."""
+    """Median throughput of forward passes without gradients, for a batch of shape (B, C, S, S)."""
     images = torch.randn(shape)
 
     def forward(model: nn.Module) -> Callable[[], object]:
@@ -60,7 +61,8 @@ def images_per_second(
 
 
 def torch_device(conditions: Conditions) -> torch.device:
-    """Raises ValueError if this host has no such device, or one whose clock is not known."""
+    """torch's device of `conditions`. Raises ValueError if this host does not have it, or if its
+    time cannot be measured."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     here = ["cpu", *(["cuda"] if gpus else []), *gpus]
     if conditions.device not in here:
@@ -71,15 +73,14 @@ def torch_device(conditions: Conditions) -> torch.device:
 
 
 def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) -> LatencyTable:
-    """A table that has every part of every spec of the space.
+    """Measures a latency table with every part of every spec of the space.
 
-    A part is timed where it stands, between others, in the passes of networks of the space that
-    together have all parts (`cover`): caches, the layout of tensors in memory and a GPU's queue
-    are then as in any network.
+    Parts are timed within forward passes of networks of the space that together have all parts
+    (`cover`): so caches, the layout of tensors in memory and a GPU's queue are as in any network.
     """
     samples: dict[str, list[float]] = defaultdict(list)
     specs = cover(space, conditions.times, seed=seed)
-    random.Random(seed).shuffle(specs)  # a part's turns come at moments apart from each other
+    random.Random(seed).shuffle(specs)  # so that a part is timed at moments apart from each other
     for spec in specs:
         pieces = PSViT(spec).eval().to(torch_device(conditions)).pieces()
         for part, ms in zip(parts(spec), _fastest(pieces, spec, conditions), strict=True):
@@ -93,7 +94,7 @@ def measure_table(space: SearchSpace, conditions: Conditions, *, seed: int = 0) 
         in_chans=space.in_chans,
         num_classes=space.num_classes,
         layer_scale=space.layer_scale,
-        ms={part: statistics.median(each) for part, each in sorted(samples.items())},
+        ms={part: statistics.median(times) for part, times in sorted(samples.items())},
     )
 
 
@@ -108,19 +109,19 @@ def tried_on(table: LatencyTable, specs: Sequence[ArchSpec]) -> LatencyTable:
 
 
 def time_networks(specs: Sequence[ArchSpec], conditions: Conditions) -> list[float]:
-    """Milliseconds of a batch of each, timed as the parts of a table are."""
+    """Milliseconds of a batch of each network, timed as the parts of a table are."""
     models = [PSViT(spec).eval().to(torch_device(conditions)) for spec in specs]
     turns = [
         [_fastest([model], model.spec, conditions)[0] for model in models]
         for _ in range(conditions.times)
     ]
-    return [statistics.median(each) for each in zip(*turns, strict=True)]
+    return [statistics.median(times) for times in zip(*turns, strict=True)]
 
 
 def _fastest(
     pieces: Sequence[Callable[[Tensor], Tensor]], spec: ArchSpec, conditions: Conditions
 ) -> list[float]:
-    """Milliseconds of each piece in the fastest of its passes."""
+    """Milliseconds of each piece in the fastest pass of all."""
     shape = (conditions.batch_size, spec.in_chans, spec.img_size, spec.img_size)
     images = torch.randn(shape, device=torch_device(conditions))
     half = conditions.dtype == "bfloat16"
@@ -131,11 +132,11 @@ def _fastest(
             torch.autocast(images.device.type, torch.bfloat16, enabled=half),
         ):
             passes.append(time_pieces(pieces, images))
-    return min(passes[WARM_UP:], key=sum)  # whole: the fastest of each would add up to less
+    return min(passes[WARM_UP:], key=sum)  # the fastest time of each piece would add up to less
 
 
 def time_pieces(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list[float]:
-    """Milliseconds of each piece on what the one before it gave, `x` first."""
+    """Milliseconds of each piece on the output of the piece before, the first on `x`."""
     if x.device.type == "cpu":
         # A single thread's own time leaves out what others on the machine take from it.
         clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -155,11 +156,11 @@ def time_pieces(pieces: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> list
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
+    """The product name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:  # not Linux
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+        name = None
+    return name[1] if name else platform.processor() or platform.machine()

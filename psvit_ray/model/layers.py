@@ -1,4 +1,4 @@
-"""The parts of a PSViT: attention whose map neighbouring layers share, and token pooling.
+"""Layers of a PSViT: attention with a map that neighbouring layers share, and token pooling.
 
 Shapes: B images, N tokens (a G x G grid in 2-D), C channels, H heads, D = C // H.
 """
@@ -21,7 +21,8 @@ Strategy = Literal["auto", "explicit", "fused"]
 
 
 class ExplicitMap(NamedTuple):
-    """A map as its softmax weights, computed once: each layer of the group is one product."""
+    """An attention map as softmax weights, computed once: each layer of the group takes one matrix
+    product."""
 
     weights: Tensor  # (B, H, N, N)
 
@@ -31,8 +32,8 @@ class ExplicitMap(NamedTuple):
 
 
 class FusedMap(NamedTuple):
-    """A map as its queries and keys: each layer of the group calls the fused kernel, which
-    computes the map again but never writes it to memory."""
+    """An attention map as queries and keys: each layer of the group calls the fused kernel, which
+    recomputes the map but never writes it to memory."""
 
     q: Tensor  # (B, H, N, D)
     k: Tensor  # (B, H, N, D)
@@ -42,13 +43,14 @@ class FusedMap(NamedTuple):
         return F.scaled_dot_product_attention(self.q, self.k, v, dropout_p=dropout_p)
 
 
-# What a group's leader hands to its followers. A tuple of tensors, so that compile, export and
-# checkpoint pass it through. A layer that drops attention draws its own mask over the shared map.
 AttentionMap = ExplicitMap | FusedMap
+"""The map that a share group's leader passes to its followers: a tuple of tensors, so that compile,
+export and checkpoint pass it through. With dropout each layer draws its own mask."""
 
 
 def make_map(q: Tensor, k: Tensor, strategy: Strategy, num_layers: int) -> AttentionMap:
-    """Queries and keys (B, H, N, D) to the map that `num_layers` layers will use."""
+    """The map of queries and keys (B, H, N, D), in the form that is faster for the `num_layers`
+    layers that use it."""
     if strategy == "auto":
         strategy = choose_strategy(
             q.device.type, q.dtype, q.shape[-2], num_layers, gradients=q.requires_grad
@@ -77,11 +79,12 @@ _EXPLICIT_ON_CPU_UP_TO = {
 def choose_strategy(
     device_type: str, dtype: torch.dtype, num_tokens: int, num_layers: int, *, gradients: bool
 ) -> Literal["explicit", "fused"]:
-    """The fixed rule behind `auto`: no measurement at run time, or ranks could differ and a resume
-    would not be exact. `dtype` is autocast's under autocast.
+    """The strategy behind `auto` for a share group of `num_layers` layers; under autocast `dtype`
+    is autocast's. A fixed rule, as with measurements at run time ranks could differ and a resume
+    would not be exact.
 
-    Off the CPU always fused. That is by reasoning, not measured: flash kernels keep the map out of
-    memory, whose bandwidth is what a GPU lacks first.
+    Other devices than CPUs always take `fused`, which was reasoned and not measured: flash kernels
+    keep the map out of memory, whose bandwidth limits a GPU first.
     """
     if device_type != "cpu":
         return "fused"
@@ -102,7 +105,8 @@ class Attention(nn.Module):
         attn_drop: float = 0.0,
         strategy: Strategy = "auto",
     ) -> None:
-        """`group_size`: the layers under this leader's map; None makes a follower."""
+        """`group_size` is the number of layers that use this leader's map; None makes a
+        follower."""
         super().__init__()
         self.num_heads = num_heads
         self.group_size = group_size
@@ -117,8 +121,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, attention: AttentionMap | None = None
     ) -> tuple[Tensor, AttentionMap]:
-        """Tokens (B, N, C) to (B, N, C), and the map used: a leader's own (call it without one),
-        a follower's the one it was given."""
+        """Output (B, N, C) for tokens (B, N, C), and the map that was used. A leader computes it; a
+        follower needs its leader's as `attention`."""
         if self.group_size is None:
             v = self._heads(self.v(x))
         else:
@@ -133,7 +137,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer layer (timm's `Block`) that hands on the attention map it used."""
+    """A pre-norm transformer layer (timm's `Block`) that also returns the attention map it used."""
 
     def __init__(
         self,
@@ -161,6 +165,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, attention: AttentionMap | None = None
     ) -> tuple[Tensor, AttentionMap]:
+        """Output (B, N, C) for tokens (B, N, C), and the map, as `Attention`."""
         y, attention = self.attn(self.norm1(x), attention)
         x = x + self.drop_path(self.ls1(y))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
@@ -177,12 +182,13 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, grad_checkpointing: bool = False) -> Tensor:
+        """Tokens of the stage before (B, N, C) to tokens of this one (B, N', C')."""
         x = self.pool(x)
         blocks = iter(self.blocks)
         for size in self.share_groups:
             group = list(islice(blocks, size))
-            # A whole group is recomputed at once: its map is never stored across a checkpoint,
-            # and is made again once, not once a layer.
+            # A group is recomputed as a whole: its map is never stored across a checkpoint, and
+            # recomputed once, not once a layer.
             if grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run_group, group, x, use_reentrant=False)
             else:
@@ -191,6 +197,7 @@ class Stage(nn.Module):
 
 
 def run_group(group: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Runs the blocks of a share group, leader first, on tokens (B, N, C)."""
     attention = None
     for block in group:
         x, attention = block(x, attention)
@@ -198,7 +205,8 @@ def run_group(group: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 
 class TokenPool2d(nn.Module):
-    """Halve each side of the token grid (odd sides round up) and change the width."""
+    """Token pooling that halves each side of the token grid (odd sides round up) and changes the
+    width."""
 
     def __init__(self, dim: int, dim_out: int, *, grid_size: int, op: PoolOp) -> None:
         super().__init__()
@@ -211,8 +219,8 @@ class TokenPool2d(nn.Module):
 
 
 class TokenPool1d(nn.Module):
-    """Halve the sequence of patch tokens (an odd length rounds up) and change the width. The class
-    token goes around the pool."""
+    """Token pooling that halves the sequence of patch tokens (an odd length rounds up) and changes
+    the width. The class token bypasses the pool."""
 
     def __init__(self, dim: int, dim_out: int, *, op: PoolOp) -> None:
         super().__init__()
@@ -226,22 +234,23 @@ class TokenPool1d(nn.Module):
 
 
 def token_pool(dim: int, dim_out: int, *, grid_size: int | None, op: PoolOp) -> nn.Module:
-    """2-D where tokens have a grid, else 1-D."""
+    """A token pooling from `dim` to `dim_out` channels: 2-D on a grid of side `grid_size`, 1-D
+    where that is None."""
     if grid_size is None:
         return TokenPool1d(dim, dim_out, op=op)
     return TokenPool2d(dim, dim_out, grid_size=grid_size, op=op)
 
 
 def _conv_and_pool(ndim: int, dim: int, dim_out: int, op: PoolOp) -> tuple[nn.Module, nn.Module]:
-    """The convolution that changes the width, and what reduces the tokens after it (nothing for
-    `conv`, which does both at once)."""
+    """The convolution that changes the width, and the pooling after it; `conv` pools with its
+    stride and needs none."""
     conv = nn.Conv1d if ndim == 1 else nn.Conv2d
     if op == "conv":
         return conv(dim, dim_out, kernel_size=3, stride=2, padding=1), nn.Identity()
     if op == "max":
         pool: nn.Module = (nn.MaxPool1d if ndim == 1 else nn.MaxPool2d)(2, ceil_mode=True)
     else:
-        # The last window of an odd side is the mean of what is there, not of zeros beside it.
+        # The last window of an odd side is the mean of its tokens, not of zeros beside them.
         average = nn.AvgPool1d if ndim == 1 else nn.AvgPool2d
         pool = average(2, ceil_mode=True, count_include_pad=False)
     return conv(dim, dim_out, kernel_size=1), pool

@@ -1,4 +1,4 @@
-"""The network of an ArchSpec, with timm's names and habits.
+"""The network of an ArchSpec, with timm's names and interface.
 
 Shapes: B images of S x S pixels, N tokens (patches; in `1d` the class token comes first and is
 counted), C channels of a stage.
@@ -24,9 +24,9 @@ from psvit_ray.model.layers import Block, Stage, Strategy, run_group, token_pool
 class PSViT(nn.Module):
     """A vision transformer with token pooling between stages and attention sharing within them.
 
-    `2d`: tokens keep their grid, which a pool halves; the head reads their mean. `1d`: a class
-    token stands outside the pools, and the head reads it; with one stage of all-ones groups this
-    is DeiT, with timm's parameter names but for `blocks`, here `stages.0.blocks`.
+    In `2d` tokens keep their grid, which a pool halves, and the head takes their mean. In `1d` a
+    class token bypasses the pools, and the head takes it; with one stage of all-ones groups this is
+    DeiT, with timm's parameter names but for `blocks`, here `stages.0.blocks`.
     """
 
     def __init__(
@@ -38,9 +38,19 @@ class PSViT(nn.Module):
         drop_path_rate: float = 0.0,
         attention: Strategy = "auto",
     ) -> None:
-        """`drop_rate` is of the head's input, `attn_drop_rate` of attention weights,
-        `drop_path_rate` of the last layer, growing linearly from 0. `attention`: how maps are
-        computed; every choice computes the same function (`layers.choose_strategy`)."""
+        """Builds the network with initial weights.
+
+        Args:
+            spec: Architecture.
+            drop_rate: Dropout rate before the head.
+            attn_drop_rate: Dropout rate of the attention weights.
+            drop_path_rate: Stochastic depth of the last layer; that of earlier layers grows
+                linearly from 0.
+            attention: Strategy for computing attention maps; every one computes the same function
+                (`layers.choose_strategy`).
+
+        Raises ValueError for rates outside [0, 1) and for an unknown strategy.
+        """
         super().__init__()
         for name, rate in (
             ("drop_rate", drop_rate),
@@ -85,7 +95,7 @@ class PSViT(nn.Module):
             ]
             pool = pool_before(spec, i) if i else nn.Identity()
             self.stages.append(Stage(pool, blocks, stage.share_groups))
-        # Pixels along one side of the area that a token stands for.
+        # Reduction is the side, in pixels, of the area that a token represents.
         shrink = 2.0**0.5 if spec.pooling == "1d" else 2
         self.feature_info = [
             {
@@ -101,10 +111,10 @@ class PSViT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """As timm's ViT: normal weights of deviation 0.02 cut at 2, zero biases; convolutions keep
-        torch's default."""
+        """Initialises weights as timm's ViT: truncated normal of deviation 0.02, zero biases.
+        Convolutions keep torch's default."""
         if self.pos_embed.is_meta:
-            return  # to pretend takes torch longer than to do it
+            return  # initialising on the meta device takes torch longer than on the CPU
         trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
@@ -113,18 +123,19 @@ class PSViT(nn.Module):
                 _init_linear(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, S, S) to logits (B, num_classes)."""
+        """Logits (B, num_classes) of images (B, in_chans, S, S)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, S, S) to the last stage's tokens, normed (B, N, C)."""
+        """Normalised tokens (B, N, C) of the last stage for images (B, in_chans, S, S)."""
         x = self._embed(x)
         for stage in self.stages:
             x = stage(x, self.grad_checkpointing)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, N, C) to logits (B, num_classes), or to what the classifier reads (B, C)."""
+        """Logits (B, num_classes) of tokens (B, N, C), or with `pre_logits` the classifier's input
+        (B, C)."""
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
@@ -141,12 +152,17 @@ class PSViT(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """What the stages put out: `(features, intermediates)`, or only the intermediates.
+        """Outputs of the stages, as timm's: `(features, intermediates)`, or only intermediates.
 
-        `indices`: stages to take (None all, an int the last ones). `norm`: apply the last norm to
-        the last stage's, the only one of its width. `stop_early`: run no stage after the last one
-        taken. `output_fmt`: "NCHW" grids (B, C, G, G), or "NLC" patch tokens (B, N, C). The class
-        token is left out.
+        Args:
+            x: Images (B, in_chans, S, S).
+            indices: Stages to return; None returns all, an int so many last ones.
+            norm: Apply the last norm to the output of the last stage, the only one of its width.
+            stop_early: Run no stage after the last one returned.
+            output_fmt: "NCHW" for grids (B, C, G, G), "NLC" for patch tokens (B, N, C), both
+                without the class token.
+            intermediates_only: Return the intermediates alone.
+
         Raises ValueError for another format, and for "NCHW" where a 1-D pool left no grid.
         """
         if output_fmt not in ("NCHW", "NLC"):
@@ -178,8 +194,8 @@ class PSViT(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop the stages after the last of `indices`, and with them the norm and the head, which
-        have the last stage's width. Returns the indices from the front."""
+        """Removes the stages after the last of `indices`, and the norm and the head with them, as
+        these have the last stage's width. Returns `indices` counted from the first stage."""
         taken, last = feature_take_indices(len(self.stages), cast(Any, indices))
         cut = last + 1 < len(self.stages)
         if cut:
@@ -195,14 +211,15 @@ class PSViT(nn.Module):
         return taken
 
     def get_classifier(self) -> nn.Module:
+        """The head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of `num_classes`, or none with 0. `global_pool`: "" leaves all tokens, None
-        what is.
+        """Replaces the head by a new one of `num_classes`, or by none with 0. `global_pool` ""
+        passes all tokens on, None keeps the pooling of the head.
 
-        `spec` follows; without a head it keeps its last `num_classes`, as a spec always has a head.
-        Raises ValueError for a pooling of the head that this design does not have.
+        `spec` is updated; without a head it keeps its `num_classes`, as a spec always has a head.
+        Raises ValueError for a pooling of the head that this kind of PSViT does not have.
         """
         own = "token" if self.spec.pooling == "1d" else "avg"
         if num_classes < 0:
@@ -223,17 +240,18 @@ class PSViT(nn.Module):
             self.global_pool = global_pool
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each share group in the backward pass instead of keeping its activations."""
+        """Recomputes each share group in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     @property
     def blocks(self) -> list[Block]:
-        """All layers in order."""
+        """All layers, from input to output."""
         stages = cast(Iterable[Stage], self.stages)
         return [cast(Block, block) for stage in stages for block in stage.blocks]
 
     def pieces(self) -> list[Callable[[Tensor], Tensor]]:
-        """What `forward` runs, one after the other, by the names of `arch.parts.parts`."""
+        """The functions that `forward` runs one after the other, one for each name in
+        `arch.parts.parts`."""
         pieces: list[Callable[[Tensor], Tensor]] = [self._embed]
         for i, stage in enumerate(cast(Iterable[Stage], self.stages)):
             pieces += [stage.pool] if i > 0 else []
@@ -244,21 +262,22 @@ class PSViT(nn.Module):
         return [*pieces, lambda x: self.forward_head(self.norm(x))]
 
     def compile_blocks(self, **options: Any) -> None:
-        """`torch.compile` each block (with `options`), in place. Needs torch 2.13.
+        """Compiles each block in place with `torch.compile` and `options`. Needs torch 2.13.
 
-        Each with compiled code of its own: blocks share one code object, for which torch by
-        default gives up at the ninth variant, and three stages with leaders and followers, in
-        training and evaluation, have more.
+        Each block has compiled code of its own: blocks share one code object, for which torch by
+        default falls back to eager at the ninth variant, and three stages with leaders and
+        followers, in training and evaluation, have more.
         """
         for block in self.blocks:
             block.compile(isolate_recompiles=True, **options)
 
     def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay, for timm's optimizers."""
         return {"pos_embed", "cls_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters to layers for timm's layer-wise rates: a pool belongs to the first block
-        after it. `coarse`: a layer is a stage."""
+        """Patterns that group parameters into layers, for timm's layer decay: a pool belongs to the
+        first block after it. With `coarse` a layer is a whole stage."""
         blocks = [
             (r"^stages\.(\d+)\.pool", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
@@ -280,7 +299,8 @@ class PSViT(nn.Module):
 
 
 def group_sizes(stage: StageSpec) -> Iterator[int | None]:
-    """What each layer leads: its share group's size, or None for a follower."""
+    """For each layer of a stage the size of the share group that it leads, or None for a
+    follower."""
     for size in stage.share_groups:
         yield size
         yield from [None] * (size - 1)
@@ -289,7 +309,7 @@ def group_sizes(stage: StageSpec) -> Iterator[int | None]:
 def pool_before(
     spec: ArchSpec, stage: int, make: Callable[..., nn.Module] = token_pool
 ) -> nn.Module:
-    """What pools before stage `stage`, from 1."""
+    """The token pooling before stage `stage`, counted from 0; `make` builds it."""
     dims = spec.stages[stage - 1].embed_dim, spec.stages[stage].embed_dim
     grid_size = isqrt(spec.num_tokens[stage - 1]) if spec.pooling == "2d" else None
     return make(*dims, grid_size=grid_size, op=spec.pool_op)

@@ -1,7 +1,7 @@
-"""How alike the attention maps of a network's layers are, and which sharing that proposes.
+"""Similarity of the attention maps of a network's layers, and the sharing that it suggests.
 
-Shapes: B images, L layers of a stage, H heads, N tokens, C channels, D = C // H. A stage is layers
-in a row with equally many tokens.
+Shapes: B images, L layers of a stage, H heads, N tokens, C channels, D = C // H. A stage consists
+of consecutive layers with equally many tokens.
 """
 
 from __future__ import annotations
@@ -28,50 +28,53 @@ from psvit_ray.model.layers import AttentionMap, ExplicitMap, FusedMap
 from psvit_ray.model.psvit import PSViT
 
 Matrix = Sequence[Sequence[float]]
-"""Similarity of each pair of layers; NaN where there is a pool between them."""
+"""Similarity of each pair of layers; NaN for layers of different stages."""
 DIGITS = 12
-"""To which similarities are rounded, so that a map is exactly as itself."""
+"""Decimals of similarities, so that a map's similarity to itself is exactly 1."""
 
 
 class Redundancy(Value):
-    """What neighbouring layers, and the tokens within a layer, have in common."""
+    """Similarity of the attention maps of layers, and of the tokens within a layer."""
 
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     num_images: int
+    """Number of images that it was measured on."""
     similarity: tuple[tuple[float, ...], ...]
-    """Of the maps of each pair of layers, 0 to 1; NaN where their tokens are not equally many."""
+    """Similarity of the maps of each pair of layers, from 0 to 1; NaN if their numbers of tokens
+    differ."""
     token_similarity: tuple[float, ...]
-    """Of the patch tokens that each layer puts out, -1 to 1: the mean cosine of all pairs of them.
-    NaN for a single token."""
+    """Mean cosine of all pairs of patch tokens that each layer puts out, from -1 to 1; NaN for a
+    single token."""
 
 
 def measure_redundancy(model: nn.Module, batches: Iterable[Tensor]) -> Redundancy:
-    """Of a network in evaluation mode, over batches (B, in_chans, S, S) on its device.
+    """Measures the redundancy of a network in evaluation mode, over batches (B, in_chans, S, S) on
+    its device.
 
-    Two heads are as alike as the rows of their maps, which say what a query looks at: the mean
-    cosine over queries and images. A cosine, as in DeepViT (Zhou et al., arXiv 2103.11886, there of
-    columns): it is 0 to 1 for any number of tokens, and one matrix product gives it for all pairs,
-    where a Jensen-Shannon divergence takes a logarithm for each. Two layers are as alike as their
-    heads in the best one-to-one match: which number a head has means nothing, as a layer that
-    borrows a map learns its values for any order of them.
+    The similarity of two heads is the mean cosine, over queries and images, of the rows of their
+    maps. The cosine (as in DeepViT, Zhou et al., arXiv 2103.11886, there of columns) is 0 to 1 for
+    any number of tokens, and one matrix product gives it for all pairs, where a Jensen-Shannon
+    divergence takes a logarithm for each. The similarity of two layers is that of their heads in
+    the best one-to-one matching: the order of heads means nothing, as a layer that uses another's
+    map learns its values for any order.
 
     Sums are in float64, image by image, so that they do not depend on how images are batched.
-    Raises ValueError for a network without such maps, and for no images.
+    Raises ValueError for a network without such maps, and if there are no images.
     """
     sums: list[Tensor] = []
     num_images = 0
-    with _listening(model) as layers, torch.inference_mode():
+    with _recording(model) as layers, torch.inference_mode():
         for images in batches:
             layers.clear()
             model(images)
             for image in range(len(images)):
-                found = _of_an_image(layers, image, cast(int, model.num_prefix_tokens))
-                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+                parts = _image_similarities(layers, image, cast(int, model.num_prefix_tokens))
+                sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
             num_images += len(images)
     if not num_images:
         raise ValueError("images must be at least one, got none")
-    tokens, *stages = ((each / num_images).cpu().numpy() for each in sums)
+    tokens, *stages = ((total / num_images).cpu().numpy() for total in sums)
     similarity = [[math.nan] * len(tokens) for _ in tokens]
     first = 0
     for heads in stages:
@@ -87,28 +90,28 @@ def measure_redundancy(model: nn.Module, batches: Iterable[Tensor]) -> Redundanc
 
 
 class _Layer(NamedTuple):
-    """What one has left of a batch."""
+    """The attention map and the output of a layer for a batch."""
 
     attention: AttentionMap
-    tokens: Tensor  # (B, N, C), as it put them out
+    tokens: Tensor  # (B, N, C)
 
 
 @contextlib.contextmanager
-def _listening(model: nn.Module) -> Iterator[list[_Layer]]:
-    """A list to which every forward pass adds its layers. Raises ValueError for a network whose
-    layers do not each have one map over all tokens."""
-    found: list[_Layer] = []
+def _recording(model: nn.Module) -> Iterator[list[_Layer]]:
+    """Context of a list to which every forward pass appends its layers. Raises ValueError as
+    `attention_blocks`."""
+    layers: list[_Layer] = []
     with contextlib.ExitStack() as hooks:
         for block in attention_blocks(model):
-            listen = _listen_to_psvit if isinstance(model, PSViT) else _listen_to_timm
-            for handle in listen(block, found):
+            record = _record_psvit if isinstance(model, PSViT) else _record_timm
+            for handle in record(block, layers):
                 hooks.callback(handle.remove)
-        yield found
+        yield layers
 
 
 def attention_blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of a PSViT, or of a vision transformer of timm's. Raises ValueError for a network
-    whose layers do not each have one map over all tokens."""
+    """The layers of a PSViT, or of timm's VisionTransformer. Raises ValueError for a network whose
+    layers do not each have one map over all tokens."""
     if isinstance(model, PSViT):
         return list(model.blocks)
     if not isinstance(model, VisionTransformer):
@@ -128,16 +131,16 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def _listen_to_psvit(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
+def _record_psvit(block: nn.Module, layers: list[_Layer]) -> Iterator[RemovableHandle]:
     def hook(_: nn.Module, __: object, out: tuple[Tensor, AttentionMap]) -> None:
         x, attention = out
-        found.append(_Layer(attention, x))
+        layers.append(_Layer(attention, x))
 
     yield block.register_forward_hook(hook)
 
 
-def _listen_to_timm(block: nn.Module, found: list[_Layer]) -> Iterator[RemovableHandle]:
-    """Its attention hands on no map, but has norms of queries and keys, if only identities."""
+def _record_timm(block: nn.Module, layers: list[_Layer]) -> Iterator[RemovableHandle]:
+    """timm's attention returns no map, but has norms of queries and keys, if only identities."""
     normed: list[Tensor] = []
 
     def norm_hook(_: nn.Module, __: object, out: Tensor) -> None:
@@ -146,7 +149,7 @@ def _listen_to_timm(block: nn.Module, found: list[_Layer]) -> Iterator[Removable
     def block_hook(_: nn.Module, __: object, x: Tensor) -> None:
         q, k = normed
         normed.clear()
-        found.append(_Layer(FusedMap(q, k), x))
+        layers.append(_Layer(FusedMap(q, k), x))
 
     attention = cast(Attention, block.attn)
     yield attention.q_norm.register_forward_hook(norm_hook)
@@ -154,32 +157,34 @@ def _listen_to_timm(block: nn.Module, found: list[_Layer]) -> Iterator[Removable
     yield block.register_forward_hook(block_hook)
 
 
-def _of_an_image(layers: Sequence[_Layer], image: int, num_prefix_tokens: int) -> list[Tensor]:
-    """How alike the tokens of each layer are, then, for each stage, the heads of its layers
-    (L, H, L, H). Float64."""
+def _image_similarities(
+    layers: Sequence[_Layer], image: int, num_prefix_tokens: int
+) -> list[Tensor]:
+    """Similarities for an image of the batch, in float64: of the tokens of each layer, and for each
+    stage of the heads of its layers (L, H, L, H)."""
     stages = groupby(layers, key=lambda layer: layer.tokens.shape[1])
-    tokens = [_tokens_alike(layer.tokens[image, num_prefix_tokens:]) for layer in layers]
-    heads = [_heads_alike([layer.attention for layer in stage], image) for _, stage in stages]
+    tokens = [_token_similarity(layer.tokens[image, num_prefix_tokens:]) for layer in layers]
+    heads = [_head_similarity([layer.attention for layer in stage], image) for _, stage in stages]
     return [torch.stack(tokens), *heads]
 
 
-def _heads_alike(stage: Sequence[AttentionMap], image: int) -> Tensor:
-    """Mean cosine of the rows of each pair of maps, (L, H, L, H)."""
+def _head_similarity(stage: Sequence[AttentionMap], image: int) -> Tensor:
+    """Mean cosine of the rows of each pair of heads, (L, H, L, H)."""
     maps = torch.stack([_weights(attention, image) for attention in stage])  # (L, H, N, N)
     rows = F.normalize(maps, dim=-1)
     return torch.einsum("lhqk,mgqk->lhmg", rows, rows) / rows.shape[-1]
 
 
 def _weights(attention: AttentionMap, image: int) -> Tensor:
-    """(H, N, N)."""
+    """Attention weights of an image, (H, N, N) in float64."""
     if isinstance(attention, ExplicitMap):
         return attention.weights[image].double()
     q, k = attention.q[image].double(), attention.k[image].double()
     return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
 
 
-def _tokens_alike(tokens: Tensor) -> Tensor:
-    """Mean cosine of all pairs of (N, C)."""
+def _token_similarity(tokens: Tensor) -> Tensor:
+    """Mean cosine of all pairs of tokens (N, C)."""
     units = F.normalize(tokens.double(), dim=-1)
     pairs = len(units) * (len(units) - 1)
     if not pairs:
@@ -188,17 +193,17 @@ def _tokens_alike(tokens: Tensor) -> Tensor:
 
 
 def _best_match(heads: NDArray[np.float64]) -> float:
-    """Mean similarity of the heads of two layers (H, H), each of the one with its own of the
-    other."""
+    """Mean similarity of two layers' heads in their best one-to-one matching; `heads` (H, H) has
+    the similarity of each pair."""
     pairs = linear_sum_assignment(heads, maximize=True)
     return round(float(heads[pairs].mean()), DIGITS)
 
 
 def propose(similarity: Matrix, threshold: float, max_group: int | None = None) -> str:
-    """A sharing, as a pattern for `ArchSpec.with_pattern`.
+    """A sharing for these similarities, as a pattern for `ArchSpec.with_pattern`.
 
-    From left to right, a layer joins the group before it while its map is at least `threshold` as
-    similar to that of the group's leader, the map that it would use. A group has at most
+    From the first layer to the last, a layer joins the group before it if the similarity of its map
+    to that of the group's leader, which it would use, is at least `threshold`. A group has at most
     `max_group` layers, and none crosses a pool. Raises ValueError for a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
@@ -217,12 +222,12 @@ def propose(similarity: Matrix, threshold: float, max_group: int | None = None) 
 
 
 def propose_followers(similarity: Matrix, followers: int, max_group: int | None = None) -> str:
-    """The sharing of so many followers whose maps are most like those of their leaders, by their
-    sum, as a pattern: what to hold against others of the same cost.
+    """The sharing with `followers` followers of the highest sum of similarities to their leaders,
+    as a pattern, to compare with other sharings of the same cost.
 
-    As `propose` otherwise. Raises ValueError where there cannot be so many.
+    Groups are those that `propose` may have. Raises ValueError if there cannot be so many.
     """
-    # Of the layers so far, by the last leader and the followers: the best sum and its groups.
+    # Best sum and groups of the layers so far, by the last leader and the number of followers.
     best: dict[tuple[int, int], tuple[float, list[list[int]]]] = {(0, 0): (0.0, [])}
     for layer, row in enumerate(similarity):
         longer: dict[tuple[int, int], tuple[float, list[list[int]]]] = {}
@@ -242,18 +247,18 @@ def propose_followers(similarity: Matrix, followers: int, max_group: int | None 
         best = longer
     ends = [end for (_, count), end in best.items() if count == followers]
     if not ends:
-        most = max(count for _, count in best)
-        raise ValueError(f"followers must be at most {most} in these layers, got {followers}")
+        limit = max(count for _, count in best)
+        raise ValueError(f"followers must be at most {limit} in these layers, got {followers}")
     return format_pattern(max(ends)[1])
 
 
 def mean_to_leader(similarity: Matrix, pattern: str) -> float:
     """Mean similarity of the followers' maps to those of their leaders; NaN without followers."""
-    found, layer = [], 0
+    values, leader = [], 0
     for size in (size for groups in parse_pattern(pattern) for size in groups):
-        found += [similarity[layer][follower] for follower in range(layer + 1, layer + size)]
-        layer += size
-    return sum(found) / len(found) if found else math.nan
+        values += [similarity[leader][follower] for follower in range(leader + 1, leader + size)]
+        leader += size
+    return sum(values) / len(values) if values else math.nan
 
 
 def _starts_stage(similarity: Matrix, layer: int) -> bool:

@@ -1,4 +1,4 @@
-"""Whether the fixed rule for attention maps (`layers.choose_strategy`) is right on this device."""
+"""Check of the fixed rule for attention maps (`layers.choose_strategy`) on this device."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ STRATEGIES: tuple[Strategy, ...] = ("explicit", "fused")
 
 
 class StrategyTiming(Value):
-    """A share group timed with both strategies."""
+    """A share group, timed with both strategies."""
 
     num_tokens: Count
     stage: StageSpec
-    """With this one group."""
+    """Widths and size of the group, as a stage of this one group."""
     gradients: bool
-    """A backward pass was timed too."""
+    """Whether a backward pass was timed too."""
     chosen: Literal["explicit", "fused"]
-    """By the rule."""
+    """Strategy that the rule chooses."""
     ratio: float
-    """The time that it takes over that of the other."""
+    """Median ratio of the time of the chosen strategy to that of the other."""
 
 
 def check_strategies(specs: Sequence[ArchSpec], conditions: Conditions) -> list[StrategyTiming]:
-    """The rule at every number of tokens and group size of these specs, in the narrowest and the
-    widest layers that they have there, without and with gradients."""
+    """Times both strategies for each number of tokens and size of group in these specs, in the
+    narrowest and the widest layers there, without and with gradients."""
     return [
         _timing(num_tokens, stage, gradients, conditions)
         for num_tokens, stage in _groups(specs)
@@ -44,19 +44,19 @@ def check_strategies(specs: Sequence[ArchSpec], conditions: Conditions) -> list[
 
 
 def _groups(specs: Sequence[ArchSpec]) -> list[tuple[int, StageSpec]]:
-    found: dict[tuple[int, int], set[StageSpec]] = defaultdict(set)
+    groups: dict[tuple[int, int], set[StageSpec]] = defaultdict(set)
     for spec in specs:
         for patches, stage in zip(spec.num_tokens, spec.stages, strict=True):
             for size in stage.share_groups:
                 alone = stage.model_copy(update={"share_groups": (size,)})
-                found[patches + (spec.pooling == "1d"), size].add(alone)
+                groups[patches + (spec.pooling == "1d"), size].add(alone)
 
     def width(stage: StageSpec) -> tuple[int, int, int]:
         return stage.embed_dim, stage.hidden_dim, stage.num_heads
 
     return [
         (num_tokens, stage)
-        for (num_tokens, _), stages in sorted(found.items())
+        for (num_tokens, _), stages in sorted(groups.items())
         for stage in dict.fromkeys((min(stages, key=width), max(stages, key=width)))
     ]
 
@@ -106,7 +106,7 @@ def _timing(
         gradients=gradients,
     )
     other: Strategy = "fused" if chosen == "explicit" else "explicit"
-    ratios = [one[chosen] / one[other] for one in rounds[WARM_UP:]]
+    ratios = [times[chosen] / times[other] for times in rounds[WARM_UP:]]
     return StrategyTiming(
         num_tokens=num_tokens,
         stage=stage,

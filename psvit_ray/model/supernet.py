@@ -1,8 +1,8 @@
-"""One set of weights for every PSViT of a search space.
+"""A supernet: one set of weights for every PSViT of a search space.
 
 A subnet uses the first layers of each stage, its own share groups, and the leading part of each
-weight where widths are searched (Chen et al., AutoFormer, arXiv 2107.00651). Pooling kinds and
-patch sizes have weights of their own, so has each pool operator; the rest they share.
+weight where widths are searched (Chen et al., AutoFormer, arXiv 2107.00651). Each kind of pooling
+and patch size has weights of its own, each pool operator has its own poolings; the rest is shared.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ Names = str | tuple["Names", ...]
 
 
 class LeadingParts(nn.Module):
-    """A tensor of which some take only a leading part.
+    """A weight of which subnets take leading parts.
 
-    What is between two sizes is a parameter of its own. So a part that a step did not use has no
-    gradient, and an optimizer leaves it alone: neither decay nor momentum moves it.
+    What lies between two sizes is a parameter of its own. So a part that a step did not use has no
+    gradient, and an optimizer skips it: neither weight decay nor momentum moves it.
     """
 
     def __init__(self, whole: Tensor, sizes: Sequence[Sequence[int]]) -> None:
-        """`sizes`: for each dimension those that are taken, from the least to that of `whole`."""
+        """`sizes` are the lengths that are taken in each dimension, from the least to that of
+        `whole`."""
         super().__init__()
-        self._sizes = tuple(tuple(of_dim) for of_dim in sizes)
+        self._sizes = tuple(map(tuple, sizes))
         pieces = [("", whole)]
         for dim, ends in enumerate(self._sizes):
             lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
@@ -51,7 +52,7 @@ class LeadingParts(nn.Module):
         self.pieces = nn.ParameterDict({name: part.clone() for name, part in pieces})
 
     def take(self, shape: Sequence[int]) -> Tensor:
-        """The part of this shape; the parameter itself where there is only one."""
+        """The leading part of this shape; the parameter itself if there is only one."""
         return self._joined(_piece_names(self._sizes, tuple(shape)), 0)
 
     def _joined(self, names: Names, dim: int) -> Tensor:
@@ -60,14 +61,14 @@ class LeadingParts(nn.Module):
             return piece
         if len(names) == 1:
             return self._joined(names[0], dim + 1)
-        return torch.cat([self._joined(one, dim + 1) for one in names], dim)
+        return torch.cat([self._joined(inner, dim + 1) for inner in names], dim)
 
 
 @cache
 def _piece_names(
     sizes: tuple[tuple[int, ...], ...], shape: tuple[int, ...], name: str = ""
 ) -> Names:
-    """Of the pieces that make up a shape, one list within the other by dimension."""
+    """Names of the pieces that make up a shape, nested by dimension."""
     if not sizes:
         return name
     count = sizes[0].index(shape[0]) + 1
@@ -77,7 +78,8 @@ def _piece_names(
 
 
 class Supernet(nn.Module):
-    """The architecture is an argument: `supernet(images, spec)`."""
+    """The weights of all specs of a space. The architecture is an argument of the forward pass:
+    `supernet(images, spec)`."""
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class Supernet(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        """First weights are those of the largest PSViTs of the space. Rates as in `PSViT`."""
+        """Initial weights are those of the largest PSViTs of the space. Rates are those of
+        `PSViT`."""
         super().__init__()
         self.space = space
         self.grad_checkpointing = False
@@ -104,25 +107,25 @@ class Supernet(nn.Module):
             for corner in corners:
                 for name, parameter in _on_meta(corner).named_parameters():
                     shape = _part_shape(name, parameter)
-                    for place in _places_in(corner, name):
-                        found = sizes.setdefault(place, [set() for _ in shape])
-                        for size, of_dim in zip(shape, found, strict=True):
-                            of_dim.add(size)
+                    for key in _keys_in(corner, name):
+                        lengths = sizes.setdefault(key, [set() for _ in shape])
+                        for size, lengths_of_dim in zip(shape, lengths, strict=True):
+                            lengths_of_dim.add(size)
             for name, parameter in PSViT(corners[-1]).named_parameters():
-                places = _places_in(corners[-1], name)
-                for place, part in zip(places, parameter.detach().chunk(len(places)), strict=True):
-                    weights.setdefault(place, part)
+                keys = _keys_in(corners[-1], name)
+                for key, part in zip(keys, parameter.detach().chunk(len(keys)), strict=True):
+                    weights.setdefault(key, part)
         self.weights = nn.ModuleDict(
             {
-                place: LeadingParts(whole, [sorted(of_dim) for of_dim in sizes[place]])
-                for place, whole in weights.items()
+                key: LeadingParts(whole, [sorted(lengths) for lengths in sizes[key]])
+                for key, whole in weights.items()
             }
         )
 
     def forward(self, x: Tensor, spec: ArchSpec) -> Tensor:
-        """Images (B, in_chans, S, S) to the logits (B, num_classes) of a subnet.
+        """Logits (B, num_classes) of the subnet `spec` for images (B, in_chans, S, S).
 
-        Raises ValueError where `spec` is not in the space.
+        Raises ValueError if `spec` is not in the space.
         """
         self.space.encode(spec)  # raises
         dim, last = spec.stages[0].embed_dim, spec.stages[-1].embed_dim
@@ -172,13 +175,13 @@ class Supernet(nn.Module):
         return x
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each share group in the backward pass instead of keeping its activations."""
+        """Recomputes each share group in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     def extract(self, spec: ArchSpec) -> PSViT:
-        """A network of its own with a copy of its weights here, in evaluation mode.
+        """The subnet `spec` as a PSViT with a copy of its weights, in evaluation mode.
 
-        Raises ValueError where `spec` is not in the space.
+        Raises ValueError if `spec` is not in the space.
         """
         self.space.encode(spec)  # raises
         model = _on_meta(spec)
@@ -191,6 +194,7 @@ class Supernet(nn.Module):
         return model.requires_grad_().eval()
 
     def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay, for timm's optimizers."""
         return {
             name
             for name, _ in self.named_parameters()
@@ -198,7 +202,7 @@ class Supernet(nn.Module):
         }
 
     def _run(self, module: nn.Module, name: str, spec: ArchSpec, *inputs: Any) -> Any:
-        """A module with the weights that stand under `name` in `PSViT(spec)`."""
+        """Output of a module with the weights of the module `name` in `PSViT(spec)`."""
         weights = {
             own: self._weight(f"{name}.{own}", _part_shape(own, parameter), spec)
             for own, parameter in module.named_parameters()
@@ -208,16 +212,15 @@ class Supernet(nn.Module):
         return functional_call(module, weights, inputs)
 
     def _weight(self, name: str, shape: Sequence[int], spec: ArchSpec) -> Tensor:
-        """Of `PSViT(spec)`; of the three in `qkv`, each has this shape."""
-        parts = [
-            cast(LeadingParts, self.weights[place]).take(shape) for place in _places_in(spec, name)
-        ]
+        """The parameter `name` of `PSViT(spec)`; `shape` is that of each of the three parts of
+        `qkv`."""
+        parts = [cast(LeadingParts, self.weights[key]).take(shape) for key in _keys_in(spec, name)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _cached_on_meta(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Makes modules that compute with weights they are given and have none of their own: one for
-    each way to call, as to make one takes longer than a small one takes for a batch."""
+    """Makes modules on the meta device, to be called with weights that are given. They are cached
+    by arguments, as making a small module takes longer than its forward pass."""
 
     @cache
     def made(*args: Any, **kwargs: Any) -> nn.Module:
@@ -233,13 +236,13 @@ def _on_meta(spec: ArchSpec) -> PSViT:
 
 
 def _corners(space: SearchSpace) -> Iterator[list[ArchSpec]]:
-    """For each grid, number of stages and pool operator: specs that have, among them, every size
-    that a weight has in the space. The last has the most of all."""
+    """For each grid, number of stages and pool operator, specs that together have every size that a
+    weight has in the space. The last spec is the largest."""
     for pooling, patch_size, num_stages, pool_op in product(
         space.pooling, space.patch_size, space.num_stages, space.pool_op
     ):
         stages = space.stages[:num_stages]
-        most = max(len(stage.embed_dim) for stage in stages)
+        dims = max(len(stage.embed_dim) for stage in stages)
         ratios = max(len(stage.mlp_ratio) for stage in stages)
         yield [
             ArchSpec(
@@ -260,7 +263,7 @@ def _corners(space: SearchSpace) -> Iterator[list[ArchSpec]]:
                     for stage in stages
                 ),
             )
-            for i in range(most)
+            for i in range(dims)
             for j in range(ratios)
         ]
 
@@ -269,23 +272,22 @@ def _at_or_last(values: Sequence[T], index: int) -> T:
     return values[min(index, len(values) - 1)]
 
 
-def _places_in(spec: ArchSpec, name: str) -> list[str]:
-    return _places(name, spec.pooling, spec.patch_size, spec.pool_op, len(spec.stages))
+def _keys_in(spec: ArchSpec, name: str) -> list[str]:
+    return _keys(name, spec.pooling, spec.patch_size, spec.pool_op, len(spec.stages))
 
 
 @cache
-def _places(name: str, pooling: str, patch_size: int, pool_op: str, num_stages: int) -> list[str]:
-    """Where a parameter of a PSViT lies: the three of `qkv` apart, as a follower has only the last;
-    of each pool operator, and each last stage, its own."""
+def _keys(name: str, pooling: str, patch_size: int, pool_op: str, num_stages: int) -> list[str]:
+    """Keys of a PSViT's parameter among the supernet's weights. `qkv` has three, as a follower has
+    only the last; pool operators, and networks of different numbers of stages, have keys of their
+    own."""
     name = re.sub(r"\.pool\.", f".pool.{pool_op}.", name)
     name = re.sub(r"^(norm|head)\.", rf"\1.{num_stages}.", name)
-    place = f"{pooling}/{patch_size}/{name.replace('.', '/')}"
-    if "/qkv/" not in place:
-        return [place]
-    return [place.replace("/qkv/", f"/{one}/") for one in "qkv"]
+    key = f"{pooling}/{patch_size}/{name.replace('.', '/')}"
+    return [key.replace("/qkv/", f"/{part}/") for part in "qkv"] if "/qkv/" in key else [key]
 
 
 def _part_shape(name: str, parameter: Tensor) -> list[int]:
-    """Of each of the three in `qkv`."""
+    """Shape of a parameter, or of each of the three parts of `qkv`."""
     first, *rest = parameter.shape
     return [first // 3 if ".qkv." in name else first, *rest]

@@ -1,4 +1,4 @@
-"""DeiT and ViT weights of timm in a PSViT: unpooled and unshared, it is the same network."""
+"""Conversion of timm's DeiT and ViT to a PSViT, which unpooled and unshared is the same network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from psvit_ray.model.psvit import PSViT
 
 
 def from_timm(model: VisionTransformer) -> PSViT:
-    """The one-stage PSViT that computes what `model` does, with a copy of its weights.
+    """The one-stage PSViT that computes the same function as `model`, with a copy of its weights.
 
-    Takes timm's `deit_*`, `deit3_*` and `vit_*` with a class token. Rates (dropout, stochastic
-    depth) are not taken over. Raises ValueError for a network that no ArchSpec describes.
+    `model` is one of timm's `deit_*`, `deit3_*` or `vit_*` with a class token. Rates of dropout and
+    stochastic depth are not copied. Raises ValueError for a network that no ArchSpec describes.
     """
     _check_plain(model)
     block: Any = model.blocks[0]
@@ -46,14 +46,14 @@ def from_timm(model: VisionTransformer) -> PSViT:
     if model.no_embed_class:  # DeiT III: the class token has no position, here a zero one
         no_position = torch.zeros_like(weights["cls_token"])
         weights["pos_embed"] = torch.cat((no_position, weights["pos_embed"]), dim=1)
-    ours = PSViT(spec).to(model.pos_embed)
-    _check_same_parts(weights, ours.state_dict())
-    ours.load_state_dict(weights, strict=True)
-    return ours.train(model.training)
+    psvit = PSViT(spec).to(model.pos_embed)
+    _check_same_parts(weights, psvit.state_dict())
+    psvit.load_state_dict(weights, strict=True)
+    return psvit.train(model.training)
 
 
 def _check_plain(model: VisionTransformer) -> None:
-    """Raise ValueError if `model` differs from a PSViT in something that is not a parameter."""
+    """Raises ValueError if `model` differs from a PSViT in something other than parameters."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"from_timm takes a timm VisionTransformer, got {type(model).__name__}")
     block: Any = model.blocks[0]
@@ -72,17 +72,16 @@ def _check_plain(model: VisionTransformer) -> None:
         "an activation other than GELU": type(getattr(block.mlp, "act", None)) is not nn.GELU,
         "norms with another eps": getattr(block.norm1, "eps", None) != 1e-6,
     }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise ValueError(f"from_timm: no ArchSpec describes a model with {', '.join(found)}")
+    if differences := [reason for reason, holds in reasons.items() if holds]:
+        raise ValueError(f"from_timm: no ArchSpec describes a model with {', '.join(differences)}")
 
 
-def _check_same_parts(theirs: dict[str, Tensor], ours: dict[str, Tensor]) -> None:
-    """Raise ValueError unless both have the same parameters of the same shapes."""
+def _check_same_parts(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raises ValueError unless both state dicts have the same names and shapes."""
     different = [
-        f"{name} ({_shape(theirs, name)}, not {_shape(ours, name)})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if _shape(theirs, name) != _shape(ours, name)
+        f"{name} ({_shape(given, name)}, not {_shape(expected, name)})"
+        for name in sorted(given.keys() | expected.keys())
+        if _shape(given, name) != _shape(expected, name)
     ]
     if different:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is wrong with one image, which costs that image and not the run."""
+"""The error of a single image, which is left out while the run goes on."""
 
 
 class BadImage(ValueError):

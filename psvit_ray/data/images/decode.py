@@ -1,9 +1,9 @@
-"""From the bytes of a file to a picture of one or three channels of 8 bits.
+"""Decoding of image files to Pillow images of one or three channels of 8 bits.
 
 Pixels are those of Pillow's `convert`, which ImageNet's recipes train on; colour profiles are not
-applied. Unlike `convert`, more than 8 bits are scaled (it would turn all but the darkest 256 tones
-white), what is transparent is put on a background, grey is that of the colour picture, and pictures
-are turned upright as their EXIF says. Of an animation it is the first frame.
+applied. Unlike with `convert`, more than 8 bits are scaled (it would turn all but the darkest 256
+tones white), transparent images are put on a background, grey is computed from the colour image,
+and images are turned upright by their EXIF orientation. Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+"""Transpositions that turn an image upright, by EXIF orientation."""
 
 # Pillow knows more, but files from anywhere need not reach every decoder it has: EPS is a program.
 Image.init()
@@ -54,7 +54,7 @@ FORMATS: list[str] = [
     if name in Image.OPEN  # a Pillow can be built without some
 ]
 
-PILLOW_SAYS = {
+PILLOW_MESSAGES = {
     "truncated": "truncated",
     "but only got": "truncated",  # so many bytes
     "no more images in gif file": "truncated",  # not even the first
@@ -74,19 +74,23 @@ def decode(
     tones: Tones | None = None,
     background: str = BACKGROUND,
 ) -> Image.Image:
-    """The picture in a file, as this mode.
+    """Decodes an image file to an image of this mode.
 
-    `tones` are those of the data set that the picture belongs to; without them, it is taken for a
-    data set of its own. `background` is the colour, by any name that Pillow knows, that transparent
-    pictures are put on. `torchcodec` reads upright JPEG of three or one channel; the rest, and what
-    it refuses, is Pillow's.
+    Args:
+        content: Bytes of the file.
+        mode: Pillow's mode of the result.
+        decoder: Library that decodes: `torchcodec` reads upright JPEG of three or one channel; all
+            else, and what it refuses, is decoded by Pillow.
+        tones: Ranges of the data set that the image belongs to; without them the image is scaled
+            by its own values.
+        background: Colour behind transparent images, by any name that Pillow knows.
 
-    A picture takes less than a gigabyte: files of more than `limits.MAX_BYTES` and pictures of more
-    than `limits.MAX_PIXELS` are refused, fewer for some formats; a JPEG with more is decoded at
-    half its size, up to twice Pillow's MAX_IMAGE_PIXELS.
+    Decoding takes less than a gigabyte of memory: files of more than `limits.MAX_BYTES` and images
+    of more than `limits.MAX_PIXELS` (fewer in some formats) are refused; a larger JPEG is decoded
+    at half its size, up to twice Pillow's MAX_IMAGE_PIXELS.
 
-    Raises BadImage, whatever a broken file makes Pillow raise or warn of; ValueError where the
-    decoder is not installed.
+    Raises BadImage for all that Pillow raises or warns of, and ValueError if the decoder is not
+    installed.
     """
     check_decoder(decoder)
     with _no_warnings(), as_bad_image(content):
@@ -94,14 +98,13 @@ def decode(
 
 
 def open_picture(content: bytes) -> Image.Image:
-    """The picture in a file, upright and as it is stored, to be looked at or kept. Raises
-    BadImage."""
+    """The decoded image in a file, upright and with all its bits and channels. Raises BadImage."""
     with _no_warnings(), as_bad_image(content):
         return _upright(_open_checked(content))
 
 
 def open_header(content: bytes) -> Image.Image:
-    """The picture in a file, not decoded. Raises BadImage."""
+    """The image in a file with its header read, and not decoded. Raises BadImage."""
     with _no_warnings(), as_bad_image(content):
         return _open_checked(content)
 
@@ -109,14 +112,14 @@ def open_header(content: bytes) -> Image.Image:
 def convert(
     image: Image.Image, mode: Mode, *, tones: Tones | None = None, background: str = BACKGROUND
 ) -> Image.Image:
-    """A picture of any kind as this mode, upright; `tones` and `background` as in `decode`. Raises
-    BadImage."""
+    """An image of any kind, converted to this mode and upright; `tones` and `background` as in
+    `decode`. Raises BadImage."""
     with _no_warnings(), as_bad_image():
         return _converted(image, mode, tones, background)
 
 
 def check_decoder(decoder: Decoder) -> None:
-    """Raises ValueError where it is not installed."""
+    """Raises ValueError if the decoder is not installed."""
     if decoder == "torchcodec":
         try:
             importlib.import_module("torchcodec.decoders")
@@ -128,12 +131,12 @@ def check_decoder(decoder: Decoder) -> None:
 
 
 def is_wide(image: Image.Image) -> bool:
-    """Whether a picture has more than 8 bits, as numbers in `numpy.asarray`."""
+    """Whether an image has more than 8 bits, as modes I, I;16 and F."""
     return image.mode[0] in "IF"
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel of a decoded picture lets a background through."""
+    """Whether any pixel of a decoded image is transparent."""
     if not image.has_transparency_data:
         return False
     if is_wide(image):
@@ -144,7 +147,7 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def _open_checked(content: bytes) -> Image.Image:
-    """Its header is read, and within bounds."""
+    """The image in a file with its header read, if that is within the limits. Raises BadImage."""
     if not content:
         raise BadImage("empty")
     limits.check_content(content)
@@ -180,7 +183,7 @@ def _by_torchcodec(content: bytes, header: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Decoded, and turned as its EXIF says."""
+    """The decoded image, turned upright by its EXIF orientation. Raises BadImage."""
     if 0 in image.size:
         raise BadImage("zero size")
     image.load()
@@ -196,13 +199,13 @@ def _upright(image: Image.Image) -> Image.Image:
 def _converted(image: Image.Image, mode: Mode, tones: Tones | None, background: str) -> Image.Image:
     image = _upright(image)
     if image.mode == "La":
-        image = image.convert("LA")  # all that Pillow converts it to
+        image = image.convert("LA")  # the only mode that Pillow converts La to
     if is_wide(image):
         image = _in_8_bits(image, tones, background)
     elif is_transparent(image):
         image = _on_background(image, background)
     elif mode == "L" and image.mode not in GREY_MODES:
-        image = image.convert("RGB")  # Pillow knows no grey of LAB, and others' is not this one's
+        image = image.convert("RGB")  # grey of RGB: Pillow has none of LAB, and another of others
     return image if image.mode == mode else image.convert(mode)
 
 
@@ -243,7 +246,7 @@ def _on_background(image: Image.Image, background: str) -> Image.Image:
 
 
 def _strips_with_alpha(image: Image.Image) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """A picture as RGBA, and its alpha, a few rows after the others: whole it would be large."""
+    """Yields strips of an image as RGBA, and their alpha: the whole would take much memory."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -253,7 +256,7 @@ def _strips_with_alpha(image: Image.Image) -> Iterator[tuple[Image.Image, Image.
 
 @contextlib.contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Pillow's own, such as of half a decompression bomb, which it decodes."""
+    """Context without Pillow's warnings, such as that of a large image, which it decodes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
@@ -261,8 +264,8 @@ def _no_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_bad_image(content: bytes = b"") -> Iterator[None]:
-    """Whatever is raised becomes BadImage: on a broken file, Pillow knows OSError, SyntaxError,
-    struct.error and more."""
+    """Context that raises every error as BadImage: for broken files Pillow raises OSError,
+    SyntaxError, struct.error and more. `content` is the file, from which a reason is found."""
     try:
         yield
     except BadImage:
@@ -272,7 +275,7 @@ def as_bad_image(content: bytes = b"") -> Iterator[None]:
 
 
 def _check_crc(content: bytes) -> None:
-    """Of a PNG, whose pixels Pillow takes without checking. Raises BadImage."""
+    """Checks the CRC of each chunk of a PNG, which Pillow does not. Raises BadImage."""
     if not content.startswith(b"\x89PNG"):
         return
     at, view = 8, memoryview(content)
@@ -296,8 +299,7 @@ def _reason(error: Exception, content: bytes) -> str:
 
 
 def _refusal(content: bytes) -> str:
-    """What the one format that knows the first bytes says of the rest, which Pillow keeps to
-    itself."""
+    """The reason of the format that accepts the first bytes, which Pillow does not pass on."""
     for factory, accept in map(Image.OPEN.__getitem__, FORMATS):
         if accept and accept(content[:16]) is True:
             try:
@@ -308,11 +310,11 @@ def _refusal(content: bytes) -> str:
 
 
 def _in_short(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     ends = (IndexError, EOFError, struct.error)
     if isinstance(error, ends) or isinstance(error.__cause__, ends):
         return "truncated"
-    for pillow, ours in PILLOW_SAYS.items():
-        if pillow in said.lower():
-            return ours
-    return f"cannot be decoded: {said or type(error).__name__}"[:100]
+    for part, reason in PILLOW_MESSAGES.items():
+        if part in message.lower():
+            return reason
+    return f"cannot be decoded: {message or type(error).__name__}"[:100]

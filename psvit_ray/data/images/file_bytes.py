@@ -1,4 +1,4 @@
-"""The bytes of one image file; what is wrong with the file is a fault of that image alone."""
+"""The bytes of an image file; an error of the file is one of that image alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from psvit_ray.storage.folder import Folder
 
 
 def read(folder: Folder, path: str) -> bytes:
-    """A file below a folder. Raises BadImage for a fault of this file, which is also that it is no
-    file (a pipe, a device) or too large for an image; OSError where storage fails."""
+    """Bytes of a file below a folder. Raises BadImage if the file cannot be read, is not a regular
+    file or is too large, and OSError if the storage fails."""
     try:
         if folder.is_local:
             return read_local(os.path.join(folder.uri, path))
@@ -32,8 +32,8 @@ def read(folder: Folder, path: str) -> bytes:
 
 
 def check_regular(path: str) -> None:
-    """Raises BadImage for a pipe, a device or a socket, which might never end, and for a folder;
-    OSError for a local path that leads nowhere."""
+    """Raises BadImage for a folder, and for a pipe, device or socket, which might never end;
+    OSError if a local path does not exist."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise BadImage(os.strerror(errno.EISDIR).lower())
@@ -42,7 +42,8 @@ def check_regular(path: str) -> None:
 
 
 def read_local(path: str) -> bytes:
-    """A file on a disk. Raises BadImage where it is none or too large, OSError."""
+    """Bytes of a file on a disk. Raises BadImage if it is not a regular file or too large, and
+    OSError."""
     if "\0" in path:
         raise BadImage("no path of a file: embedded null byte")
     check_regular(path)  # before it is opened, to which a device may answer in any way

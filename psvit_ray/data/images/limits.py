@@ -1,7 +1,7 @@
-"""What one picture may take of a process: under a gigabyte, and seconds.
+"""Limits on what decoding one image takes of a process: less than a gigabyte, and some seconds.
 
-Files are small and pictures large: what a decoder will take is known from the header, and refused
-before. Costs are those of Pillow 12 on one core, at 4 bytes a pixel of RGB that is kept.
+A small file may hold a large image: what a decoder will take is known from the header, and refused
+before. Costs are those of Pillow 12 on one core, at 4 bytes for each pixel of RGB.
 """
 
 from __future__ import annotations
@@ -17,47 +17,52 @@ from PIL.TiffImagePlugin import TiffImageFile
 from psvit_ray.data.images.bad_image import BadImage
 
 MAX_BYTES = 300_000_000
-"""Of a file."""
+"""Largest size of a file."""
 MAX_SIDE = 1_000_000
+"""Longest side of an image, in pixels."""
 MAX_PIXELS = 64_000_000
+"""Most pixels of an image that is decoded at its full size."""
 MAX_PIXELS_OF = {
     "WEBP": 32_000_000,  # its decoder keeps two canvases and a copy: 19 bytes a pixel
     "AVIF": 32_000_000,  # 12, and of more than 8 bits 18
 }
+"""Most pixels of an image in formats whose decoders take more memory."""
 MAX_PIXELS_IN_SCANS = 48_000_000
-"""Of a JPEG whose coefficients are all kept until its last scan, 12 bytes a pixel."""
+"""Most pixels of a JPEG in several scans, all of whose coefficients are kept: 12 bytes a pixel."""
 MAX_PIXELS_IN_PYTHON = 4_500_000
-"""Of what Pillow decodes in Python, a value at a time: some PPM, and BMP in runs."""
+"""Most pixels of formats that Pillow decodes in Python: some PPM, and run-length encoded BMP."""
 MAX_SEGMENTS = 100_000
+"""Most segments of a JPEG before its first scan."""
 MAX_SCANS = 100
-"""Of a JPEG; each goes over the whole picture, however few bytes it has."""
+"""Most scans of a JPEG; each goes over the whole image, however few bytes it has."""
 JPEG2000_PIXELS, JPEG2000_BYTES = 16_000_000, 24_000_000
-"""Beyond which a JPEG 2000 is read at half its size, or a quarter: 4 MB/s, 25 bytes a pixel."""
+"""Pixels and bytes of a JPEG 2000 beyond which it is read at half its size, or a quarter: decoding
+takes 25 bytes a pixel, and a second for 4 MB."""
 MAX_STRIPS = 100_000
-"""Strips or tiles of a TIFF."""
+"""Most strips or tiles of a TIFF."""
 MAX_COMMENT = 1_000_000
-"""Bytes before the first picture of a GIF, of which Pillow copies a comment at every 255."""
+"""Most bytes before the first frame of a GIF; Pillow copies a comment at every 255 bytes."""
 
 FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
-"""Markers of JPEG; the low bits tell how it is compressed."""
+"""Markers of JPEG frames; their low bits tell the kind of compression."""
 STRIPS, TILE_SIZE = (273, 279, 324, 325), (322, 323)  # tags of TIFF
 SIZE_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
 
 
 def check_content(content: bytes) -> None:
-    """Raises BadImage for a file whose header alone would take too much."""
+    """Raises BadImage for a file that is too large, or whose header alone takes too long."""
     if len(content) > MAX_BYTES:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     if content.startswith(b"\xff\xd8"):
         exif, in_scans = _jpeg_header(content)
-        if len(exif) > 1:  # Pillow reads them as one
+        if len(exif) > 1:  # Pillow joins the pieces
             _check_directory(b"".join(exif))
         if in_scans and len(re.findall(b"\xff\xda", content)) > MAX_SCANS:
             raise BadImage(f"JPEG of more than {MAX_SCANS} scans")
     elif content.startswith((b"II", b"MM")):
         _check_directory(content)
     elif content[4:8] == b"ftyp":
-        for order in (b"II*\0", b"MM\0*"):  # of EXIF, which is read at once
+        for order in (b"II*\0", b"MM\0*"):  # EXIF is read with the header
             if (at := content.find(order)) >= 0:
                 _check_directory(content[at:])
     elif content.startswith(b"GIF8") and len(content) > MAX_COMMENT:
@@ -65,13 +70,13 @@ def check_content(content: bytes) -> None:
 
 
 def check_exif(exif: bytes) -> None:
-    """Raises BadImage where the directory of EXIF data names the same bytes over and over."""
+    """Raises BadImage if the directory of EXIF data names the same bytes again and again."""
     _check_directory(exif.removeprefix(b"Exif\0\0"))
 
 
 def bounded(image: Image.Image, content: bytes) -> Image.Image:
-    """A picture whose header has been read, as it may be decoded: a large JPEG or JPEG 2000 at half
-    its size or less. Raises BadImage for one that takes too much."""
+    """`image`, whose header was read from `content`, set to be decoded within the limits: a large
+    JPEG or JPEG 2000 at half its size or less. Raises BadImage if it takes too much."""
     if max(image.size) > MAX_SIDE:
         raise BadImage(f"too large: a side of {max(image.size):,} pixels, of at most {MAX_SIDE:,}")
     limit = MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
@@ -100,8 +105,8 @@ def bounded(image: Image.Image, content: bytes) -> Image.Image:
 
 
 def _jpeg_header(content: bytes) -> tuple[list[bytes], bool]:
-    """The pieces of EXIF data before the first scan, and whether colours, or the digits of the
-    coefficients, come one after the other, in several scans. Raises BadImage."""
+    """The pieces of EXIF data before the first scan of a JPEG, and whether it has several scans,
+    for colours or for precision. Raises BadImage."""
     exif: list[bytes] = []
     at, colours, in_scans = 2, 0, False
     for _ in range(MAX_SEGMENTS):
@@ -126,8 +131,8 @@ def _jpeg_header(content: bytes) -> tuple[list[bytes], bool]:
 
 
 def _check_directory(content: bytes) -> None:
-    """Raises BadImage for a TIFF whose directory names more bytes than there are, as Pillow reads
-    all of them, or more strips than it can list."""
+    """Raises BadImage for a TIFF (or EXIF) directory that names more bytes than there are, all of
+    which Pillow would read, or too many strips."""
     order = "<" if content.startswith(b"II") else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     count, entry, pointer = ("Q", "HHQQ", "Q") if big else ("H", "HHLL", "L")
@@ -153,7 +158,7 @@ def _check_directory(content: bytes) -> None:
 
 
 def _check_extensions(content: bytes) -> None:
-    """Raises BadImage for a GIF whose comments are long."""
+    """Raises BadImage for a GIF with long comments."""
     at = 13 + (3 << (content[10] & 7) + 1 if content[10] & 128 else 0)
     begin = at
     while content[at : at + 1] == b"!":

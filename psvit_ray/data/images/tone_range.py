@@ -1,6 +1,6 @@
-"""Pictures of more than 8 bits: which value is black and which is white, for a whole data set.
+"""Images of more than 8 bits: the values that become black and white, for a whole data set.
 
-A range is never taken from one picture among many, as its brightness is information.
+A range is never taken from a single image of a data set, as its brightness is information.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.data.images.options import ToneRange
 
 DEPTHS = (8, 10, 12, 14, 16)
-"""Bits that scanners, cameras and microscopes store in 16 or 32."""
+"""Bit depths of scanners, cameras and microscopes, which are stored in 16 or 32 bits."""
 FLOAT_RANGES: tuple[ToneRange, ...] = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 MIN_TONES = 16
-"""A range of floats is not taken for that of pictures that would have fewer of the 256 tones."""
+"""Fewest of the 256 tones that images must have in a range of floats for it to be taken."""
 STRIP_PIXELS = 1 << 20
-"""Pixels that are converted at once: what a large picture takes beside itself."""
+"""Pixels that are converted at a time, which bounds the memory beside a large image."""
 
 
 class Tones(Value):
-    """The ranges of a data set's pictures of more than 8 bits."""
+    """The tone ranges of a data set's images of more than 8 bits."""
 
     integers: ToneRange = (0, 65535)
-    """Range of pictures of 16 or 32 bits."""
+    """Range of images of 16 or 32 bits."""
     floats: ToneRange = (0, 1)
-    """Range of pictures of floating-point numbers."""
+    """Range of images of floating-point numbers."""
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -40,7 +40,7 @@ class Tones(Value):
         return self
 
     def range_of(self, values: np.ndarray) -> ToneRange:
-        """The range that pictures of this type of values are read with."""
+        """The range for the type of `values`."""
         return self.floats if values.dtype.kind == "f" else self.integers
 
 
@@ -48,20 +48,20 @@ DEFAULT_TONES = Tones()
 
 
 def extremes(values: np.ndarray) -> ToneRange | None:
-    """The lowest and the highest of values (H, W) that are finite; None where none is."""
-    found: list[ToneRange] = []
+    """The lowest and the highest finite value of an image (H, W); None if no value is finite."""
+    ends: list[ToneRange] = []
     for rows in _strips(values):
         part = values[rows]
         if part.dtype.kind == "f" and not (finite := np.isfinite(part)).all():
             part = part[finite]
         if part.size:
-            found.append((part.min().item(), part.max().item()))
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+            ends.append((part.min().item(), part.max().item()))
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
 
 
 def usual_range(low: float, high: float, *, floats: bool) -> ToneRange | None:
-    """The range that pictures with values from `low` to `high` are taken to have: for integers the
-    smallest usual depth that holds them, for floats one of three; None where none fits."""
+    """The range of images with values from `low` to `high`: for integers that of the smallest usual
+    bit depth that holds them, for floats one of FLOAT_RANGES; None if none fits."""
     if not floats:
         fitting = (bits for bits in DEPTHS if low >= 0 and high < 2**bits)
         return next(((0, 2**bits - 1) for bits in fitting), None)
@@ -75,23 +75,22 @@ def usual_range(low: float, high: float, *, floats: bool) -> ToneRange | None:
 
 
 def own_range(values: np.ndarray) -> ToneRange:
-    """The range of a picture that stands alone: a usual one, else from its lowest value to its
-    highest."""
+    """The range of a single image: a usual one, else from its lowest to its highest value."""
     low, high = extremes(values) or (0, 1)
     usual = usual_range(low, high, floats=values.dtype.kind == "f")
     return usual or (low, high if high > low else low + 1)
 
 
 def covers(limits: ToneRange, low: float, high: float, *, floats: bool) -> bool:
-    """Whether values from `low` to `high` lie in a range. Floats may lie half a tone outside, which
-    rounding takes away."""
+    """Whether values from `low` to `high` are in a range. Floats may be half a tone outside, which
+    rounding removes."""
     slack = (limits[1] - limits[0]) / 510 if floats else 0
     return limits[0] - slack <= low and high <= limits[1] + slack
 
 
 def in_8_bits(values: np.ndarray, limits: ToneRange) -> np.ndarray:
-    """Values (H, W) as bytes. Integers are cut into 256 equal steps, which of 16 bits are the high
-    byte, as Pillow reads 16-bit colour; floats are scaled and rounded, and NaN is black."""
+    """An image (H, W) as uint8. Integers are divided into 256 equal steps, which for 16 bits is the
+    high byte, as Pillow reads 16-bit colour; floats are scaled and rounded, and NaN is black."""
     tones = np.empty(values.shape, dtype=np.uint8)
     low, high = limits
     steps = values.dtype.kind != "f" and low == int(low) and high == int(high)

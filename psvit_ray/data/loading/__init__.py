@@ -1,1 +1,1 @@
-"""From tables of images to the batches of one worker."""
+"""Loading: from tables of images to the batches of one worker."""

@@ -24,7 +24,7 @@ class Augmentation(Value):
     ratio: Annotated[tuple[Aspect, Aspect], tyro.conf.Suppress] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio of a random crop."""
     train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Interpolation of training images that are resized."""
+    """Interpolation of random crops."""
     hflip: Probability = 0.0
     """Probability of a horizontal flip."""
     vflip: Probability = 0.0

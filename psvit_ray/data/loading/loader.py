@@ -1,8 +1,8 @@
-"""From a table of images to the batches of one worker.
+"""DataLoaders: from a table of images to the batches of one worker.
 
-What a step sees is a function of (seed, epoch, step) alone: workers share out the *global* batch.
-How an image is varied is a function of (seed, epoch, image). Shapes: B images, C channels, S the
-side of an image.
+The images of a step are a function of (seed, epoch, step) alone: workers share out the *global*
+batch. The augmentation of an image is a function of (seed, epoch, image). Shapes: B images, C
+channels, S the side of an image.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from psvit_ray.data.loading.transforms import Preprocessing, seed_generators, tr
 from psvit_ray.data.tables import ArrayTable, ImageTable
 
 PATIENCE_S = 600.0
-"""After which a process of a loader that says nothing is an error, where torch would wait for ever:
-one that gets no shared memory loses its batch in silence."""
+"""Seconds to wait for a loader process, where torch would wait for ever: a process that gets no
+shared memory loses its batch silently."""
 Draws = np.ndarray
-"""(n, 2) int64: which images, and the seed of the augmentation of each."""
+"""Positions of images in a table and the seeds of their augmentation, (n, 2) int64."""
 
 
 class Batch(NamedTuple):
+    """A worker's share of a batch."""
+
     images: Tensor
-    """(B, C, S, S) bytes."""
+    """Images (B, C, S, S), uint8."""
     labels: Tensor
-    """(B,) int64."""
+    """Classes (B,), int64."""
     indices: Tensor
-    """(B,) int64, in the table."""
+    """Positions of the images in the table, (B,) int64."""
     seeds: Tensor
-    """(B,) int64, of the augmentation of each; 0 in evaluation."""
+    """Seeds of the images' augmentation, (B,) int64; 0 in evaluation."""
     bad: tuple[tuple[int, str], ...] = ()
-    """Images that could not be read and are left out: index in the table, reason."""
+    """Images that could not be read and are left out: position in the table, reason."""
 
 
 class BatchPart(NamedTuple):
-    """Of a batch, on its way from a process of a loader: what is small goes through the pipe, as a
-    file of shared memory for each would take longer."""
+    """The part of a `Batch` that one loader process reads. Small fields are arrays, which go
+    through the pipe: a file of shared memory for each would take longer."""
 
     images: Tensor
     labels: np.ndarray
@@ -54,17 +56,26 @@ class BatchPart(NamedTuple):
 
 
 class GlobalBatchSampler(Sampler[Any]):
-    """One worker's share of every global batch of an epoch, as one part for each of its
-    `num_parts` loader processes; its position is the step.
+    """Draws one worker's share of every global batch of an epoch, in one part for each of its
+    `num_parts` loader processes. Its position is the step.
 
-    The last batch of an epoch may be smaller, and a share of it even empty. With `repeats` n an
-    epoch still has as many images (rounded up to a multiple of n), but n of each: n epochs in a row
-    together show every image n times. Raises ValueError where there are no images.
+    Args:
+        num_images: Images of the table.
+        batch_size: Images of the global batch; the last batch of an epoch may be smaller, and a
+            worker's share of it empty.
+        seed: Seed of the order and the augmentation.
+        rank: This worker.
+        world_size: Number of workers.
+        num_parts: Parts of this worker's share.
+        blocks: Block of storage of each image, (N,). The images of a batch are shared out so that
+            a process reads few blocks; which images a batch has does not depend on it.
+        window: Images that are shuffled with each other if there are blocks and more images: then
+            blocks come in random order, and so many as hold `window` images are mixed.
+        repeats: Views of each image in an epoch. The number of views stays that of the images
+            (rounded up to a multiple of `repeats`), so that over `repeats` epochs each image comes
+            equally often.
 
-    `blocks` says which block of storage holds each image, and the images of a batch are shared out
-    so that a process reads few blocks. Up to `window` images are shuffled as if there were none; of
-    more, blocks come in random order, and images of as many as hold `window` are mixed. Which
-    images a batch has does not depend on who reads them.
+    Raises ValueError if there are no images.
     """
 
     def __init__(
@@ -88,19 +99,22 @@ class GlobalBatchSampler(Sampler[Any]):
         self.epoch, self.first_step = 1, 0
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
-        """The epoch, from 1, and the step in it at which the next iteration begins, from 0."""
+        """Sets the epoch, counted from 1, and the step in it, counted from 0, at which the next
+        iteration begins."""
         self.epoch, self.first_step = epoch, first_step
 
     @property
     def draws_per_epoch(self) -> int:
+        """Images of an epoch, over all workers."""
         return -(-self.num_images // self._repeats) * self._repeats
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
         return -(-self.draws_per_epoch // self.batch_size)
 
     def size_of(self, step: int) -> int:
-        """Images of the global batch of a step of an epoch, from 0."""
+        """Images of the global batch of step `step` of an epoch, counted from 0."""
         return min(self.batch_size, self.draws_per_epoch - step * self.batch_size)
 
     def __len__(self) -> int:
@@ -112,14 +126,14 @@ class GlobalBatchSampler(Sampler[Any]):
             batch = slice(start, start + self.batch_size)
             if place is None:
                 share = draws[batch][self.rank :: self.world_size]
-                share = share[np.argsort(share[:, 1])]  # as `join_parts` gives them
+                share = share[np.argsort(share[:, 1])]  # the order of `join_parts`
             else:
                 near = np.argsort(place[batch], kind="stable")
                 share = np.array_split(draws[batch][near], self.world_size)[self.rank]
             yield from np.array_split(share, self.num_parts)
 
     def _order(self) -> tuple[Draws, np.ndarray | None]:
-        """The draws of this epoch, and at which place in the epoch the block of each comes."""
+        """The draws of this epoch, and the position of each one's block in the order of blocks."""
         cycle, part = divmod(self.epoch - 1, self._repeats)
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, cycle)))
         place = None
@@ -140,10 +154,10 @@ class GlobalBatchSampler(Sampler[Any]):
 def _order_of_blocks(
     blocks: np.ndarray, window: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images by blocks in random order, mixed within windows of whole blocks; and the place of
-    each one's block in that order."""
+    """Positions of images by blocks in random order, mixed within windows of whole blocks; and the
+    position of each one's block in that order."""
     _, block, counts = np.unique(blocks, return_inverse=True, return_counts=True)
-    turn = rng.permutation(len(counts))  # of each block
+    turn = rng.permutation(len(counts))  # the position of each block
     before = np.zeros(len(counts), dtype=np.int64)
     in_turn = np.argsort(turn)
     before[in_turn] = np.cumsum(counts[in_turn]) - counts[in_turn]
@@ -152,7 +166,7 @@ def _order_of_blocks(
 
 
 def shuffle_advice(table: ImageTable, window: int) -> str:
-    """What would mix the images of a table better; empty where they are mixed well enough."""
+    """Advice for the user if the classes of a table are in order and badly shuffled, else empty."""
     in_order = len(table) > 1 and np.mean(np.diff(table.labels) == 0) > 0.5
     if table.blocks is None or len(table) <= window or not in_order:
         return ""
@@ -163,7 +177,7 @@ def shuffle_advice(table: ImageTable, window: int) -> str:
 
 
 class ImageDataset:
-    """A table as torch's DataLoader wants it: whole batches by `__getitems__`."""
+    """A table as a data set for torch's DataLoader, which reads whole batches by `__getitems__`."""
 
     def __init__(
         self,
@@ -187,9 +201,10 @@ class ImageDataset:
         return len(self._labels)
 
     def __getitems__(self, draws: Draws | Sequence[int]) -> Batch:
-        """`draws` are pairs of index and seed or, in evaluation, indices; there may be none."""
-        asked = torch.as_tensor(np.asarray(draws, dtype=np.int64))
-        indices, seeds = asked.unbind(1) if asked.ndim == 2 else (asked, torch.zeros_like(asked))
+        """The batch of `draws`, which are pairs of position and seed or, in evaluation, positions;
+        it may be empty."""
+        pairs = torch.as_tensor(np.asarray(draws, dtype=np.int64))
+        indices, seeds = pairs.unbind(1) if pairs.ndim == 2 else (pairs, torch.zeros_like(pairs))
         if isinstance(self._table, ArrayTable):
             return Batch(self._table.images[indices], self._labels[indices], indices, seeds)
         images, good, bad = [], [], []
@@ -212,15 +227,16 @@ class ImageDataset:
 
 
 def num_parts(table: ImageTable, processes: int) -> int:
-    """In how many parts the batches of a table are read: where it has blocks of storage, part i of
-    every step by process i, so that each sees the same blocks again."""
+    """Number of parts in which the shares of a table's batches are read: if it has blocks of
+    storage, process i reads part i of every step, so that it sees the same blocks again."""
     return 1 if table.blocks is None else max(processes, 1)
 
 
 def train_loader(
     images: ImageDataset, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
 ) -> DataLoader[BatchPart]:
-    """Gives the parts of each step one after the other (`join_parts` puts them together)."""
+    """A DataLoader of the parts of each step, one after the other; `join_parts` joins them.
+    `processes` are its workers, 0 loads in this process."""
     return DataLoader(
         images,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
         batch_sampler=sampler,
@@ -235,12 +251,15 @@ def train_loader(
 def join_parts(
     parts: DataLoader[BatchPart], num_parts: int, device: torch.device
 ) -> Iterator[Batch]:
-    """Whole shares, on the device, in the order of their seeds: whoever read them."""
-    several = iter(parts)
-    for first in several:
-        share = [first, *(next(several) for _ in range(num_parts - 1))]
+    """Batches on `device`, each joined from `num_parts` parts. Images are in the order of their
+    seeds, whichever process read them."""
+    iterator = iter(parts)
+    for first in iterator:
+        share = [first, *(next(iterator) for _ in range(num_parts - 1))]
         moved = [part.images.to(device, non_blocking=True) for part in share]
-        small = [np.concatenate(each) for each in zip(*(part[1:4] for part in share), strict=True)]
+        small = [
+            np.concatenate(arrays) for arrays in zip(*(part[1:4] for part in share), strict=True)
+        ]
         order = small[-1].argsort()
         if np.array_equal(order, np.arange(len(order))):
             images = moved[0] if num_parts == 1 else torch.cat(moved)
@@ -248,9 +267,9 @@ def join_parts(
             rows = [row for images in moved for row in images.unbind()]
             images = torch.stack([rows[i] for i in order])  # 15 times as fast as an index
         labels, indices, seeds = (
-            torch.from_numpy(each[order]).to(device, non_blocking=True) for each in small
+            torch.from_numpy(array[order]).to(device, non_blocking=True) for array in small
         )
-        bad = tuple(one for part in share for one in part.bad)
+        bad = tuple(image for part in share for image in part.bad)
         yield Batch(images, labels, indices, seeds, bad)
 
 
@@ -265,7 +284,8 @@ def eval_loader(
     decoder: Decoder = "pil",
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """One stretch of the table a worker: every image once over all workers, none twice."""
+    """A DataLoader of this worker's contiguous share of a table, in its order: over all workers
+    every image comes once. `processes` are its workers, 0 loads in this process."""
     return DataLoader(
         ImageDataset(table, preprocessing, decoder=decoder),  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -277,12 +297,12 @@ def eval_loader(
 
 
 def contiguous_share(length: int, rank: int, world_size: int) -> range:
-    """The part of `length` things in a row that is this worker's."""
+    """Positions of worker `rank`'s share of `length` images."""
     return range(rank * length // world_size, (rank + 1) * length // world_size)
 
 
 def _as_it_is(batch: Any) -> Any:
-    return batch  # `__getitems__` has already put the images together
+    return batch  # `__getitems__` has collated the images
 
 
 def _as_a_part(batch: Any) -> BatchPart:

@@ -1,7 +1,7 @@
-"""From a picture to what the network takes, by timm's transforms.
+"""timm's transforms, from a Pillow image to the network's input.
 
-Processes of the loader cut and distort pictures and hand on bytes; the rest is done on the device,
-for a whole batch: a quarter of the traffic. Shapes: B images, C channels, S the side of an image.
+Loader processes crop and distort images to uint8; the rest is done on the device for a whole batch,
+which takes a quarter of the traffic. Shapes: B images, C channels, S the side of an image.
 """
 
 from __future__ import annotations
@@ -30,40 +30,43 @@ from psvit_ray.data.loading.augmentation import Augmentation
 ImageTransform = Callable[[Image.Image], Tensor]
 
 MAX_ASPECT_RATIO = 16
-"""The longest picture, in widths, that is enlarged whole."""
+"""Largest ratio of the sides of an image that is enlarged whole."""
 
 
 class Preprocessing(Value):
-    """How a picture becomes the network's input, in the words of timm's `pretrained_cfg`."""
+    """Preprocessing of images in evaluation, in the words of timm's `pretrained_cfg`."""
 
     img_size: Pixels
-    """Side in pixels."""
+    """Side of the network's input, in pixels."""
     in_chans: Literal[1, 3]
+    """Channels of the network's input."""
     mean: tuple[float, ...]
-    """Of each channel, in 0 to 1."""
+    """Mean of each channel, from 0 to 1."""
     std: tuple[float, ...]
+    """Standard deviation of each channel."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Interpolation of images that are resized."""
     crop_pct: Annotated[Finite, Field(gt=0, le=1)] = 0.875
-    """Part of the shorter side that is kept."""
+    """Fraction of the shorter side that the center crop keeps."""
     tones: Tones = Tones()
-    """How pictures of more than 8 bits are read."""
+    """Tone ranges of images of more than 8 bits."""
     background: Colour = BACKGROUND
-    """The colour that transparent pictures are put on."""
+    """Colour behind transparent images."""
 
     @property
     def mode(self) -> Mode:
-        """Pillow's name for the kind of picture that `transform` takes."""
+        """Pillow's mode of the images that `transform` takes."""
         return "RGB" if self.in_chans == 3 else "L"
 
     def picture(self, content: bytes | Image.Image, decoder: Decoder = "pil") -> Image.Image:
-        """A file, or a picture of any kind, as one of this mode. Raises BadImage where it cannot be
-        used, ValueError where the decoder is not installed."""
+        """An image file, or an image of any kind, as an image of `mode`. Raises BadImage if it
+        cannot be used, and ValueError if the decoder is not installed."""
         if isinstance(content, bytes):
             return decode(content, self.mode, decoder, tones=self.tones, background=self.background)
         return convert(content, self.mode, tones=self.tones, background=self.background)
 
     def transform(self) -> ImageTransform:
-        """A picture of this mode to bytes (C, S, S), as timm evaluates."""
+        """timm's transform of evaluation: from an image of `mode` to uint8 (C, S, S)."""
         evaluation = transforms_imagenet_eval(
             self.img_size,
             crop_pct=self.crop_pct,
@@ -73,7 +76,7 @@ class Preprocessing(Value):
         return transforms.Compose([CropEnds(self.img_size / self.crop_pct), *evaluation.transforms])
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bytes (B, C, S, S) to float32 of mean 0 and deviation 1, where they are."""
+        """Normalises uint8 images (B, C, S, S) to float32, on their device."""
         mean, std = _statistics(self.mean, self.std, images.device)
         return images.float().sub_(mean).div_(std)
 
@@ -82,25 +85,26 @@ class Preprocessing(Value):
 def _statistics(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """In 0 to 255, (C, 1, 1). Kept: each copy to a GPU would wait for it."""
+    """Mean and deviation from 0 to 255, (C, 1, 1). Cached, as each copy to a GPU waits for it."""
     both = 255 * torch.tensor([mean, std], device=device)[..., None, None]
     return both[0], both[1]
 
 
 class CropEnds:
-    """Cuts off the ends of a picture that is many times as long as wide and would be enlarged: its
-    short side to the size of the network, and its long side to any size at all. What timm's
-    transforms then cut out is the same, but for a random place along the long side."""
+    """Crops the ends of an image that is many times as long as wide, if its short side would be
+    enlarged to the network's input, and so its long side without bound. timm's transforms then cut
+    out the same, but for a random position along the long side."""
 
     def __init__(self, side: float, *, anywhere: bool = False) -> None:
-        """`side` is the most pixels that a short side is made."""
+        """`side` is the length to which a short side is enlarged; `anywhere` crops at a random
+        position instead of the middle."""
         self._side, self._anywhere = side, anywhere
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         short, long = sorted(picture.size)
         if short >= self._side or long <= MAX_ASPECT_RATIO * short:
             return picture
-        kept = MAX_ASPECT_RATIO * short + long % 2  # an odd number of an odd: the middle stays
+        kept = MAX_ASPECT_RATIO * short + long % 2  # odd if `long` is, so that the middle stays
         start = random.randint(0, long - kept) if self._anywhere else (long - kept) // 2
         wide = picture.width == long
         return picture.crop(
@@ -109,9 +113,10 @@ class CropEnds:
 
 
 def train_transform(augmentation: Augmentation, preprocessing: Preprocessing) -> ImageTransform:
-    """A picture to bytes (C, S, S). Draws from the generators that `seed_generators` sets.
+    """timm's transform of training: from an image to uint8 (C, S, S). It draws from the generators
+    that `seed_generators` seeds.
 
-    Raises ValueError for an `aa` that timm does not know.
+    Raises ValueError for a policy `aa` that timm does not know.
     """
     mode = augmentation.train_crop_mode
     try:
@@ -137,15 +142,16 @@ def train_transform(augmentation: Augmentation, preprocessing: Preprocessing) ->
     if mode == "center":
         *center, _ = preprocessing.transform().transforms  # type: ignore[attr-defined]
         first = [*center, *first[1:]]
-    elif mode != "rrc":  # which cuts first
+    elif mode != "rrc":  # rrc crops before it resizes
         side = preprocessing.img_size / math.sqrt(augmentation.scale[0])
         first = [CropEnds(side, anywhere=mode == "rkrr"), *first]
     return transforms.Compose([*first, *distort.transforms, *to_tensor.transforms])
 
 
 def finish_augmentation(augmentation: Augmentation, images: Tensor, seeds: Tensor) -> Tensor:
-    """What is done on the device, to normalised images (B, C, S, S), in place; each by its
-    own seed, whoever else is in the batch."""
+    """The part of augmentation that is done on the device, in place: random erasing and shifts of
+    normalised images (B, C, S, S). Each image has a seed of its own, so that the result does not
+    depend on the batch."""
     if augmentation.reprob:
         _erase(augmentation, images, seeds.tolist())
     return random_shift(images, seeds, augmentation.shift) if augmentation.shift else images
@@ -167,18 +173,18 @@ def _erase(augmentation: Augmentation, images: Tensor, seeds: list[int]) -> None
 
 
 def seed_generators(seed: int) -> None:
-    """Sets every generator that timm's and torchvision's transforms draw from, on the host."""
+    """Seeds all generators of the host that timm's and torchvision's transforms draw from."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.1 ms more, for GPUs
 
 
 def random_shift(images: Tensor, seeds: Tensor, max_shift: int) -> Tensor:
-    """Images (B, C, S, S), each moved by up to `max_shift` pixels along both axes, its edge
-    repeated."""
+    """Images (B, C, S, S), each translated by up to `max_shift` pixels along both axes, with its
+    edge repeated."""
     batch, _, height, width = images.shape
-    places = 2 * max_shift + 1
-    down, right = seeds % places - max_shift, seeds // places % places - max_shift
+    shifts = 2 * max_shift + 1
+    down, right = seeds % shifts - max_shift, seeds // shifts % shifts - max_shift
     rows = (torch.arange(height, device=images.device) + down[:, None]).clamp(0, height - 1)
     columns = (torch.arange(width, device=images.device) + right[:, None]).clamp(0, width - 1)
     picked = torch.arange(batch, device=images.device)[:, None, None]

@@ -1,7 +1,7 @@
-"""Images as Parquet shards: how they are mixed and shared out.
+"""The plan of Parquet shards: how images are shuffled and divided into files.
 
-The files are a function of data, settings and library versions alone: not of time, of who writes
-them, or of how often that was interrupted.
+The files are a function of data, settings and library versions alone, not of time, of the processes
+that write them, or of interruptions.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ WINDOW_SHARDS = 8
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One file to be written."""
+    """A shard to be written."""
 
     split: str
+    """Split of the images: train, val or test."""
     name: str
+    """Name of the file."""
     indices: np.ndarray
-    """Of its images in the split's table, in order."""
+    """Positions of its images in the split's table."""
 
 
 def tables_by_split(splits: Splits) -> dict[str, ImageTable]:
+    """The table of each split that there is."""
     named = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {name: table for name, table in named.items() if table is not None}
 
 
 def identity(splits: Splits, settings: ShardSettings) -> dict[str, object]:
-    """What decides every byte of the shards, but for the content of the images: that the data is
-    the same is known by its names and labels."""
+    """All that decides the bytes of the shards but the content of images, which are identified by
+    their names and labels."""
     digest = hashlib.sha256(json.dumps(splits.class_names).encode())
     for name, table in tables_by_split(splits).items():
         digest.update(name.encode() + table.labels.astype("<i8").tobytes())
@@ -60,14 +63,14 @@ def identity(splits: Splits, settings: ShardSettings) -> dict[str, object]:
 
 
 def plan(splits: Splits, settings: ShardSettings) -> list[Shard]:
-    """All shards, their images mixed over the whole of a split.
+    """All shards, with the images of each split shuffled.
 
-    How many there are follows from the mean size of a sample, as images must be decoded and
-    resized to know more. Raises ValueError where no image of a sample can be used.
+    Their number follows from the mean size of a sample, as exact sizes are known only after
+    decoding and resizing. Raises ValueError if no image of a sample can be used.
     """
     shards = []
     for number, (split, table) in enumerate(tables_by_split(splits).items()):
-        # Two streams: how a sample was drawn does not change the order.
+        # Two streams, so that drawing a sample does not change the order.
         sampling, mixing = (
             np.random.Generator(np.random.PCG64([settings.seed, number, use])) for use in range(2)
         )
@@ -83,12 +86,12 @@ def plan(splits: Splits, settings: ShardSettings) -> list[Shard]:
 
 
 def _order(blocks: np.ndarray | None, bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order. Where images are read by blocks and there are many shards, blocks are put
-    in random order first and images then mixed within `WINDOW_SHARDS` shards at a time.
+    """A random order of the images, whose shards begin at `bounds`. If images are read by blocks
+    and there are many shards, blocks are shuffled first, then images within `WINDOW_SHARDS` shards.
 
-    A block is then read for about that many shards, where a mixing of all would read each for
-    nearly every shard. Of 9,600 images of 99 KB in class order, in blocks of 100, to shards of
-    64 MB: read 7.6 times, and 32 images in a row are of 23 of the 96 classes.
+    So a block is read for about that many shards, where shuffling all images would read each block
+    for nearly every shard. For 9,600 images of 99 KB in class order, in blocks of 100 and shards of
+    64 MB, each block is read 7.6 times, and 32 consecutive images are of 23 of the 96 classes.
     """
     if blocks is None or len(bounds) - 1 <= WINDOW_SHARDS:
         return rng.permutation(bounds[-1])

@@ -1,6 +1,6 @@
-"""One Parquet shard: what is stored of each image, and the writing of the file.
+"""Writing of a Parquet shard: the stored form of each image, and the file.
 
-The file is one of those of the `datasets` library, `image: struct<bytes, path>, label: int64`.
+The schema is that of the `datasets` library, `image: struct<bytes, path>, label: int64`.
 """
 
 from __future__ import annotations
@@ -47,17 +47,19 @@ if TYPE_CHECKING:  # a process that writes shards needs no torch, which takes ha
 # caches and both become worse.
 GROUP_ROWS = 32
 GROUP_BYTES = 4 << 20
-BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the group's header
 
 
 class WrittenShard(Value):
-    """What a shard holds."""
+    """The content of a shard that was written."""
 
     rows: int
+    """Number of images."""
     bytes: int
+    """Size of the file."""
     sha256: str
+    """Hash of the file."""
     classes: tuple[int, ...]
-    """Images of each class."""
+    """Number of images of each class."""
     bad: tuple[BadImageRow, ...]
     """Images left out: source, path or row, reason."""
 
@@ -69,9 +71,9 @@ def write_shard(
     class_names: tuple[str, ...],
     settings: ShardSettings,
 ) -> WrittenShard:
-    """Writes a whole table as one shard, and beside it, last, what it holds.
+    """Writes a table as the shard `name`, and then its description to the folder of progress.
 
-    Raises OSError where storage fails.
+    Raises OSError if the storage fails.
     """
     stored: list[bytes | None] = [None] * len(table)
     bad = {}
@@ -96,26 +98,29 @@ def write_shard(
 
 
 def finished_shards(folder: Folder, names: Iterable[str]) -> dict[str, WrittenShard]:
-    """Of these shards those that stand in `folder` whole, and what they hold."""
+    """Descriptions of the shards among `names` that are complete in `folder`."""
     sizes = folder.sizes()
-    found = {}
+    finished = {}
     for name in names:
-        # What cannot be read is written again. (pydantic's own reads no name that is not UTF-8.)
+        # A shard whose description cannot be read is written again. (pydantic's own JSON parser
+        # reads no name that is not UTF-8.)
         with contextlib.suppress(ValueError, RecursionError, IsADirectoryError):
             note = json.loads((folder / PROGRESS).read(note_name(name)) or b"")
             if (written := WrittenShard.model_validate(note)).bytes == sizes.get(name):
-                found[name] = written
-    return found
+                finished[name] = written
+    return finished
 
 
 def note_name(name: str) -> str:
+    """Name of the file with a shard's description."""
     return f"{name}.json"
 
 
 def contents(
     table: ImageTable, settings: ShardSettings
 ) -> Iterator[tuple[int, bytes | BadImageRow]]:
-    """What is stored of each image, block after block, of which one is held at a time."""
+    """Yields the position and the stored form of each image, or its row of the quarantine, block
+    after block, of which one is held in memory."""
     blocks = np.zeros(len(table), dtype=np.int64) if table.blocks is None else table.blocks
     order = np.argsort(blocks, kind="stable").tolist()
     for before, index in zip([*order[:1], *order], order, strict=False):
@@ -129,7 +134,7 @@ def contents(
 
 
 def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
-    """The bytes that a shard keeps. Raises BadImage."""
+    """The bytes of an image that a shard stores. Raises BadImage."""
     if isinstance(content, bytes):
         picture = open_picture(content)
         if not is_wide(picture):
@@ -150,8 +155,8 @@ def _stored(content: bytes | Image.Image, settings: ShardSettings) -> bytes:
 
 
 def _storable(picture: Image.Image) -> tuple[Image.Image, str]:
-    """A decoded picture as it can be resized and encoded again, with all its bits and its
-    transparency, and the format that this needs, if it needs one."""
+    """A decoded image in a mode that can be resized and encoded again, with all its bits and its
+    transparency, and the format that this requires, or empty."""
     if is_wide(picture):
         if picture.mode in ("I", "F"):
             return picture, "TIFF"
@@ -164,7 +169,7 @@ def _storable(picture: Image.Image) -> tuple[Image.Image, str]:
 def _parquet(
     stored: list[bytes | None], table: ImageTable, class_names: tuple[str, ...]
 ) -> pa.Buffer:
-    """The file of the images that there are; they are taken out of `stored` on the way."""
+    """The Parquet file of the images in `stored`, which are removed from it meanwhile."""
     sink, schema = pa.BufferOutputStream(), _schema(class_names)
     # Nothing is compressed: JPEG becomes no smaller, and reading takes 40 % longer with snappy.
     # Dictionaries and statistics of images would repeat whole images.
@@ -183,7 +188,7 @@ def _parquet(
 
 
 def _groups(stored: list[bytes | None]) -> Iterator[list[int]]:
-    """Numbers of the images that there are, by row groups."""
+    """Positions of the images in `stored`, by row groups."""
     group: list[int] = []
     size = 0
     for index, content in enumerate(stored):
@@ -199,7 +204,7 @@ def _groups(stored: list[bytes | None]) -> Iterator[list[int]]:
 
 
 def _schema(class_names: tuple[str, ...]) -> pa.Schema:
-    """With the metadata by which `datasets` knows images and classes again."""
+    """The schema, with the metadata by which `datasets` recognises images and classes."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     features = {
         "image": {"_type": "Image"},

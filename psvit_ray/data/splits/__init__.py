@@ -1,1 +1,1 @@
-"""Which images are for training, for ranking (hold-out) and for the final test."""
+"""Splits: images for training, for validation (hold-out) and for the final test."""

@@ -1,13 +1,13 @@
-"""Which images a run was given, and what each was for: `splits.parquet` in the run's folder and in
-every exported one.
+"""The split file `splits.parquet` of a run's folder and of its exports: all images of the data, and
+the split of each.
 
 A row is an image: `place` as in quarantine.csv (a path, or file and row of Parquet), `size` in
-bytes and `content` (of Parquet the bytes of the row group's columns, and the sha256 of a shard)
-where they are known without reading it, `label`, `class_name`, and `split`: train, holdout, test or
+bytes and `content` (for Parquet the bytes of the row group's columns, and the sha256 of a shard) if
+they are known without reading it, `label`, `class_name`, and `split`: train, holdout, test or
 unused.
 
-The digest names the images and their classes, however they are split. It is the first half of the
-sha256 over the class names, as JSON, and for each image, in the order of storage, place, size,
+The digest identifies the images and their classes, however they are split. It is the first half of
+the sha256 over the class names, as JSON, and for each image, in the order of storage, place, size,
 content and label, each ended by a NUL.
 """
 
@@ -39,24 +39,24 @@ HASHED_AT_ONCE = 1 << 16
 
 
 class DataChanged(ValueError):
-    """The images of a run are not those that it began with."""
+    """The images of a run differ from those that it began with."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitFile:
-    """The images of a run, in the order of storage."""
+    """The images of a run's data in the order of storage, and the split of each."""
 
     class_names: tuple[str, ...]
     images: pa.Table
-    """Columns place (binary), size, content, label (number of the class) and split (number in
-    `ROLES`)."""
+    """Table with columns place (binary), size, content, label (number of the class) and split
+    (position in `ROLES`)."""
 
     @classmethod
     def of(
         cls, class_names: tuple[str, ...], tables: Sequence[StoredTable], split: np.ndarray
     ) -> SplitFile:
-        """Of the tables that are stored; `split` (N,) has for each of their images the number in
-        `ROLES`."""
+        """The split file of stored tables; `split` (N,) has for each image the position of its
+        split in `ROLES`."""
         labels = np.concatenate([table.labels for table in tables])
         images = pa.concat_tables(table.listing() for table in tables)
         images = images.append_column("label", pa.array(labels))
@@ -67,23 +67,24 @@ class SplitFile:
 
     @functools.cached_property
     def digest(self) -> str:
+        """Digest of the images and their classes."""
         sha256 = hashlib.sha256(json.dumps(self.class_names).encode())
         for part in self.images.to_batches(max_chunksize=HASHED_AT_ONCE):
             fields = [part["place"]]
             for name in ("size", "content", "label"):
                 fields.append(part[name].cast(pa.string()).cast(pa.binary()))
-            fields.append(pa.scalar(b""))  # so that each of the others is ended
+            fields.append(pa.scalar(b""))  # so that each of the others is ended by a NUL
             options = {"null_handling": "replace", "null_replacement": ""}
             images = pc.binary_join_element_wise(*fields, pa.scalar(b"\0"), **options)
             sha256.update(b"".join(images.to_pylist()))
         return sha256.hexdigest()[:32]
 
     def indices(self, split: Role) -> np.ndarray:
-        """Of its images, in this file."""
+        """Positions of a split's images in this file."""
         return np.flatnonzero(self.images["split"].to_numpy() == ROLES.index(split))
 
     def to_bytes(self) -> bytes:
-        """The file. `place` is text where all of them are."""
+        """Content of the Parquet file. The column `place` is text if all its values are UTF-8."""
         names, places = pa.array(self.class_names, pa.string()), self.images["place"]
         with contextlib.suppress(pa.ArrowInvalid):  # where a file name is not UTF-8
             places = places.cast(pa.string())
@@ -104,7 +105,8 @@ class SplitFile:
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> SplitFile:
-        """Raises ValueError, which names `where`, for what is no such file or was changed."""
+        """The split file with this content. Raises ValueError, which names `where`, if it is not
+        one or was changed."""
         try:
             table = pq.read_table(io.BytesIO(content))
             about = table.schema.metadata or {}
@@ -131,14 +133,15 @@ class SplitFile:
 
 
 def read(folder: Folder) -> SplitFile | None:
-    """That of a run's folder, or None where it has none. Raises ValueError, OSError."""
+    """The split file in a run's folder; None if there is none. Raises ValueError if it was changed,
+    and OSError."""
     content = folder.read(SPLITS_FILE)
     return None if content is None else SplitFile.from_bytes(content, str(folder / SPLITS_FILE))
 
 
 def check_same(known: SplitFile | None, digest: str, now: SplitFile) -> None:
-    """Raises DataChanged, saying what changed, where the images that are there now are not those of
-    `known` and its `digest`, or are split otherwise."""
+    """Raises DataChanged, which tells the changes, if the images `now` differ from those with
+    `digest`, or are split otherwise than in `known`."""
     if now.digest != digest:
         lines = changes(known, now) if known else [f"the digest is {now.digest}, it was {digest}"]
         raise DataChanged(
@@ -155,35 +158,36 @@ def check_same(known: SplitFile | None, digest: str, now: SplitFile) -> None:
 
 
 def split_numbers(file: SplitFile) -> np.ndarray:
+    """Position in `ROLES` of each image's split, (N,)."""
     return file.images["split"].to_numpy()
 
 
 def positions(places: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """(N,) int64: where each place stands `among` others, or -1."""
-    found = pc.index_in(places, among.combine_chunks())
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    """Position of each place in `among`, or -1, (N,) int64."""
+    indices = pc.index_in(places, among.combine_chunks())
+    return indices.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def unchanged(known: SplitFile, now: SplitFile) -> tuple[np.ndarray, np.ndarray]:
-    """For each image of `known`, where it is in `now`, or -1; and whether it is the same there:
-    size, content and class, as far as they are known."""
+    """Position in `now` of each image of `known`, or -1; and whether it is the same there in size,
+    content and class, as far as they are known."""
     where = positions(known.images["place"], now.images["place"])
     same = where >= 0
-    there = known.images.filter(pa.array(same))
-    others = now.images.take(pa.array(where[same]))
-    equal = np.ones(len(others), dtype=bool)
+    before = known.images.filter(pa.array(same))
+    after = now.images.take(pa.array(where[same]))
+    equal = np.ones(len(after), dtype=bool)
     for name in ("size", "content"):
-        equal &= _text(there[name]) == _text(others[name])
-    equal &= _labels(known, there) == _labels(now, others)
+        equal &= _text(before[name]) == _text(after[name])
+    equal &= _labels(known, before) == _labels(now, after)
     same[same] = equal
     return where, same
 
 
 def changes(known: SplitFile, now: SplitFile) -> list[str]:
-    """How many images were added, removed, renamed and changed since `known`, a line for each with
-    an example; a line about classes or order where nothing else differs.
+    """Numbers of images that were added, removed, renamed and changed since `known`, one line for
+    each with an example; or a line about classes or order if nothing else differs.
 
-    An image that is gone counts as renamed where one that is new has its size, content and class.
+    A missing image counts as renamed if a new one has its size, content and class.
     """
     where, same = unchanged(known, now)
     gone = np.flatnonzero(where < 0)
@@ -221,21 +225,22 @@ def changes(known: SplitFile, now: SplitFile) -> list[str]:
 
 
 def count_images(images: int) -> str:
+    """A number of images, in words."""
     return "1 image" if images == 1 else f"{images:,} images"
 
 
 def _text(column: pa.ChunkedArray) -> np.ndarray:
-    """To be compared: what is not known is empty."""
+    """A column as text to compare; unknown values are empty."""
     return column.cast(pa.string()).fill_null("").to_numpy()
 
 
 def _labels(file: SplitFile, images: pa.Table) -> np.ndarray:
-    """Names of the classes: their numbers are others where a class was added."""
+    """Class name of each image; numbers change if a class is added."""
     return np.array(file.class_names, dtype=object)[images["label"].to_numpy()]
 
 
 def _keys(file: SplitFile, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[str, str, str]]:
-    """What an image is, whatever its name."""
+    """Size, content and class of each image, which identify it whatever its name."""
     images = file.images.take(pa.array(indices, pa.int64()))
     return zip(_text(images["size"]), _text(images["content"]), _labels(file, images), strict=True)
 

@@ -1,7 +1,7 @@
-"""Which folders of a folder are splits: by what a user says, or by their names.
+"""Recognition of the folders that are splits, by a user's layout or by their names.
 
-Where names leave it open, it is refused with what was seen and how to say it: splits that are taken
-for classes, or classes for splits, train a network on what nobody meant.
+Where names are ambiguous, the data is refused with an example and the flag that resolves it: with
+splits taken for classes, or classes for splits, a network would be trained on the wrong thing.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from psvit_ray.text.messages import nearest, quoted_list
 
 @dataclass
 class Tree:
-    """The folders below a root, and which of them hold images; by links, too, as what is left out
-    for its other name is there for all that."""
+    """The folders below a root, and which of them hold images. Links count too, although the
+    listing leaves out what has another name."""
 
     root: Folder
     listing: Listing
     images: list[str]
-    """Relative to `root`."""
+    """Images, as paths relative to `root`."""
     folders: list[str] = field(init=False)
-    """In order."""
+    """Sorted folders, as paths relative to `root`."""
     inner: dict[str, list[str]] = field(init=False)
-    """Folders directly in a folder; "" is the root."""
+    """Folders directly in each folder; "" is the root."""
     direct: dict[str, str] = field(init=False)
-    """Of each folder with images directly in it, the first of them."""
+    """First image directly in each folder that has any."""
     filled: set[str] = field(init=False)
-    """Folders with images in them or further down."""
+    """Folders with images directly in them or below."""
 
     def __post_init__(self) -> None:
         self.inner, self.direct, self.filled = {}, {}, set()
@@ -55,13 +55,13 @@ class Tree:
                 folder = os.path.dirname(folder)
 
     def filled_in(self, folder: str) -> list[str]:
-        """The folders directly in it that hold images."""
+        """Folders directly in `folder` that hold images."""
         return [inner for inner in self.inner.get(folder, ()) if inner in self.filled]
 
 
 def given_folders(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
-    """The folders of each split that a user names, relative to the root, which is "". Raises
-    ValueError for one that is not there, or that is named twice."""
+    """Folders of each split in a user's layout, relative to the root, which is "". Raises
+    ValueError for a folder that does not exist, or that is given twice."""
     folders: dict[Split, list[str]] = {}
     for split, pattern in layout.patterns:
         fits = [folder for folder in tree.folders if files.matches(folder, pattern)]
@@ -104,7 +104,7 @@ def recognised_folders(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
 
 
 def _splits_in(tree: Tree, top: str, notes: list[str]) -> dict[Split, str]:
-    """The splits that are folders directly in `top`, if any are."""
+    """Splits that are folders directly in `top`."""
     named = {
         folder: splits
         for folder in tree.inner.get(top, ())
@@ -148,9 +148,9 @@ def _are_classes(
     others: list[str],
     notes: list[str],
 ) -> bool:
-    """Whether folders with names of splits, none of which holds class folders, are classes: so is
-    `train` beside `bus` and `car`, as training images without classes are of no use. Images of a
-    `test` beside classes may be a class or have none, which is not for us to say."""
+    """Whether folders named like splits, none of which holds class folders, are classes: so is
+    `train` beside `bus` and `car`, as training images need classes. Images in `test` beside classes
+    may be a class or unlabelled, which is ambiguous."""
     if not others:
         raise ValueError(
             f"data must be a folder of class folders, got images only in {tree.root}/"
@@ -165,7 +165,7 @@ def _are_classes(
 
 
 def _unwrapped(tree: Tree, split: Split, folder: str) -> str:
-    """A split's folder, or the only one in it where that is named alike: seg_train/seg_train."""
+    """A split's folder, or its only inner folder if that is named alike: seg_train/seg_train."""
     while True:
         inner = tree.filled_in(folder)
         alike = len(inner) == 1 and splits_in(os.path.basename(inner[0])) == {split}
@@ -175,7 +175,7 @@ def _unwrapped(tree: Tree, split: Split, folder: str) -> str:
 
 
 def _check_classes(tree: Tree, notes: list[str]) -> None:
-    """Raises ValueError where folders that count as classes may be splits, or hold them."""
+    """Raises ValueError if folders that count as classes may be splits, or hold splits."""
     classes = tree.filled_in("")
     if alike := look_alikes(classes):
         first, second, *_ = alike.values()
@@ -188,7 +188,7 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
     for folder in classes:
         inner = {os.path.basename(inner): inner for inner in tree.filled_in(folder)}
         inner_names.append(set(inner))
-        splits = {next(iter(found)): name for name in inner if len(found := splits_in(name)) == 1}
+        splits = {next(iter(names)): name for name in inner if len(names := splits_in(name)) == 1}
         if len(splits) > 1:
             first, second, *_ = (printable_path(inner[name]) for name in splits.values())
             raise ValueError(
@@ -206,7 +206,7 @@ def _check_classes(tree: Tree, notes: list[str]) -> None:
 
 
 def _advice(named: Mapping[str, set[Split]]) -> str:
-    """With the first folder of each split."""
+    """Advice how to give the layout, with the first folder of each split."""
     return splits_advice(
         {next(iter(splits)): folder for folder, splits in [*named.items()][::-1] if len(splits) < 2}
     )

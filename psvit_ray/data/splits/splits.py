@@ -1,7 +1,7 @@
-"""Which images are trained on, ranked by, and touched once.
+"""Stored splits, and how missing ones are cut from the training images.
 
-Every kind of data gives the splits that it stores as `Splits`; what is missing is cut from the
-training images, the same way for every kind.
+Every kind of data gives its stored splits as `Splits`; a missing hold-out is cut from the training
+images, in the same way for every kind.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ WORDS: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "valid", "val", "dev"),
     "test": ("testing", "test", "evaluation", "eval"),
 }
-"""The words by which folders and files name their split: the SPLIT_KEYWORDS of the `datasets`
-library, to which `eval` is a test split. Of two that begin alike the longer comes first."""
+"""Words for splits in the names of folders and files: the SPLIT_KEYWORDS of the `datasets` library,
+in which `eval` is a test split. Of two words that begin alike the longer comes first."""
 SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 
 
 def splits_in(name: str) -> set[Split]:
-    """The splits whose words stand in the name of a folder or file: seg_train, TestImages, val2017.
+    """Splits whose words are in the name of a folder or file: seg_train, TestImages, val2017.
 
-    A word ends at whatever is no letter, and at a capital after a small letter: contest, latest and
-    trainers are no splits.
+    A word ends at any character but a letter, and at a capital after a small letter: contest,
+    latest and trainers name no splits.
     """
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
     return {SPLIT_OF[word.lower()] for word in words if word.lower() in SPLIT_OF}
 
 
 def look_alikes(names: Iterable[str]) -> dict[Split, str]:
-    """Names, by split, that are the same but for the word for a split within a longer word, such
-    as trainset and testset; empty where there are none."""
+    """Names, by split, that differ only in a word for a split within a longer word, such as
+    trainset and testset; empty if there are none."""
     alike: dict[str, dict[Split, str]] = {}
     for name in names:
         bare = re.sub(r"\d", "", name.lower())
@@ -55,7 +55,7 @@ def look_alikes(names: Iterable[str]) -> dict[Split, str]:
 
 
 def splits_advice(by_split: Mapping[Split, str]) -> str:
-    """How a user says what was not clear, with the names that look like a split."""
+    """Advice how to give an ambiguous layout, with the names that look like a split."""
     parts = [f"{split}={by_split.get(split, 'NAME')}" for split in WORDS if split in by_split]
     if "train" not in by_split:
         parts.insert(0, "train=NAME")
@@ -64,7 +64,7 @@ def splits_advice(by_split: Mapping[Split, str]) -> str:
 
 @dataclass(frozen=True)
 class Splits:
-    """Data as it is stored, nothing cut. Fields as in `Source`."""
+    """Stored data, from which no hold-out was cut. Fields are those of `Source`."""
 
     name: str
     class_names: tuple[str, ...]
@@ -79,7 +79,7 @@ class Splits:
 
     @property
     def tables(self) -> list[StoredTable]:
-        """All that there are."""
+        """Tables of all splits that there are."""
         return [table for table in (self.train, self.val, self.test) if table is not None]
 
     @classmethod
@@ -90,11 +90,11 @@ class Splits:
         tables: Mapping[Split, StoredTable],
         notes: Collection[str],
     ) -> Splits:
-        """Of tables by split, whose labels are numbers of the classes that each names. The classes
-        are those of train; another split may lack some, or have them in another order. A split
-        alone is the whole of the data, whatever it is called.
+        """The splits of tables whose labels are numbers of their own `class_names`. The classes are
+        those of train; other splits may lack some, or have them in another order. A single split is
+        all of the data, whatever its name.
 
-        Raises ValueError where a split is missing or empty, or has a class that train lacks.
+        Raises ValueError if a split is missing or empty, or has a class that train lacks.
         """
         notes = [*notes]
         for split, table in tables.items():
@@ -118,7 +118,7 @@ class Splits:
             same[split] = table
             lacking = np.bincount(labels, minlength=len(classes)) == 0
             if lacking.any() and len(classes) > 1:
-                names = [name for name, no in zip(classes, lacking, strict=True) if no]
+                names = [name for name, lacks in zip(classes, lacking, strict=True) if lacks]
                 notes.append(f"{split} has no image of class {quoted_list(names)}")
         notes += _near_names(classes)
         val, test = same.get("val"), same.get("test")
@@ -126,16 +126,16 @@ class Splits:
 
 
 def class_name(text: str) -> str:
-    """The name of a class as it is compared, shown and written down: in Unicode's composed form, as
-    a Mac decomposes names of folders, and with bytes that are not UTF-8 escaped."""
+    """The normal form of a class name: Unicode's composed form, as a Mac decomposes names of
+    folders, with bytes that are not UTF-8 escaped."""
     return unicodedata.normalize("NFC", os.fsencode(text).decode("utf-8", "backslashreplace"))
 
 
 def numbers_in(
     known: tuple[str, ...], names: tuple[str, ...], *, rule: str, where: str
 ) -> np.ndarray:
-    """(K,) int64: the number among those that are known of each class. Raises ValueError, which
-    says the rule and names the nearest, for a class that only `where` has."""
+    """Number of each class of `names` in `known`, (K,) int64. Raises ValueError, with the `rule`
+    and the nearest name, for a class that only `where` has."""
     number = {class_name(name): number for number, name in enumerate(known)}
     unknown = [name for name in names if class_name(name) not in number]
     if unknown:
@@ -148,7 +148,7 @@ def numbers_in(
 
 
 def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
-    """What to say of the folders or files that are splits, unless all are plainly called so."""
+    """A note of the folders or files of each split, unless all have plain names."""
     plain = re.compile(r"(train|val|validation|valid|dev|test)(-\d+-of-\d+[^/]*)?(\.\w+)?(/.*)?")
     if all(plain.fullmatch(place.lower()) for places in by_split.values() for place in places):
         return []
@@ -160,7 +160,7 @@ def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
 
 
 def _near_names(names: tuple[str, ...]) -> list[str]:
-    """What to say of classes that differ in case or spaces only."""
+    """A note of classes whose names differ only in case or spaces."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault("".join(name.casefold().split()), []).append(name)
@@ -169,11 +169,11 @@ def _near_names(names: tuple[str, ...]) -> list[str]:
 
 
 def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two parts of a table that never grows, as its indices, with the classes in equal shares and
-    in the order of storage; the second has `size`, a count or a fraction.
+    """Cuts a fixed table into two stratified parts, as positions in the order of storage; `size` is
+    the number or the fraction of images in the second.
 
-    A class with a single image stays whole in the first. Raises ValueError, naming `field`, where
-    a part would have fewer images than there are classes.
+    A class with a single image is in the first. Raises ValueError, naming `field`, if a part would
+    have fewer images than there are classes.
     """
     # Here, as reading alone needs no scikit-learn, which takes 100 MiB.
     from sklearn.model_selection import train_test_split
@@ -195,11 +195,11 @@ def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndar
 
 
 def drawn(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
-    """Which images of a table that may grow are a part of it, as (N,) bool: each with probability
-    `size`, by a hash of its place, class and seed alone. So none changes sides when others come or
-    go, and a larger part holds the smaller.
+    """Draws a part of a table that may grow, as (N,) bool: each image with probability `size`, by a
+    hash of its place, class and seed. So no image changes sides when others are added or removed,
+    and a larger part holds a smaller one.
 
-    Of each class the image of the lowest hash is drawn in any case.
+    The image of lowest hash of each class is always drawn.
     """
     hashes = _hashes(table, class_names, seed, "data_fraction")
     lowest, _ = _ends_of_classes(hashes, table.labels)
@@ -209,14 +209,14 @@ def drawn(table: StoredTable, class_names: Sequence[str], size: float, seed: int
 
 
 def held_out(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
-    """Which images of a table that may grow are the hold-out: as `drawn`, by other hashes. But of
-    each class the image of the highest hash is not held out, so that one is left to train on; nor
-    is a single image.
+    """Draws the hold-out of a table that may grow, as (N,) bool: as `drawn`, with other hashes. The
+    image of highest hash of each class is never held out, so that one is left to train on, and
+    neither is the only image of a class.
 
-    In a class of so few images that all would be held out, that one may change sides when more
-    come: no rule can do without, as a class of one image is trained on and one of two is split.
+    In a class of so few images that all would be held out, that image may change sides when others
+    are added. No rule avoids it, as a class of one image is trained on and a class of two is split.
 
-    Raises ValueError where no class has two images.
+    Raises ValueError if no class has two images.
     """
     hashes = _hashes(table, class_names, seed, "holdout")
     lowest, highest = _ends_of_classes(hashes, table.labels)
@@ -231,7 +231,8 @@ def held_out(table: StoredTable, class_names: Sequence[str], size: float, seed: 
 
 
 def _hashes(table: StoredTable, class_names: Sequence[str], seed: int, purpose: str) -> np.ndarray:
-    """(N,) float64 from 0 to 1: a function of seed, purpose, and each image's class and place."""
+    """Hash of each image from 0 to 1, (N,) float64: a function of seed, purpose, class and
+    place."""
     prefixes = [
         hashlib.blake2b(json.dumps([seed, purpose, name]).encode(), digest_size=16).digest()
         for name in class_names
@@ -248,7 +249,7 @@ def _hashes(table: StoredTable, class_names: Sequence[str], seed: int, purpose: 
 
 
 def _ends_of_classes(hashes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each class the index of the image of the lowest hash, and of the highest."""
+    """Positions of the images of lowest and of highest hash of each class."""
     order = np.lexsort((hashes, labels))  # class by class, from the lowest hash up
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return order[starts], order[np.append(starts[1:], len(order)) - 1]
