@@ -134,7 +134,7 @@ def test_what_is_no_file_or_has_no_end_is_a_bad_image(
     os.symlink("/dev/zero", pets / "cat" / "zero.png")
     os.symlink("gone", pets / "cat" / "gone.png")
     os.symlink("loop.png", pets / "cat" / "loop.png")
-    monkeypatch.setattr(files, "MAX_BYTES", 20)
+    monkeypatch.setattr(file_bytes, "MAX_BYTES", 20)
     (pets / "dog" / "large.png").write_bytes(b"x" * 21)
     (pets / "dog" / "just.png").write_bytes(b"x" * 20)
     table = image_source.read(str(pets)).train

@@ -1,1 +1,1 @@
-"""Where labelled and unlabelled images are stored, and how they are found there."""
+"""Sources of labelled and unlabelled images: digits, folders, Parquet and torchvision's sets."""

@@ -1,5 +1,5 @@
-"""Arrow files, as `save_to_disk` and the cache of the `datasets` library write them: a stream of
-record batches, of which each is a block that is read by itself."""
+"""Arrow files, as the `datasets` library writes them with `save_to_disk` and to its cache: a stream
+of record batches, each of which is a block that is read by itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pyarrow as pa
 
 
 def batches(source: pa.NativeFile) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The byte at which each batch starts, and the batch. Raises pyarrow.ArrowInvalid, OSError."""
+    """Yields the byte at which each batch starts, and the batch. Raises pyarrow.ArrowInvalid and
+    OSError."""
     reader = pa.ipc.open_stream(source)
     _check(reader.schema)
     while True:
@@ -22,12 +23,13 @@ def batches(source: pa.NativeFile) -> Iterator[tuple[int, pa.RecordBatch]]:
 
 
 def schema_of(source: pa.NativeFile) -> pa.Schema:
-    """Raises pyarrow.ArrowInvalid where it is no such file, OSError."""
+    """The schema of a file. Raises pyarrow.ArrowInvalid if it is not an Arrow stream, and
+    OSError."""
     return pa.ipc.open_stream(source).schema
 
 
 def read_batch(source: pa.NativeFile, start: int, column: str) -> pa.ChunkedArray:
-    """A column of the batch that starts at a byte; NAME.FIELD is a field of a struct."""
+    """A column of the batch that starts at byte `start`; NAME.FIELD is a field of a struct."""
     schema = schema_of(source)
     source.seek(start)
     batch = _sound(pa.ipc.read_record_batch(pa.ipc.read_message(source), schema))
@@ -39,8 +41,8 @@ def read_batch(source: pa.NativeFile, start: int, column: str) -> pa.ChunkedArra
 
 
 def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A batch without lengths or offsets that lead anywhere in memory, of which pyarrow would end
-    the process. Raises pyarrow.ArrowInvalid."""
+    """`batch`, if its lengths and offsets are valid; with others pyarrow would read beyond its
+    memory and end the process. Raises pyarrow.ArrowInvalid."""
     if batch.num_rows < 0 or any(len(column) != batch.num_rows for column in batch.columns):
         raise pa.ArrowInvalid(f"broken batch of {batch.num_rows:,} rows")
     batch.validate(full=True)
@@ -49,5 +51,5 @@ def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _check(schema: pa.Schema) -> None:
     for field in schema:
-        if pa.types.is_dictionary(field.type):  # whose values stand in another message
+        if pa.types.is_dictionary(field.type):  # its values are in another message
             raise pa.ArrowInvalid(f"column {field.name} is a dictionary, which is not supported")

@@ -1,5 +1,5 @@
-"""Which columns of a table hold images and labels: by their types, by what the `datasets` library
-notes in the schema, or by what a user says."""
+"""The columns of images and labels in a table: by a user's layout, by the features that the
+`datasets` library notes in the schema, or by their types."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from psvit_ray.text.messages import nearest, quoted_list
 IS_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 IS_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 BYTES_FIELD = ".bytes"
-"""Ends the name of a column that is a struct with the bytes in a field."""
+"""Suffix of the name of a struct column, for its field with the bytes of images."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """`image` is NAME.bytes where the column is a struct. `label` is empty where there is none."""
+    """The columns of a table that are read."""
 
     image: str
+    """Column of images; NAME.bytes if it is a struct."""
     label: str
+    """Column of labels; empty if there is none."""
     notes: tuple[str, ...] = ()
+    """Notes for the user, one line each."""
 
 
 def find_columns(
     schema: pa.Schema, layout: DataLayout, where: str, *, labelled: bool = True
 ) -> Columns:
-    """The columns that a user names; else `image` and `label`; else those that the `datasets`
-    library notes as an image and as classes; else the only ones whose type allows it.
+    """The columns in a user's `layout`; else `image` and `label`; else those that the `datasets`
+    library notes as image and classes; else the only ones of a type that fits. `where` names the
+    file in messages.
 
-    Raises ValueError where there is no column of images, or several could be meant.
+    Raises ValueError if there is no column of images, or if several are possible.
     """
     types = dict(zip(schema.names, schema.types, strict=True))
     features = _features(schema)
@@ -61,7 +65,7 @@ def find_columns(
 
 
 def class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """The names that the `datasets` library notes for the numbers in a column, if it does."""
+    """Class names that the `datasets` library notes for a column of numbers, or None."""
     names = _features(schema).get(label, {}).get("names")
     return tuple(class_name(str(name)) for name in names) if isinstance(names, list) else None
 
@@ -75,7 +79,7 @@ def is_label(kind: pa.DataType) -> bool:
 
 
 def check_image(schema: pa.Schema, column: str, where: str) -> None:
-    """Raises ValueError for a file without the column that another has."""
+    """Raises ValueError if a file does not have the column of images that the others have."""
     name = column.removesuffix(BYTES_FIELD)
     if name not in schema.names or _image_column(name, schema.field(name).type) != column:
         types = dict(zip(schema.names, schema.types, strict=True))
@@ -86,14 +90,14 @@ def check_image(schema: pa.Schema, column: str, where: str) -> None:
 
 
 def _image_column(name: str, kind: pa.DataType) -> str:
-    """What to read of a column for the bytes of images; empty where it holds none."""
+    """Name of the column, or of its field, with the bytes of images; empty if it has none."""
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         name, kind = f"{name}{BYTES_FIELD}", kind.field("bytes").type
     return name if any(fits(kind) for fits in IS_BYTES) else ""
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Of each column what the `datasets` library notes of it."""
+    """The features that the `datasets` library notes in a schema, by column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: kind for name, kind in features.items() if isinstance(kind, dict)}
@@ -109,7 +113,9 @@ def _chosen(
     types: dict[str, pa.DataType],
     where: str,
 ) -> str:
-    """One column's name, or nothing where none could be meant."""
+    """Name of the column of images or labels (`what`), or empty if there is none: the `given` one,
+    else the one called `what`, else the only one of `noted`, else of `able`. Raises ValueError if
+    several are possible."""
     field = f"{what}_column"
     if given:
         if given in able:
@@ -134,7 +140,7 @@ def _chosen(
 
 
 def _notes(plural: str, usual: str, chosen: str, noted: list[str]) -> tuple[str, ...]:
-    """What to say where the column is not the usual one, or another could have been meant."""
+    """A note if the column is not called `usual`, or if others are noted as well."""
     others = [name for name in noted if name != chosen]
     if not chosen or (chosen == usual and not others):
         return ()

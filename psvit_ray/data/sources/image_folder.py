@@ -1,4 +1,4 @@
-"""Images as files, in a folder for each class, as torchvision and timm read them."""
+"""Image files in a folder for each class, as torchvision and timm read them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 @dataclass(frozen=True, eq=False)
 class FileTable:
-    """Images that are files."""
+    """A table of image files."""
 
     root: Folder
     paths: pa.BinaryArray
-    """(N,), relative to `root`, as the file system has them: they need not be UTF-8."""
+    """Paths relative to `root`, (N,), in bytes, as they need not be UTF-8."""
     labels: np.ndarray
-    """(N,) int64."""
+    """Class of each image, (N,) int64."""
     sizes: np.ndarray
-    """(N,) int64: bytes of each file; UNKNOWN_SIZE where nobody has asked."""
+    """Bytes of each file, (N,) int64; UNKNOWN_SIZE where they were not read."""
 
     blocks = None
     grows = True
@@ -43,6 +43,7 @@ class FileTable:
     def of(
         cls, root: Folder, paths: Iterable[str], labels: np.ndarray, sizes: np.ndarray | None = None
     ) -> FileTable:
+        """The table of files at `paths` below `root`."""
         names = pa.array([os.fsencode(path) for path in paths], pa.binary())
         unknown = np.full(len(labels), files.UNKNOWN_SIZE, dtype=np.int64)
         return cls(root, names, labels, unknown if sizes is None else sizes)
@@ -70,20 +71,22 @@ class FileTable:
 
 
 def is_image(path: str) -> bool:
+    """Whether a file is an image, by its name."""
     return path.lower().endswith(EXTENSIONS)
 
 
 def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
-    """The class folders below `root`, or below those of its folders that are splits, by what
-    `layout` says or by their names. Raises ValueError."""
+    """The splits of a folder of class folders, or of folders that are splits, by `layout` or by
+    their names, and hold class folders. `listing` is that of `root`; `name` is the data's name in
+    messages. Raises ValueError for data that cannot be used."""
     images = [path for path in listing.files if is_image(path)]
     if not images:
         raise ValueError(f"data must be a folder of class folders, got one without images: {root}")
     notes = [*listing.notes]
     if len(images) < len(listing.files):
-        such = next(path for path in listing.files if not is_image(path))
+        example = next(path for path in listing.files if not is_image(path))
         number = len(listing.files) - len(images)
-        notes.append(f"{number:,} files are no images by name, such as {printable_path(such)}")
+        notes.append(f"{number:,} files are no images by name, such as {printable_path(example)}")
     tree = Tree(root, listing, [*images, *filter(is_image, listing.links)])
     if layout.splits:
         folders = split_folders.given_folders(tree, layout)
@@ -115,7 +118,7 @@ def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Split
 
 
 def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> None:
-    """Raises ValueError where a split is empty, as its images are those of another."""
+    """Raises ValueError if an empty split has links to images of another split."""
     for link, kept in listing.links.items():
         if kept and any(files.is_in(link, folder) for folder in folders):
             raise ValueError(
@@ -126,7 +129,7 @@ def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> Non
 
 
 def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
-    """Raises ValueError where one file has names in two classes: it cannot be both."""
+    """Raises ValueError if one file has names in two classes."""
     prefixes = [
         f"{folder}/" if folder else "" for several in folders.values() for folder in several
     ]
@@ -137,8 +140,8 @@ def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
 
     names = {link: kept for link, kept in listing.links.items() if is_image(kept)}
     for link, kept in names.items():
-        here, there = class_of(link), class_of(kept)
-        if here is not None and there is not None and here != there:
+        classes = {class_of(link), class_of(kept)} - {None}
+        if len(classes) > 1:
             raise ValueError(
                 f"data must have each image in one class, got {printable_path(link)}, which is the "
                 "file "
@@ -149,7 +152,8 @@ def _check_links(listing: Listing, folders: Mapping[Split, list[str]]) -> None:
 def _labelled(
     tree: Tree, folders: list[str], listing: Listing, images: list[str]
 ) -> tuple[tuple[str, ...], FileTable]:
-    """The classes that are folders directly in these, and their images, class by class."""
+    """Names of the classes, which are the folders directly in `folders`, and the table of their
+    images, class by class."""
     names: set[str] = set()
     paths: list[str] = []
     classes: list[str] = []

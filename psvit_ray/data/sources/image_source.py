@@ -1,5 +1,4 @@
-"""Where images come from: a source knows its classes and gives tables of images to train on, to
-rank by, and to touch once."""
+"""Sources of labelled images: classes, and tables of images for training, validation and test."""
 
 from __future__ import annotations
 
@@ -35,47 +34,52 @@ from psvit_ray.text.messages import quoted_list
 from psvit_ray.text.secrets import without_secrets
 
 TEST_IMAGES = 360
-TEST_SEED = 20210808  # The test images are these, whatever a run is configured to do.
+TEST_SEED = 20210808  # the test images of digits are the same for every configuration
 
 TRAIN, HOLDOUT, TEST, UNUSED = range(len(ROLES))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Disjoint tables: `train` to learn from, `holdout` to rank by, `test` to touch once."""
+    """The data of a run, in disjoint tables."""
 
     name: str
-    """What `data` said, without secrets."""
+    """Name of the data in the configuration, without secrets."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
     train: ImageTable
+    """Images to train on."""
     holdout: ImageTable
+    """Images for validation, by which searches rank."""
     test: ImageTable | None
+    """Images for the final score; None if there are none."""
     img_size: int | None = None
-    """Side in pixels where all images have one; None where they are resized."""
+    """Side of the images in pixels if all have the same; None if they are resized."""
     in_chans: int | None = None
-    """None where pictures are converted to 1 or 3 as asked."""
+    """Channels of the images; None if they are converted to 1 or 3 as needed."""
     mean: tuple[float, ...] | None = None
-    """Of each channel, in 0 to 1; None where the data has no statistics of its own."""
+    """Mean of each channel, from 0 to 1; None if it is not known."""
     std: tuple[float, ...] | None = None
+    """Standard deviation of each channel; None if it is not known."""
     notes: tuple[str, ...] = ()
-    """What a user should be told, a line each."""
+    """Notes for the user, one line each."""
     images: SplitFile | None = None
-    """All images that are stored, and what each is for."""
+    """All stored images, and the split of each."""
     cut_by_place: bool = False
     """Whether training images are held out, or left out, by a hash of their places."""
     tones: Tones = DEFAULT_TONES
-    """How pictures of more than 8 bits are read."""
+    """Tone ranges of images of more than 8 bits."""
     by_file: bool = False
-    """Whether the images are split as a file of splits says, and not by settings."""
+    """Whether the images are split by a split file instead of settings."""
 
     @property
     def digest(self) -> str:
-        """Names the images that are stored, however they are split; empty where they are not
-        known."""
+        """Digest of all stored images, however they are split; empty if they are not known."""
         return self.images.digest if self.images else ""
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
 
@@ -91,9 +95,9 @@ def load(
     background: str = BACKGROUND,
     known: SplitFile | None = None,
 ) -> Source:
-    """The source that `data` and `layout` name (see `read`), divided (see `divided`) or, where it
-    is `known` how it was split, as it was then (see `divided_as`); and how its pictures are read
-    (see `survey`): `tone_range`, as LOW:HIGH, overrides what a sample shows.
+    """Reads `data` (see `read`), splits it by settings (see `divided`) or by the split file `known`
+    (see `divided_as`), and samples its images for tone ranges (see `survey`), which `tone_range`,
+    as LOW:HIGH, overrides.
 
     Raises ValueError for data that cannot be used.
     """
@@ -120,7 +124,7 @@ def load(
 
 
 def _check_classes(splits: Splits) -> None:
-    """Raises ValueError where there is nothing to tell apart."""
+    """Raises ValueError if the training images are of fewer than two classes."""
     classes = np.unique(splits.train.labels)
     if len(classes) < 2:
         got = ", ".join(repr(splits.class_names[number]) for number in classes)
@@ -135,14 +139,15 @@ def divided(
     fraction: float = 1.0,
     val_as_test: bool = False,
 ) -> Source:
-    """What a run takes of what is stored.
+    """Splits stored data for a run.
 
-    The hold-out is the validation split; without one, or where `val_as_test` keeps it for the end,
-    `holdout` is the part of the training images cut off instead, class by class. `fraction` is the
-    part of the rest to train on. The test images depend on none of these, nor on `split_seed`.
-    Where images may be added to the data, each is held out or not by its own name, so that none
-    that was trained on is held out later (see `splits.held_out`).
-    Raises ValueError where no hold-out can be cut.
+    The hold-out is the validation split; without one, or if `val_as_test` keeps it for the final
+    score, the fraction `holdout` of the training images, class by class. `fraction` is the part of
+    the other training images to train on. The test images depend on none of these, nor on
+    `split_seed`. If images may be added to the data, each is held out or not by its own name, so
+    that none that was trained on is held out later (see `splits.held_out`).
+
+    Raises ValueError if no hold-out can be cut.
     """
     notes = list(splits.notes)
     role = {"val": HOLDOUT, "test": TEST}
@@ -156,18 +161,18 @@ def divided(
             )
     train = np.full(len(splits.train), TRAIN)
     if splits.val is None or val_as_test:
-        single = _classes(splits, splits.train, 1)
+        single = _classes_with(splits, splits.train, 1)
         held = _held_out(splits, holdout, split_seed)
         train[held] = HOLDOUT
         notes.append(f"hold-out: {len(held):,} of {len(train):,} training images, class by class")
         if single:
             notes.append(f"not held out, as it is the only image: that of {quoted_list(single)}")
     if fraction < 1:
-        there = np.flatnonzero(train == TRAIN)
-        kept = _part(splits, there, fraction, split_seed)
-        train[np.setdiff1d(there, kept)] = UNUSED
-        notes.append(f"training on {len(kept):,} of {len(there):,} images, class by class")
-    if absent := _classes(splits, splits.train.take(np.flatnonzero(train == TRAIN)), 0):
+        left = np.flatnonzero(train == TRAIN)
+        used = _part(splits, left, fraction, split_seed)
+        train[np.setdiff1d(left, used)] = UNUSED
+        notes.append(f"training on {len(used):,} of {len(left):,} images, class by class")
+    if absent := _classes_with(splits, splits.train.take(np.flatnonzero(train == TRAIN)), 0):
         notes.append(f"no training image has class {quoted_list(absent)}")
     others = {"val": splits.val, "test": splits.test}
     roles = [np.full(len(table), role[word]) for word, table in others.items() if table is not None]
@@ -175,8 +180,8 @@ def divided(
 
 
 def divided_as(splits: Splits, known: SplitFile) -> Source:
-    """What a run took of what is stored, by its file of splits. What was added, renamed or changed
-    since then is left out, and a note says how much that is."""
+    """Splits stored data by the split file `known`. Images that were added, renamed or changed
+    since then are left out, with a note of their number."""
     now = SplitFile.of(splits.class_names, splits.tables, np.zeros(sum(map(len, splits.tables))))
     split = np.full(len(now), UNUSED)
     where, same = unchanged(known, now)
@@ -186,17 +191,18 @@ def divided_as(splits: Splits, known: SplitFile) -> Source:
 
 
 def left_out(known: SplitFile, now: SplitFile) -> list[str]:
-    """What to say of images that are not as they were when the data was split."""
+    """A note of images that were added or changed since the data was split."""
     if now.digest == known.digest:
         return []
     return [f"since the data was split, and left out: {'; '.join(changes(known, now))}"]
 
 
 def check_unchanged(source: Source, digest: str, known: SplitFile | None = None) -> None:
-    """`digest` is that of the images that a run began with, `known` its file of splits, where that
-    is at hand. A run of before digests were kept goes on if nothing is cut otherwise than then.
+    """Checks that the images of a run are those that it began with, which have `digest` and, if it
+    is at hand, the split file `known`. A run of an older version, without a digest, goes on if
+    images are cut as they were then.
 
-    Raises DataChanged where the images are others now, or split otherwise.
+    Raises DataChanged if the images differ, or are split otherwise.
     """
     if not digest and source.cut_by_place:
         raise DataChanged(
@@ -208,22 +214,23 @@ def check_unchanged(source: Source, digest: str, known: SplitFile | None = None)
 
 
 def _held_out(splits: Splits, size: float, seed: int) -> np.ndarray:
-    """Of the training images, the indices of those to hold out."""
+    """Positions of the training images to hold out."""
     if splits.train.grows:
         return np.flatnonzero(held_out(splits.train, splits.class_names, size, seed))
     return cut(splits.train, size, seed, "holdout")[1]
 
 
-def _part(splits: Splits, there: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Of the training images that are not held out, the indices of a part."""
-    table = splits.train.take(there)
+def _part(splits: Splits, left: np.ndarray, size: float, seed: int) -> np.ndarray:
+    """Positions of the fraction `size` of the training images at `left`, which are not held out."""
+    table = splits.train.take(left)
     if table.grows:
-        return there[drawn(table, splits.class_names, size, seed)]
-    return there[cut(table, size, seed, "data_fraction")[1]]
+        return left[drawn(table, splits.class_names, size, seed)]
+    return left[cut(table, size, seed, "data_fraction")[1]]
 
 
 def _source(splits: Splits, split: np.ndarray, notes: Sequence[str]) -> Source:
-    """`split` (N,): for each image that is stored, the number of what it is for."""
+    """The source in which each stored image has the split of `split` (N,), a position in
+    `ROLES`."""
     tables: dict[int, ImageTable] = {}
     start = 0
     for table in splits.tables:
@@ -248,16 +255,16 @@ def _source(splits: Splits, split: np.ndarray, notes: Sequence[str]) -> Source:
     )
 
 
-def _classes(splits: Splits, table: ImageTable, images: int) -> list[str]:
-    """Those that so many images of a table have."""
+def _classes_with(splits: Splits, table: ImageTable, images: int) -> list[str]:
+    """Names of the classes with exactly `images` images in `table`."""
     counts = np.bincount(table.labels, minlength=len(splits.class_names))
     return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
 
 
 def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
-    """What is stored, nothing cut: `digits`; a folder of class folders, or of splits that hold
-    them; Parquet or Arrow as a file, a folder or a pattern; `torchvision:NAME:FOLDER`. Folders and
-    tables may be in an object store; `layout` says what their names do not.
+    """Reads stored data: `digits`; a folder of class folders, or of splits that hold class folders;
+    Parquet or Arrow as a file, a folder or a pattern; or `torchvision:NAME:FOLDER`. Folders and
+    tables may be in an object store; `layout` tells splits and columns that their names do not.
 
     Raises ValueError for data that cannot be used.
     """
@@ -280,7 +287,7 @@ def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
 
 
 def _digits() -> Splits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, as one of 10 classes."""
+    """scikit-learn's 1,797 handwritten digits: 8x8 pixels, grey, 10 classes."""
     # Here, as no other data needs the 100 MiB of scikit-learn, nor torch to be listed.
     import torch
     from sklearn.datasets import load_digits
@@ -294,14 +301,14 @@ def _digits() -> Splits:
 
 
 def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
-    """A folder, a file or a pattern. Raises ValueError, OSError."""
-    kind = files.file_type(there)
-    if kind == fs.FileType.File:
+    """The splits of a folder, a file or a pattern. Raises ValueError and OSError."""
+    file_type = files.file_type(there)
+    if file_type == fs.FileType.File:
         above, file = files.parent(there)
         if not is_table(file):
             raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
         return parquet_files.read(name, above, [file], layout)
-    if kind == fs.FileType.Directory:
+    if file_type == fs.FileType.Directory:
         listing = files.list_below(there)
         table = next(filter(is_table, listing.files), None)
         if table is None:
@@ -329,7 +336,7 @@ def _check_no_columns(layout: DataLayout, name: str) -> None:
 
 
 def _unknown(name: str, there: Folder) -> ValueError:
-    """Says what comes nearest of what there is."""
+    """An error for data that does not exist, with the nearest name."""
     above, last = files.parent(there)
     around = Path(above.uri).glob("[!.]*") if there.is_local else ()
     beside = [path.name for path in around if path.is_dir() or path.suffix == ".parquet"]

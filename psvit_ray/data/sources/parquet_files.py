@@ -1,4 +1,4 @@
-"""From Parquet and Arrow files to splits: which files there are, their classes, and all labels."""
+"""The splits of Parquet and Arrow files: their files, classes and labels."""
 
 from __future__ import annotations
 
@@ -43,39 +43,44 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.text.messages import nearest, quoted_list
 
 READERS = 16
-"""Files read at the same time: in an object store nearly all the time is waiting."""
+"""Files read at the same time, as in an object store nearly all the time is waiting."""
 MISSING = np.iinfo(np.int64).min
-"""In place of a label that is null."""
+"""Stands for a label that is null."""
 STATE = "state.json"
-"""Beside the Arrow files of `save_to_disk`: which files are the data, among others of its cache."""
+"""Name of the file in which `save_to_disk` lists the Arrow files of the data, beside which there
+may be those of its cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class FileContent:
-    """What a file holds beside images."""
+    """The content of a file but its images."""
 
     path: str
+    """Path of the file."""
     labels: np.ndarray
-    """(N,) int64: numbers of classes, or what stands in their place where they have no names."""
+    """Numbers of the classes, or the labels themselves if classes have no names, (N,) int64."""
     group_rows: tuple[int, ...]
+    """Rows of each row group."""
     group_numbers: tuple[int, ...]
-    """By which `ParquetTable` finds them."""
+    """Identifiers of the row groups, by which `ParquetTable` reads them."""
     group_contents: tuple[str, ...]
-    """What is known of the images of each group without reading them: the bytes of its columns, as
-    they are stored."""
+    """What is known of each row group's images without reading them: the stored bytes of its
+    columns."""
     largest_group: int
-    """Bytes."""
+    """Size of the largest row group, in bytes."""
     column: str
+    """Column of images."""
     class_names: tuple[str, ...] | None
-    """None where the labels are numbers without names."""
+    """Names of the classes; None if the labels are numbers without names."""
     in_words: bool
-    """The labels are words, and the classes those that there are."""
+    """Whether the labels are words, whose distinct values are then the classes."""
 
 
 def read(
     name: str, root: Folder, paths: Sequence[str], layout: DataLayout, notes: Sequence[str] = ()
 ) -> Splits:
-    """The data that these files below `root` are. Raises ValueError, OSError."""
+    """The splits of these files below `root`. `name` is the data's name in messages, `notes` are
+    those to begin with. Raises ValueError for data that cannot be used, and OSError."""
     by_split = (
         _given_splits(root, paths, layout) if layout.splits else _recognised_splits(root, paths)
     )
@@ -94,7 +99,7 @@ def read(
 
 
 def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
-    """As `read`, of all files of a folder; if it has a manifest, that says which are what."""
+    """The splits of all files in a folder, by its manifest if it has one, else as `read`."""
     paths = _of_datasets(root, listing)
     manifest = read_manifest(root)
     if manifest is None:
@@ -106,19 +111,22 @@ def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -
         once = [path for path in [*paths, *links] if links.get(path) not in used]
         return read(name, root, once, layout)
     layout.check_unused(name)
-    said = {path: file for split in manifest.splits.values() for path, file in split.files.items()}
-    if differ := set(paths) ^ set(said):
+    shards = {
+        path: file for split in manifest.splits.values() for path, file in split.files.items()
+    }
+    if differ := set(paths) ^ set(shards):
         raise _differs(root, differ)
     by_split = {
         split: [*manifest.splits[split].files] for split in WORDS if split in manifest.splits
     }
-    return _splits(name, root, by_split, layout, manifest.class_names, listing.notes, said)
+    return _splits(name, root, by_split, layout, manifest.class_names, listing.notes, shards)
 
 
 def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) -> ParquetTable:
-    """The images of these files, in their order, with -1 for every label: there need be none.
+    """A table of the images in these files, in their order, all with the label -1: a column of
+    labels is not needed.
 
-    Raises ValueError, OSError.
+    Raises ValueError for data that cannot be used, and OSError.
     """
     chosen = _columns(root, paths[0], layout, labelled=False)
     with ThreadPoolExecutor(READERS) as pool:
@@ -133,8 +141,8 @@ def _differs(root: Folder, paths: set[str]) -> ValueError:
 
 
 def _of_datasets(root: Folder, listing: Listing) -> list[str]:
-    """The files of rows, of Arrow files only those that `save_to_disk` names where it wrote them.
-    Raises ValueError where one of these is missing."""
+    """The Parquet and Arrow files of a folder; where `save_to_disk` wrote, only those that it
+    lists. Raises ValueError if one of these is missing."""
     tables = [path for path in listing.files if is_table(path)]
     for state in (path for path in listing.files if PurePosixPath(path).name == STATE):
         above = PurePosixPath(state).parent
@@ -142,7 +150,7 @@ def _of_datasets(root: Folder, listing: Listing) -> list[str]:
             content = json.loads(file_bytes.read(root, state))
             own = {str(above / file["filename"]) for file in content["_data_files"]}
         except (BadImage, KeyError, TypeError, ValueError, RecursionError):
-            continue  # of something else
+            continue  # a file of something else
         beside = [path for path in tables if PurePosixPath(path).parent == above]
         if missing := own - set(beside):
             raise ValueError(
@@ -155,8 +163,9 @@ def _of_datasets(root: Folder, listing: Listing) -> list[str]:
 
 
 def _given_splits(root: Folder, paths: Sequence[str], layout: DataLayout) -> dict[Split, list[str]]:
-    """The files of each split that a user names, by their paths, with or without the suffix, or by
-    a folder of theirs. Raises ValueError for a pattern that fits none, or a file named twice."""
+    """Files of each split in a user's layout, whose patterns match paths, with or without the
+    suffix, or folders. Raises ValueError for a pattern that matches no file, and for a file in two
+    splits."""
     names = {
         path: [".", path, str(PurePosixPath(path).with_suffix("")), *map(str, _folders(path))]
         for path in sorted(paths)
@@ -184,10 +193,10 @@ def _folders(path: str) -> list[PurePosixPath]:
 
 
 def _recognised_splits(root: Folder, paths: Sequence[str]) -> dict[Split, list[str]]:
-    """Files by the words for splits in their names and those of their folders:
-    train-00000-of-00008, data/test/0000. Without any, all are train.
+    """Files of each split by the words for splits in their names and those of their folders:
+    train-00000-of-00008, data/test/0000. If there are none, all files are train.
 
-    Raises ValueError where some name a split and some do not, or one names two.
+    Raises ValueError if only some files name a split, or if one names two.
     """
     splits = {path: set().union(*map(splits_in, PurePosixPath(path).parts)) for path in paths}
     clear: dict[Split, str] = {}
@@ -229,17 +238,17 @@ def _recognised_splits(root: Folder, paths: Sequence[str]) -> dict[Split, list[s
 
 
 def _word(path: str) -> str:
-    """The word for the split in a path that names one."""
+    """The word for a split in a path that has one."""
     parts = "/".join(PurePosixPath(path).parts).lower()
     return next(word for word in SPLIT_OF if word in parts)
 
 
 def _in_order(split_of: Mapping[str, Split]) -> dict[Split, list[str]]:
-    found = set(split_of.values())
+    given = set(split_of.values())
     return {
         split: [path for path in sorted(split_of) if split_of[path] == split]
         for split in WORDS
-        if split in found
+        if split in given
     }
 
 
@@ -255,7 +264,7 @@ def _schema(root: Folder, path: str) -> pa.Schema:
                 schema = arrow_file.schema_of(source)
         else:
             schema = open_parquet(root, path).schema_arrow
-        len(schema.names)  # of which broken ones raise only here
+        len(schema.names)  # broken names raise only here
     except (pa.ArrowException, OSError, UnicodeError, BadImage) as error:
         raise _unreadable(root, path, error) from None
     return schema
@@ -287,8 +296,8 @@ def _content(root: Folder, path: str, chosen: Columns) -> FileContent:
 
 
 Parts = tuple[pa.Schema, pa.ChunkedArray, tuple[int, ...], tuple[int, ...], tuple[str, ...], int]
-"""Of a file: schema, labels, rows of each group, its number, what is known of its content, bytes of
-the largest."""
+"""Parts of a file's content: schema, labels, and of its row groups the rows, the identifiers, what
+is known of the content, and the bytes of the largest."""
 
 
 def _parquet(root: Folder, path: str, label: str) -> Parts:
@@ -312,7 +321,7 @@ def _arrow(root: Folder, path: str, label: str) -> Parts:
     rows, numbers, labels, known, largest = [], [], [], [], 0
     with open_file(root, path) as source:
         schema = arrow_file.schema_of(source)
-    with open_file(root, path, mapped=True) as source:  # of which images are most, and not read
+    with open_file(root, path, mapped=True) as source:  # mapped, as images are not read here
         for start, batch in arrow_file.batches(source):
             numbers.append(start)
             rows.append(batch.num_rows)
@@ -326,7 +335,7 @@ def _arrow(root: Folder, path: str, label: str) -> Parts:
 
 
 def _numbers(values: pa.ChunkedArray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels as integers; words as numbers of the distinct ones, which are given too."""
+    """Labels as integers, and None; or for words their numbers, and the distinct words."""
     kind = values.type
     if pa.types.is_dictionary(kind):
         values = values.cast(kind.value_type)
@@ -351,9 +360,9 @@ def _splits(
     layout: DataLayout,
     class_names: tuple[str, ...] | None,
     notes: Sequence[str],
-    said: Mapping[str, ShardFile] = MappingProxyType({}),
+    shards: Mapping[str, ShardFile] = MappingProxyType({}),
 ) -> Splits:
-    """`said`: what a manifest says of the files."""
+    """The splits of files; `shards` are the entries of a manifest, by path."""
     chosen = _columns(root, next(iter(by_split.values()))[0], layout)
     notes = [*notes, *chosen.notes]
     with ThreadPoolExecutor(READERS) as pool:
@@ -363,7 +372,7 @@ def _splits(
         }
         contents = {split: [task.result() for task in tasks] for split, tasks in reading.items()}
     every = [content for several in contents.values() for content in several]
-    if said and (differ := {c.path for c in every if len(c.labels) != said[c.path].rows}):
+    if shards and (differ := {c.path for c in every if len(c.labels) != shards[c.path].rows}):
         raise _differs(root, differ)
     if len(contents) > 1 and "test" in contents and _unlabelled(contents["test"]):
         number = sum(len(content.labels) for content in contents.pop("test"))
@@ -378,20 +387,20 @@ def _splits(
             f"row groups of up to {largest / 1e6:,.0f} MB are read as a whole: "
             "psvit prepare writes smaller ones"
         )
-    tables = {split: _table(root, several, said) for split, several in contents.items()}
+    tables = {split: _table(root, several, shards) for split, several in contents.items()}
     return Splits.of(name, names, tables, notes)
 
 
 def _unlabelled(contents: list[FileContent]) -> bool:
-    """As the hub's test splits are: every label -1, or none."""
+    """Whether no label is valid: test splits of the hub have -1 for each, or none."""
     return all((content.labels < 0).all() for content in contents)
 
 
 def _with_names(
     contents: dict[Split, list[FileContent]], class_names: tuple[str, ...] | None, root: Folder
 ) -> dict[Split, tuple[str, ...]]:
-    """The classes of each split, by whose numbers its `contents` are then labelled: those that are
-    given or that the files name; else the distinct labels, sorted. Raises ValueError."""
+    """Class names of each split: those that are given or that the files name, else the distinct
+    labels, sorted. The labels in `contents` are replaced by their numbers. Raises ValueError."""
     every = [content for several in contents.values() for content in several]
     if len({content.in_words for content in every if len(content.labels)}) > 1:
         odd = next(content for content in every if content.in_words != every[0].in_words)
@@ -434,10 +443,10 @@ def _words(content: FileContent) -> tuple[str, ...]:
 
 
 def _numbered(content: FileContent, names: tuple[str, ...]) -> FileContent:
-    """With labels that are numbers of these classes."""
+    """The content with labels that are numbers of the classes `names`."""
     number = {name: number for number, name in enumerate(names)}
-    of = np.array([number[class_name(word)] for word in _words(content)], dtype=np.int64)
-    return replace(content, labels=of[content.labels])
+    numbers = np.array([number[class_name(word)] for word in _words(content)], dtype=np.int64)
+    return replace(content, labels=numbers[content.labels])
 
 
 def _check_present(content: FileContent, root: Folder) -> None:
@@ -469,7 +478,7 @@ def _check_range(content: FileContent, num_classes: int | None, root: Folder) ->
 
 
 def _table(
-    root: Folder, contents: list[FileContent], said: Mapping[str, ShardFile]
+    root: Folder, contents: list[FileContent], shards: Mapping[str, ShardFile]
 ) -> ParquetTable:
     groups: list[tuple[int, int, int]] = []
     rows, blocks, known = [], [], []
@@ -478,7 +487,7 @@ def _table(
         for group, count in enumerate(content.group_rows):
             blocks.append(np.full(count, len(groups), dtype=np.int64))
             groups.append((number, content.group_numbers[group], first[group]))
-            shard = [said[content.path].sha256] if said else []
+            shard = [shards[content.path].sha256] if shards else []
             known.append(" ".join([content.group_contents[group], *shard]))
         rows.append(np.arange(len(content.labels), dtype=np.int64))
     return ParquetTable(

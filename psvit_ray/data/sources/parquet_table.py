@@ -1,5 +1,5 @@
-"""Images in Parquet, as the `datasets` library and our own shards have them: a column that is a
-struct of `bytes` and `path` (or just bytes). The Arrow files of that library are read the same."""
+"""Tables of images in Parquet, as the `datasets` library and our own shards store them: a column
+that is a struct of `bytes` and `path`, or of bytes. Arrow files of that library are read alike."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ OPEN_FILES = 64
 
 @dataclass(frozen=True, eq=False)
 class ParquetTable:
-    """Rows of Parquet files; a block is a row group."""
+    """A table of rows in Parquet files, whose blocks are row groups."""
 
     root: Folder
     files: tuple[str, ...]
-    """Relative to `root`."""
+    """Files, as paths relative to `root`."""
     groups: np.ndarray
-    """(G, 3) int64: of each row group the number of its file, its number there (in an Arrow file
-    the byte at which it starts), its first row."""
+    """Row groups, (G, 3) int64: position in `files`, number in the file (in an Arrow file the byte
+    at which the batch starts), and first row in the file."""
     column: str
-    """The one with the bytes: `image.bytes` or `image`, whatever its name."""
+    """Column with the bytes of images, such as `image.bytes` or `image`."""
     rows: np.ndarray
-    """(N,) int64: of each image, in its file."""
+    """Row of each image in its file, (N,) int64."""
     blocks: np.ndarray
+    """Position in `groups` of each image's row group, (N,) int64."""
     labels: np.ndarray
-    """(N,) int64."""
+    """Class of each image, (N,) int64."""
     contents: tuple[str, ...]
     """What is known of each row group's content without reading it."""
 
@@ -68,7 +69,8 @@ class ParquetTable:
         return replace(self, rows=rows, blocks=blocks, labels=labels)
 
     def listing(self) -> pa.Table:
-        """A changed row group is a change of all its images."""
+        """What is known of each image without reading it: a change of a row group counts as one of
+        all its images."""
         files = pa.array([os.fsencode(file) for file in self.files], pa.binary())
         files = files.take(pa.array(self.groups[self.blocks, 0]))
         rows = pa.array(self.rows).cast(pa.string()).cast(pa.binary())
@@ -87,8 +89,8 @@ class ParquetTable:
 
 
 def _read_named(root: Folder, path: str) -> bytes:
-    """An image that Parquet only names: a file beside it or, as `datasets` has it, in the working
-    directory. A name may come from anybody, so it leads to nothing else: raises BadImage."""
+    """An image that Parquet stores as a path: a file below its folder or, as with `datasets`, below
+    the working directory. As anybody may have written the path, others raise BadImage."""
     if "\0" in path or os.path.isabs(path) or ".." in PurePosixPath(path).parts or "://" in path:
         raise BadImage(f"path leads out of the data: {path!r}"[:200])
     if root.is_local:
@@ -101,15 +103,16 @@ def _read_named(root: Folder, path: str) -> bytes:
 
 
 class RowGroups:
-    """The columns of row groups that this process read last. As an epoch goes through groups in
-    turn, each is read about once."""
+    """A cache of the columns of row groups that this process read last, of up to `max_bytes`. As an
+    epoch goes through row groups one after the other, each is read about once."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[tuple[str, str, int, str], pa.ChunkedArray] = OrderedDict()
 
     def get(self, root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
-        """Raises BadImage where the group is broken, OSError where storage fails."""
+        """A column of a row group. Raises BadImage if the group is broken, and OSError if the
+        storage fails."""
         key = (root.uri, file, group, column)
         values = self._kept.pop(key, None)
         if values is None:
@@ -120,10 +123,12 @@ class RowGroups:
         return values
 
     def clear(self) -> None:
+        """Empties the cache."""
         self._kept.clear()
 
     @property
     def bytes(self) -> int:
+        """Size of the cached columns."""
         return sum(values.nbytes for values in self._kept.values())
 
 
@@ -146,8 +151,9 @@ def _read(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
 
 
 def _is_of_storage(error: Exception, root: Folder, file: str, group: int) -> bool:
-    """Whether storage failed. Of broken data pyarrow raises OSError too, without a number; so it
-    does where an object store fails, which is then asked for the same bytes again."""
+    """Whether an error is one of the storage. pyarrow raises OSError without a number for broken
+    data, and also if an object store fails; its bytes are then requested again to tell them
+    apart."""
     if not isinstance(error, OSError) or files.is_file_error(error):
         return False
     if error.errno or is_arrow(file) or root.is_local:
@@ -169,16 +175,18 @@ def _parquet_file(root: Folder, file: str, process: int) -> pq.ParquetFile:
 
 
 def open_parquet(root: Folder, file: str) -> pq.ParquetFile:
-    """Raises pyarrow.ArrowInvalid where it is no Parquet, BadImage, OSError."""
+    """Opens a Parquet file. Raises pyarrow.ArrowInvalid if it is not Parquet, BadImage, and
+    OSError."""
     return pq.ParquetFile(open_file(root, file), page_checksum_verification=True)
 
 
 def open_file(root: Folder, file: str, *, mapped: bool = False) -> pa.NativeFile:
-    """Raises BadImage for a pipe or a device, which might never end, and OSError.
+    """Opens a file; with `mapped` it is mapped into memory. Raises BadImage for a pipe or a device,
+    which might never end, and OSError.
 
-    Not `mapped` into memory but where little of it is read, and once: that is 10 microseconds an
-    image faster, of some 4,000 with decoding, but a file that is cut meanwhile would kill the
-    process, and pages once read count as its own.
+    Files are mapped only where little of them is read, and once. Mapping saves 10 microseconds an
+    image, of some 4,000 with decoding, but a file that is truncated meanwhile would kill the
+    process, and pages that were read count as its memory.
     """
     filesystem, path = root.open()
     if root.is_local:
@@ -189,9 +197,10 @@ def open_file(root: Folder, file: str, *, mapped: bool = False) -> pa.NativeFile
 
 
 def is_arrow(file: str) -> bool:
+    """Whether a file is Arrow, by its name."""
     return file.lower().endswith(".arrow")
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is one of rows, by its name."""
+    """Whether a file is Parquet or Arrow, by its name."""
     return path.lower().endswith((".parquet", ".arrow"))

@@ -1,4 +1,4 @@
-"""What a folder of shards holds. Written last: where it stands, everything it names stands too."""
+"""The manifest of a folder of shards. It is written last, when all that it names is there."""
 
 from __future__ import annotations
 
@@ -20,43 +20,58 @@ from psvit_ray.text.secrets import without_secrets
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress"
-"""Folder beside the shards while they are being written: the plan, and what each shard holds."""
+"""Name of the folder that holds the plan and each shard's description while shards are written."""
 PLAN = "plan.json"
 READERS = 8
-"""Files checked at the same time. Their hashing, decoding and reading run outside Python's lock."""
+"""Files checked at the same time, as hashing, decoding and reading do not hold the GIL."""
 CHUNK_BYTES = 4 << 20
 
 
 class ShardFile(Value):
+    """A shard's entry in the manifest."""
+
     rows: int
+    """Number of images."""
     bytes: int
+    """Size of the file."""
     sha256: str
+    """Hash of the file."""
 
 
 class SplitManifest(Value):
+    """A split's entry in the manifest."""
+
     rows: int
+    """Number of images."""
     bytes: int
+    """Size of all files."""
     bad_images: int
-    """Images of the source that could not be used; `quarantine.csv` names them."""
+    """Number of images that could not be used; `quarantine.csv` lists them."""
     classes: dict[str, int]
-    """Images of each class."""
+    """Number of images of each class."""
     files: dict[str, ShardFile]
+    """Shards by name."""
 
 
 class ShardManifest(Value):
+    """The content of `manifest.json`."""
+
     version: Literal[1] = 1
+    """Version of this format."""
     identity: dict[str, Any]
-    """Of what, how and with which libraries the shards were made; decides every byte of them."""
+    """Data, settings and versions of libraries, which decide every byte of the shards."""
     class_names: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
     splits: dict[str, SplitManifest]
+    """Splits by name."""
 
 
 _MANIFEST = TypeAdapter(ShardManifest)
 
 
 def read_manifest(folder: Folder) -> ShardManifest | None:
-    """None where there is none. Raises ValueError where it is not one, or shards are missing
-    because they are not all written yet."""
+    """The manifest of a folder; None if there is none. Raises ValueError if it cannot be read, or
+    if not all shards are written yet."""
     remedy = "restore it from a copy, or make the shards again in another folder"
     manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
     if manifest is None and PLAN in (folder / PROGRESS).names():
@@ -67,46 +82,46 @@ def read_manifest(folder: Folder) -> ShardManifest | None:
 
 
 def faults(folder: Folder, manifest: ShardManifest) -> list[str]:
-    """Everything in which the files differ from the manifest, a line each; empty if nothing."""
+    """Differences between the files and the manifest, one line each; empty if there are none."""
     files = {name: file for split in manifest.splits.values() for name, file in split.files.items()}
     with ThreadPoolExecutor(READERS) as pool:
         checked = pool.map(lambda name: _check_file(folder, name, files[name], manifest), files)
-        found = dict(zip(files, checked, strict=True))
-    lines = [f"{name}: {fault}" for name, (fault, _) in found.items() if fault]
+        results = dict(zip(files, checked, strict=True))
+    lines = [f"{name}: {fault}" for name, (fault, _) in results.items() if fault]
     lines += [
         f"{name}: not in the manifest"
         for name in folder.names()
         if name.endswith(".parquet") and name not in files
     ]
-    for split, said in manifest.splits.items():
-        counts = [found[name][1] for name in said.files]
-        if any(fault for fault, _ in (found[name] for name in said.files)):
-            continue  # what the split holds is not known
-        lines += _faults_of_split(split, said, sum(counts, Counter()), manifest.class_names)
+    for split, entry in manifest.splits.items():
+        counts = [results[name][1] for name in entry.files]
+        if any(fault for fault, _ in (results[name] for name in entry.files)):
+            continue  # the content of the split is not known
+        lines += _faults_of_split(split, entry, sum(counts, Counter()), manifest.class_names)
     return lines
 
 
 def _check_file(
-    folder: Folder, name: str, said: ShardFile, manifest: ShardManifest
+    folder: Folder, name: str, entry: ShardFile, manifest: ShardManifest
 ) -> tuple[str, Counter[int]]:
-    """What is wrong with a file, or nothing, and how many images of each class it has."""
+    """The fault of a file, or empty, and its number of images of each class."""
     nothing: Counter[int] = Counter()
     try:
         size, sha256 = 0, hashlib.sha256()
         for chunk in _chunks(folder, name):
             size += len(chunk)
             sha256.update(chunk)
-        if size != said.bytes:
-            return f"has {size:,} bytes, the manifest says {said.bytes:,}", nothing
-        if sha256.hexdigest() != said.sha256:
-            return f"sha256 is {sha256.hexdigest()}, the manifest says {said.sha256}", nothing
+        if size != entry.bytes:
+            return f"has {size:,} bytes, the manifest says {entry.bytes:,}", nothing
+        if sha256.hexdigest() != entry.sha256:
+            return f"sha256 is {sha256.hexdigest()}, the manifest says {entry.sha256}", nothing
         labels = _read_labels(folder, name)
     except FileNotFoundError:
         return "missing", nothing
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read: {' '.join(without_secrets(str(error)).split())}", nothing
-    if len(labels) != said.rows:
-        return f"has {len(labels):,} rows, the manifest says {said.rows:,}", nothing
+    if len(labels) != entry.rows:
+        return f"has {len(labels):,} rows, the manifest says {entry.rows:,}", nothing
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(manifest.class_names):
         return f"has labels outside 0 to {len(manifest.class_names) - 1}", nothing
     return "", Counter(labels.tolist())
@@ -126,22 +141,23 @@ def _read_labels(folder: Folder, name: str) -> np.ndarray:
 
 
 def _faults_of_split(
-    split: str, said: SplitManifest, counts: Counter[int], class_names: tuple[str, ...]
+    split: str, entry: SplitManifest, counts: Counter[int], class_names: tuple[str, ...]
 ) -> list[str]:
-    """Totals against the sum of the files, each of which is as the manifest says."""
+    """Differences between a split's totals and the sums over its files, which are as in the
+    manifest."""
     sums = {
-        "rows": sum(file.rows for file in said.files.values()),
-        "bytes": sum(file.bytes for file in said.files.values()),
+        "rows": sum(file.rows for file in entry.files.values()),
+        "bytes": sum(file.bytes for file in entry.files.values()),
     }
     lines = [
-        f"{split}: its files have {is_:,} {what}, the manifest says {getattr(said, what):,}"
+        f"{split}: its files have {is_:,} {what}, the manifest says {getattr(entry, what):,}"
         for what, is_ in sums.items()
-        if is_ != getattr(said, what)
+        if is_ != getattr(entry, what)
     ]
     has = {name: counts[number] for number, name in enumerate(class_names)}
     return lines + [
         f"{split}: class {name!r} has {has.get(name, 0):,} images, the manifest says "
-        f"{said.classes.get(name, 0):,}"
-        for name in [*has, *(set(said.classes) - set(has))]
-        if has.get(name, 0) != said.classes.get(name, 0)
+        f"{entry.classes.get(name, 0):,}"
+        for name in [*has, *(set(entry.classes) - set(has))]
+        if has.get(name, 0) != entry.classes.get(name, 0)
     ]

@@ -1,5 +1,5 @@
-"""A look at a few pictures of a data set when it is opened: how they are to be read, and what a
-user should be told of it."""
+"""A survey of a sample of a data set's images when it is opened: their tone ranges, and notes for
+the user."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ from psvit_ray.storage import files
 
 SAMPLED_IMAGES = 64
 SAMPLED_BLOCKS = 4
-"""Row groups of Parquet that are read for them."""
+"""Row groups of Parquet from which the sample is taken."""
 THREADS = 16
 MAX_DECODED_PIXELS = 50_000_000
-"""Pixels that are decoded at most; the header of a picture of 8 bits without alpha tells enough."""
+"""Most pixels that are decoded; of images of 8 bits without alpha the header is enough."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What pictures of a sample are."""
+    """Properties of the images of a sample."""
 
     images: int = 0
-    """Pictures that were looked at."""
+    """Images that were examined."""
     transparent: int = 0
-    """Pictures that let a background through."""
+    """Images with transparent pixels."""
     integers: ToneRange | None = None
-    """Lowest and highest value of the pictures of 16 or 32 bits, None where there are none."""
+    """Lowest and highest value of images of 16 or 32 bits; None if there are none."""
     floats: ToneRange | None = None
-    """Lowest and highest value of the floating-point pictures, None where there are none."""
+    """Lowest and highest value of images of floating-point numbers; None if there are none."""
 
     def tones(self, data: str) -> Tones:
-        """How the data set is to be read. Raises ValueError where its values fit no usual range."""
+        """The tone ranges of the data set called `data`. Raises ValueError if its values are in no
+        usual range."""
         given = {}
-        for kind, found in self._wide():
-            usual = usual_range(*found, floats=kind == "floats")
+        for kind, extent in self._wide():
+            usual = usual_range(*extent, floats=kind == "floats")
             if usual is None:
                 raise ValueError(
                     f"tone_range must be given, as {KINDS[kind]} pictures of data {data!r} have "
-                    f"values from {_number(found[0])} to {_number(found[1])}, which is no usual "
-                    f"range; such as {format_tone_range(found)}"
+                    f"values from {_number(extent[0])} to {_number(extent[1])}, which is no usual "
+                    f"range; such as {format_tone_range(extent)}"
                 )
             given[kind] = usual
         return Tones.model_validate(given)
 
     def unlike(self, tones: Tones) -> Survey:
-        """The part of it that tones for other pictures may not suit."""
+        """The survey without the kinds of images whose own range is that of `tones`."""
         suited: dict[str, Any] = {
             kind: None
-            for kind, found in self._wide()
-            if usual_range(*found, floats=kind == "floats") == getattr(tones, kind)
+            for kind, extent in self._wide()
+            if usual_range(*extent, floats=kind == "floats") == getattr(tones, kind)
         }
         return replace(self, **suited)
 
     def notes(self, tones: Tones, background: str, where: str = "") -> list[str]:
-        """How pictures like those of the sample are read, a line each; `where` they are begins
-        it."""
+        """Notes, each beginning with `where`, of how images of the sample's kinds are read."""
         lines = []
         for (kind, _), pictures in zip(self._wide(), self.kinds, strict=False):
             limits = getattr(tones, kind)
@@ -82,7 +82,7 @@ class Survey:
 
     @property
     def kinds(self) -> list[str]:
-        """What pictures there are but those of 8 bits."""
+        """Descriptions of the kinds of images in the sample, without those of 8 bits."""
         kinds = []
         for kind, (low, high) in self._wide():
             least = f"from {_number(low)}" if low < 0 else "up"
@@ -93,16 +93,16 @@ class Survey:
 
     def _wide(self) -> Iterator[tuple[str, ToneRange]]:
         for kind in KINDS:
-            if found := getattr(self, kind):
-                yield kind, found
+            if extent := getattr(self, kind):
+                yield kind, extent
 
 
 KINDS = {"integers": "16-bit", "floats": "floating-point"}
 
 
 def survey(table: ImageTable) -> Survey:
-    """A sample of a table, spread over it and always the same. Pictures that cannot be read are
-    passed over. Raises ValueError where storage fails."""
+    """Surveys a sample of a table, which is spread over it and always the same. Images that cannot
+    be read are skipped. Raises ValueError if the storage fails."""
     if isinstance(table, ArrayTable) or not len(table):
         return Survey()
     number, transparent, pixels = 0, 0, 0
@@ -135,8 +135,9 @@ def surveyed(
     tone_range: ToneRange | None,
     background: str,
 ) -> tuple[Tones, list[str]]:
-    """How the pictures of a data set are read, which those trained on decide, and what a user
-    should know of it. Raises ValueError where `tone_range` must be given, or storage fails."""
+    """The tone ranges of a data set, which its training images decide unless `tone_range` is given,
+    and notes for the user. `others` are its other splits. Raises ValueError if `tone_range` must be
+    given, or if the storage fails."""
     first = survey(train)
     if tone_range is None:
         tones = first.tones(data)
@@ -151,12 +152,12 @@ def surveyed(
 
 
 def _sample(table: ImageTable) -> np.ndarray:
-    """Numbers of images that are spread over a table, of few row groups where it has such."""
+    """Positions of images that are spread over a table, in few of its blocks."""
     if table.blocks is None:
         return _spread(np.arange(len(table)), SAMPLED_IMAGES)
     chosen = _spread(np.unique(table.blocks), SAMPLED_BLOCKS)
     rows = [np.flatnonzero(table.blocks == block) for block in chosen]
-    return np.concatenate([_spread(each, SAMPLED_IMAGES // SAMPLED_BLOCKS) for each in rows])
+    return np.concatenate([_spread(block, SAMPLED_IMAGES // SAMPLED_BLOCKS) for block in rows])
 
 
 def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
@@ -164,8 +165,8 @@ def _spread(numbers: np.ndarray, count: int) -> np.ndarray:
 
 
 def _contents(table: ImageTable, indices: np.ndarray) -> Iterator[bytes | Image.Image]:
-    """Those that can be read. Files are read side by side, which object stores need; other tables
-    are not made for it."""
+    """Yields the images that can be read. Files are read in threads, which object stores need;
+    other tables are not thread-safe."""
 
     def read(index: int) -> bytes | Image.Image | None:
         try:
@@ -191,7 +192,7 @@ def _number(value: float) -> str:
 
 
 def _depth(limits: ToneRange) -> str:
-    """A range in the words of the field."""
+    """A range as bits, if it is that of a usual depth, else as LOW:HIGH."""
     low, high = limits
     bits = int(high + 1).bit_length() - 1
     return (

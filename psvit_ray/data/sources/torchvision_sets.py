@@ -1,5 +1,5 @@
-"""torchvision's data sets by name: `torchvision:CIFAR10:/data` is the one that stands in that
-folder, `torchvision-download:CIFAR10:/data` is fetched into it first."""
+"""torchvision's data sets by name: `torchvision:CIFAR10:/data` is read from that folder,
+`torchvision-download:CIFAR10:/data` is downloaded into it first."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from psvit_ray.storage.files import error_text, is_file_error
 PREFIX = "torchvision"
 DOWNLOAD = "torchvision-download"
 LABELS = ("targets", "labels", "_labels")
-"""Where a set may have the labels of all its images."""
+"""Attributes in which a data set may have the labels of all its images."""
 
 
 @dataclass(frozen=True, eq=False)
 class VisionTable:
-    """Images of one of torchvision's sets, which each process opens for itself."""
+    """A table of one of torchvision's data sets, which each process opens for itself."""
 
     kind: str
-    """Name of the class."""
+    """Name of the data set's class in torchvision."""
     root: str
+    """Folder of the data set."""
     split: str | None
-    """None where the class knows none."""
+    """torchvision's word for the split; None if the class has no splits."""
     rows: np.ndarray
-    """(N,) int64: of each image, in the set."""
+    """Position of each image in the data set, (N,) int64."""
     labels: np.ndarray
-    """(N,) int64."""
+    """Class of each image, (N,) int64."""
     content: str
-    """Digest of the pixels of the whole split, where torchvision has them in memory, or empty."""
+    """Hash of the pixels of the whole split if torchvision has them in memory, else empty."""
 
     blocks = None
     grows = False
@@ -58,7 +59,7 @@ class VisionTable:
         except BadImage as error:
             cause = error.__context__
             if isinstance(cause, OSError) and cause.errno and not is_file_error(cause):
-                raise cause from None  # of the storage
+                raise cause from None  # an error of the storage
             raise
 
     def place(self, index: int) -> tuple[str, str]:
@@ -77,8 +78,8 @@ class VisionTable:
 
 
 def read(data: str) -> Splits:
-    """The splits of `torchvision:NAME:FOLDER`. Raises ValueError for a set that torchvision does
-    not have, that is not in the folder, or whose images do not have one label each."""
+    """The splits of `torchvision:NAME:FOLDER`. Raises ValueError for a data set that torchvision
+    does not have, that is not in the folder, or whose images do not have one label each."""
     prefix, kind, root = (*data.split(":", 2), "", "")[:3]
     known = [name for name in torchvision.datasets.__all__ if "root" in _parameters(name)]
     if kind not in known or not root:
@@ -97,27 +98,27 @@ def read(data: str) -> Splits:
 
 
 def _sets(kind: str, root: str, *, download: bool) -> dict[Split, tuple[str | None, Any]]:
-    """For each split the word for it, and the set."""
+    """For each split torchvision's word for it, and the data set."""
     takes = _parameters(kind)
     words: dict[Split, tuple[str | None, ...]] = {"train": (None,)}
     if "train" in takes:
         words = {"train": ("train",), "test": ("test",)}
     elif "split" in takes:
         words = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
-    found: dict[Split, tuple[str | None, Any]] = {}
+    sets: dict[Split, tuple[str | None, Any]] = {}
     for split, several in words.items():
         for word in several:
             try:
-                found[split] = word, _open(kind, root, word, download)
+                sets[split] = word, _open(kind, root, word, download)
                 break
-            except Exception as error:  # of whatever kind its author chose
+            except Exception as error:  # data sets raise errors of any type
                 if "Valid values" in str(error):
-                    continue  # it does not know the word
+                    continue  # the data set does not know this word
                 raise ValueError(
                     f"data must be a set that torchvision can open, got {kind} in {root}: "
                     f"{error_text(error)}"
                 ) from None
-    return found
+    return sets
 
 
 def _open(kind: str, root: str, split: str | None, download: bool = False) -> Any:
@@ -142,7 +143,7 @@ _open_cached = functools.lru_cache(maxsize=8)(_open)
 
 
 def _read_file(path: str | Path) -> bytes:
-    """In place of torchvision's way to decode files, so that they are decoded as all others."""
+    """Bytes of a file, in place of torchvision's loader, so that it is decoded as all others."""
     return read_local(str(path))
 
 
@@ -151,7 +152,7 @@ def _parameters(kind: str) -> tuple[str, ...]:
 
 
 def _labels_of(dataset: Any, kind: str) -> np.ndarray:
-    """(N,) int64. Raises ValueError where an image has anything but an integer."""
+    """Labels of a data set, (N,) int64. Raises ValueError if they are not integers."""
     image, label = dataset[0]
     for name in LABELS:
         labels = np.asarray(getattr(dataset, name, ()))
@@ -172,6 +173,6 @@ def _labels_of(dataset: Any, kind: str) -> np.ndarray:
 
 
 def _class_names(dataset: Any, num_classes: int) -> tuple[str, ...]:
-    """As the set has them, several for one joined as ImageNet's are; else their numbers."""
+    """Class names of a data set, several for one class joined as ImageNet's are; else numbers."""
     names = getattr(dataset, "classes", None) or range(num_classes)
     return tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)

@@ -1,4 +1,4 @@
-"""Images to be answered for, from wherever they are: files, folders, Parquet, a list of paths."""
+"""Images to predict, without labels: files, folders, Parquet, or a list of paths."""
 
 from __future__ import annotations
 
@@ -23,53 +23,54 @@ STDIN = "-"
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images of one kind. `prefix` before the path or row of an image says where it is, as the user
-    would."""
+    """Images of one table."""
 
     table: ImageTable
     prefix: str = ""
+    """Text before the path or row of an image that makes it a path in the user's words."""
 
     def name(self, index: int) -> str:
+        """Name of an image in the user's words."""
         return self.prefix + self.table.place(index)[1]
 
 
 def read(
     data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
 ) -> list[ImageGroup]:
-    """`data` are paths or URIs of images, of folders (with all below them), of Parquet, and
-    patterns; `-` stands for `lines`, which are paths. The order is kept, and sorted in a folder.
+    """The images of `data`: paths or URIs of images, folders (with all below them), Parquet files
+    and patterns; `-` stands for the paths in `lines`. The order is kept; folders are sorted.
 
-    Raises ValueError for what does not exist or holds no image. A path among `lines` is not looked
-    at: it counts as an image that cannot be read where there is none.
+    Raises ValueError for what does not exist or holds no image. Paths in `lines` are not checked:
+    a missing file counts as an image that cannot be read.
     """
-    parts: list[ImageGroup] = []
+    images: list[ImageGroup] = []
     for given in data:
         if given == STDIN:
-            found = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
+            groups = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
         else:
             try:
-                found = _parts(given, layout)
+                groups = _groups(given, layout)
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(
                     f"data must be readable, got {without_secrets(given)!r}: "
                     f"{files.error_text(error)}"
                 ) from None
-        if not sum(len(part.table) for part in found):
+        if not sum(len(group.table) for group in groups):
             what = "standard input" if given == STDIN else repr(without_secrets(given))
             raise ValueError(f"data must hold images, got none in {what}")
-        parts += found
-    return parts
+        images += groups
+    return images
 
 
-def chunks(parts: Iterable[ImageGroup], size: int) -> Iterator[ImageGroup]:
-    """Pieces of at most `size` images, in order."""
-    for part in parts:
-        for start in range(0, len(part.table), size):
-            indices = np.arange(start, min(start + size, len(part.table)))
-            yield ImageGroup(part.table.take(indices), part.prefix)
+def chunks(groups: Iterable[ImageGroup], size: int) -> Iterator[ImageGroup]:
+    """Groups of at most `size` images each, in the same order."""
+    for group in groups:
+        for start in range(0, len(group.table), size):
+            indices = np.arange(start, min(start + size, len(group.table)))
+            yield ImageGroup(group.table.take(indices), group.prefix)
 
 
-def _parts(given: str, layout: DataLayout) -> list[ImageGroup]:
+def _groups(given: str, layout: DataLayout) -> list[ImageGroup]:
     there = Folder.at(given)
     kind = files.file_type(there)
     if kind == fs.FileType.Directory:
@@ -91,13 +92,13 @@ def _parts(given: str, layout: DataLayout) -> list[ImageGroup]:
 
 
 def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[ImageGroup]:
-    """The images and the files of tables among `paths`."""
-    parts = []
+    """The image files, and the images in Parquet files, among `paths`."""
+    groups = []
     if images := [path for path in paths if is_image(path)]:
-        parts.append(_files(prefix, images, root))
+        groups.append(_files(prefix, images, root))
     if tables := [path for path in paths if is_table(path)]:
-        parts.append(ImageGroup(parquet_files.images(root, tables, layout), prefix))
-    return parts
+        groups.append(ImageGroup(parquet_files.images(root, tables, layout), prefix))
+    return groups
 
 
 def _files(prefix: str, paths: list[str], root: Folder | None = None) -> ImageGroup:
@@ -106,5 +107,5 @@ def _files(prefix: str, paths: list[str], root: Folder | None = None) -> ImageGr
 
 
 def _shown(given: str) -> str:
-    """As the user said it, without secrets and what is after the `?` of a URI."""
+    """A user's path or URI without secrets and without the query of a URI."""
     return without_secrets(given.partition("?")[0] if "://" in given else given)

@@ -86,10 +86,10 @@ def given_folders(tree: Tree, layout: DataLayout) -> dict[Split, list[str]]:
 
 
 def recognised_folders(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
-    """The folders that are splits by their names, as `said` gives them; also where all that is
-    there lies in one folder more (images/train). Without any, the root is the training images.
+    """Folders that are splits by their names, as `given_folders` returns them, also if all images
+    are in one more folder (images/train). If there are none, the root is the training split.
 
-    Adds to `notes` what a user should be told. Raises ValueError where the names are not clear.
+    Notes for the user are appended to `notes`. Raises ValueError if the names are ambiguous.
     """
     top = ""
     while True:
