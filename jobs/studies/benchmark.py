@@ -357,7 +357,7 @@ def tracking(job: BenchmarkJob) -> dict[str, Any]:
 
         works = {"tracked": partial(train, True), "alone": partial(train, False)}
         result = _ratio(works, job.rounds, inverse=True)
-        tracker.close("FINISHED")
+        tracker.close("completed")
     return result
 
 

@@ -28,7 +28,7 @@ from psvit_ray.export.inference import score_batches
 from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.trained_split import TrainedData
 from psvit_ray.report.evaluation import evaluation_files
-from psvit_ray.report.evaluation.metrics import Evaluation
+from psvit_ray.report.evaluation.metrics import LabelledPredictions
 from psvit_ray.report.progress import with_progress
 from psvit_ray.storage import files
 from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
@@ -90,7 +90,7 @@ def work(job: EvaluateJob) -> int:
 
 def answers_of(
     job: EvaluateJob, exported: ExportedModel, table: ImageTable, labels: np.ndarray
-) -> Evaluation:
+) -> LabelledPredictions:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = score_batches(
         exported.model.to(device),
@@ -104,7 +104,7 @@ def answers_of(
     batches = with_progress(
         batches, len(table), size=lambda batch: len(batch.indices) + len(batch.bad)
     )
-    return Evaluation.of(batches, labels, exported.class_names)
+    return LabelledPredictions.of(batches, labels, exported.class_names)
 
 
 def images_of(

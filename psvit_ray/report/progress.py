@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from psvit_ray.text.durations import time_left
+
 SAY_EVERY_S = 10.0
 
 Piece = TypeVar("Piece")
@@ -38,7 +40,6 @@ def with_progress(
         now = time.monotonic()
         if now - last_line_at >= every_s and images < total:
             last_line_at = now
-            rate = images / max(now - began, 1e-9)
-            minutes, seconds = divmod(round((total - images) / rate), 60)
-            left = f"{minutes} min {seconds:02} s left"
-            say(f"{images:,} of {total:,} images, {rate:,.0f} images/s, {left}")
+            elapsed_s = max(now - began, 1e-9)
+            left = time_left(elapsed_s, done=images, remaining=total - images)
+            say(f"{images:,} of {total:,} images, {images / elapsed_s:,.0f} images/s, {left}")

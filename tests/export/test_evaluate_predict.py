@@ -26,7 +26,7 @@ from psvit_ray.export.inference import ScoredBatch, top_classes
 from psvit_ray.export.trained_split import DRAWN_ANEW
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
 from psvit_ray.report.evaluation.metrics import (
-    Evaluation,
+    LabelledPredictions,
     calibration_error,
     confused_pairs,
     hardest,
@@ -52,7 +52,7 @@ CLASSES = 6
 
 
 class Said(NamedTuple):
-    answers: Evaluation
+    answers: LabelledPredictions
     logits: np.ndarray
     """Of the images that can be read."""
     readable: np.ndarray
@@ -71,7 +71,7 @@ def random_answers(bad: Iterable[int] = (), num_images: int = 400) -> Said:
         ScoredBatch(torch.as_tensor(part), torch.as_tensor(logits[part]), faults if not i else ())
         for i, part in enumerate(np.array_split(readable, 7))
     ]
-    answers = Evaluation.of(batches, labels, tuple("abcdefg"))
+    answers = LabelledPredictions.of(batches, labels, tuple("abcdefg"))
     return Said(answers, logits[readable], readable)
 
 
@@ -126,7 +126,7 @@ def test_an_unreadable_image_counts_as_wrong_and_in_no_mean() -> None:
 
 def test_nothing_is_said_where_no_image_can_be_read() -> None:
     nothing = ScoredBatch(torch.empty(0).long(), torch.empty(0, 3), ((0, "empty"), (1, "empty")))
-    answers = Evaluation.of([nothing], np.array([0, 2]), tuple("abc"))
+    answers = LabelledPredictions.of([nothing], np.array([0, 2]), tuple("abc"))
     found = metrics(answers)
     assert (found["top1"], found["top5"], found["loss"], found["ece"]) == (0, None, None, None)
     assert json.dumps(found, allow_nan=False)
@@ -149,7 +149,7 @@ def test_the_calibration_error_is_guos() -> None:
 
 def test_a_network_that_is_sure_and_half_right_is_off_by_a_half() -> None:
     sure = torch.tensor([[50.0, 0.0]] * 4)
-    answers = Evaluation.of(
+    answers = LabelledPredictions.of(
         [ScoredBatch(torch.arange(4), sure, ())], np.array([0, 1, 0, 1]), ("a", "b")
     )
     assert calibration_error(reliability(answers)) == pytest.approx(0.5)
@@ -157,7 +157,7 @@ def test_a_network_that_is_sure_and_half_right_is_off_by_a_half() -> None:
 
 def test_a_probability_on_the_edge_of_a_bin_belongs_below_it() -> None:
     logits = torch.zeros(1, 5)  # of 0.2, which is 3 of 15
-    answers = Evaluation.of(
+    answers = LabelledPredictions.of(
         [ScoredBatch(torch.arange(1), logits, ())], np.array([0]), tuple("abcde")
     )
     assert [one.high for one in reliability(answers) if one.count] == [pytest.approx(0.2)]
@@ -168,7 +168,7 @@ def test_equal_logits_go_to_the_first_class_everywhere() -> None:
     assert top_classes(logits, 3).classes.tolist() == [[1, 2, 3], [0, 1, 2]]
     assert top_classes(torch.zeros(1, 1000), 3).classes.tolist() == [[0, 1, 2]]  # sorts that jumble
     assert torch.equal(top_classes(logits, 1).classes[:, 0], logits.argmax(dim=1))
-    answers = Evaluation.of(
+    answers = LabelledPredictions.of(
         [ScoredBatch(torch.arange(2), logits, ())], np.array([2, 1]), tuple("abcd")
     )
     assert answers.ranks.tolist() == [1, 1]
@@ -194,7 +194,9 @@ def test_every_class_has_pixels_of_its_own_in_the_picture(num_classes: int) -> N
     logits = torch.zeros(num_classes, num_classes)
     logits[torch.arange(num_classes), (torch.arange(num_classes) * 7 + 1) % num_classes] = 9
     names = tuple(f"class ${n}$ 猫" for n in range(num_classes))
-    answers = Evaluation.of([ScoredBatch(torch.arange(num_classes), logits, ())], labels, names)
+    answers = LabelledPredictions.of(
+        [ScoredBatch(torch.arange(num_classes), logits, ())], labels, names
+    )
     picture = np.asarray(Image.open(io.BytesIO(confusion_png(answers, "title"))).convert("L"))
     rows = np.unique(np.nonzero(picture < 100)[0])  # dark blue: a whole row's images
     assert len(rows) >= num_classes

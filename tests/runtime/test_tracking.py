@@ -88,7 +88,7 @@ def experiment(store: str) -> Experiment:
     )
 
 
-def written(experiment: Experiment, *records: Record, status: str = "FINISHED") -> Tracker:
+def written(experiment: Experiment, *records: Record, status: Status = "completed") -> Tracker:
     tracker = Tracker(experiment)
     for one in records:
         tracker.put(one)
@@ -189,7 +189,8 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
     ],
 )
 def test_no_run_is_left_running(experiment: Experiment, ended: Status, status: str) -> None:
-    written(experiment, record(0), record(0, (50.0,)), record(0, (50.0,), ended), status="KILLED")
+    records = record(0), record(0, (50.0,)), record(0, (50.0,), ended)
+    written(experiment, *records, status="interrupted")
     parent, (child,) = runs(experiment)
     assert (parent.info.status, child.info.status) == ("KILLED", status)
 
@@ -203,7 +204,7 @@ def test_a_record_given_again_and_again_is_written_once(experiment: Experiment) 
     for one in (record(0, (50.0, math.nan, 70.0), "completed"), record(1, (10.0,) * 3, "stopped")):
         tracker.put(one)
         tracker.put(one)
-    assert tracker.close("FINISHED") == 0
+    assert tracker.close("completed") == 0
     _, children = runs(experiment)
     assert len(children) == 2
     (_, first), nan, (_, last) = everything(experiment, children[0])["holdout/top1"]
@@ -236,7 +237,7 @@ def test_a_driver_that_lost_the_name_leaves_the_runs_to_the_other(experiment: Ex
     before = everything(experiment, child)
     loser.put(record(0, (50.0, 61.0, 62.0), "failed"))
     loser.put(record(1, (50.0,)))
-    assert loser.close("KILLED") == 2
+    assert loser.close("interrupted") == 2
     assert not loser._thread.is_alive()
     parent, (child,) = runs(experiment)
     assert everything(experiment, child) == before
@@ -256,14 +257,14 @@ def test_a_name_is_lost_between_two_calls_as_well_as_between_two_records(
     monkeypatch.setattr(MlflowClient, "create_run", taken_over)
     loser = Tracker(experiment, lease)
     loser.put(record(0, (50.0,), "completed"))
-    assert loser.close("FINISHED") == 1
+    assert loser.close("completed") == 1
     parent, children = runs(experiment)
     assert (parent.info.status, children) == ("RUNNING", [])
 
 
 def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -> None:
     done = record(0, (60.0, 90.0), "completed", test_top1=88.0)
-    written(experiment, done, record(1, (50.0,), "interrupted"), status="KILLED")
+    written(experiment, done, record(1, (50.0,), "interrupted"), status="interrupted")
     _, before = runs(experiment)
 
     written(experiment, done, record(1, (50.0, 70.0), "completed"), record(2, (1.0,), "stopped"))
@@ -340,7 +341,7 @@ def test_what_was_not_taken_when_a_run_was_opened_is_added_later(
     tracker = Tracker(experiment)
     tracker.put(record(0, (50.0, 60.0), "completed"))
     until(lambda: not tracker._waiting)
-    assert tracker.close("FINISHED") == 0
+    assert tracker.close("completed") == 0
     _, (run,) = runs(experiment)
     assert run.data.params["pooling"] == "2d"
     history = everything(experiment, run)
@@ -360,7 +361,7 @@ def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
     until(lambda: "did not take" in caplog.text)
     for number in (1, 2):
         tracker.put(record(number, (50.0,), "completed"))
-    assert tracker.close("FINISHED") == 1
+    assert tracker.close("completed") == 1
     parent, children = runs(experiment)
     assert parent.info.status == "FINISHED"
     ended = [r for r in children if r.data.tags["psvit.key"] != refused.key]
@@ -398,7 +399,7 @@ def test_a_server_that_stays_down_costs_little_time_and_is_counted(
         tracker.put(record(number, (50.0,), "completed"))
         tracker.put(record(number, (50.0,), "completed"))
     until(lambda: bool(caplog.records))
-    assert tracker.close("FINISHED") == 3
+    assert tracker.close("completed") == 3
     assert not tracker._thread.is_alive()
     ours = [one for one in caplog.records if one.name == mlflow_tracker.__name__]
     assert len(ours) == 1  # one line an outage
@@ -433,7 +434,7 @@ def test_a_server_that_comes_up_late_gets_every_point(
     until(lambda: not tracker._waiting)
     for number in range(3):
         tracker.put(record(number, (50.0, math.nan, math.inf, 80.0), "completed"))
-    assert tracker.close("FINISHED") == 0
+    assert tracker.close("completed") == 0
     parent, children = runs(experiment)
     assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 4
     for run in children:
@@ -501,7 +502,7 @@ def test_no_run_is_opened_for_a_driver_that_lost_the_name(experiment: Experiment
 
 
 def test_deleted_runs_are_restored_and_gone_on_with(experiment: Experiment) -> None:
-    written(experiment, record(0, (50.0,), "interrupted"), status="KILLED")
+    written(experiment, record(0, (50.0,), "interrupted"), status="interrupted")
     before = runs(experiment)
     client = MlflowClient(experiment.tracking_uri)
     for run in (before[0], *before[1]):

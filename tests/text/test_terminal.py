@@ -12,7 +12,7 @@ import pytest
 from wcwidth import wcswidth
 
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
-from psvit_ray.report.evaluation.metrics import Evaluation
+from psvit_ray.report.evaluation.metrics import LabelledPredictions
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster
 
@@ -31,7 +31,7 @@ def test_columns_stand_below_each_other_whatever_the_letters() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_picture_is_drawn_with_any_name(name: str) -> None:
     half = np.array([0.5, 0.5])
-    answers = Evaluation(
+    answers = LabelledPredictions(
         class_names=(name, "b"),
         labels=np.array([0, 1]),
         predictions=np.array([1, 1]),

@@ -9,7 +9,7 @@ from typing import Any
 
 from psvit_ray.data import quarantine
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
-from psvit_ray.report.evaluation.metrics import Evaluation, hardest, metrics, per_class
+from psvit_ray.report.evaluation.metrics import LabelledPredictions, hardest, metrics, per_class
 from psvit_ray.text import csv_file
 from psvit_ray.text.printable import printable
 
@@ -20,7 +20,7 @@ Locate = Callable[[int], tuple[str, str]]
 
 
 def write(
-    answers: Evaluation,
+    answers: LabelledPredictions,
     folder: Path,
     *,
     about: dict[str, Any],
@@ -59,7 +59,7 @@ def write(
         (folder / quarantine.QUARANTINE).write_bytes(quarantine.content(bad))
 
 
-def summary(answers: Evaluation) -> str:
+def summary(answers: LabelledPredictions) -> str:
     """A few lines for a terminal."""
     values = metrics(answers)
     numbers = [f"top-1 {values['top1']:.2f} %"]
@@ -81,7 +81,7 @@ def summary(answers: Evaluation) -> str:
     return "\n".join([*lines, f"lowest recall: {worst}"])
 
 
-def _hardest(answers: Evaluation, place: Locate, count: int) -> Iterable[Sequence[object]]:
+def _hardest(answers: LabelledPredictions, place: Locate, count: int) -> Iterable[Sequence[object]]:
     names = answers.class_names
     for index in hardest(answers, count).tolist():
         yield (

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from psvit_ray.report.evaluation.metrics import (
-    Evaluation,
+    LabelledPredictions,
     calibration_error,
     confused_pairs,
     metrics,
@@ -27,7 +27,7 @@ MAX_NAME_LENGTH = 24
 COLOUR = "#0072B2"
 
 
-def confusion_png(answers: Evaluation, title: str) -> bytes:
+def confusion_png(answers: LabelledPredictions, title: str) -> bytes:
     """Confusion matrix as PNG: a row for each label, in shares of its images, so that rare classes
     are seen. With few classes it has their names and counts, with many the most frequent mistakes
     beside it."""
@@ -61,7 +61,7 @@ def confusion_png(answers: Evaluation, title: str) -> bytes:
     return png(figure)
 
 
-def reliability_png(answers: Evaluation, title: str) -> bytes:
+def reliability_png(answers: LabelledPredictions, title: str) -> bytes:
     """Reliability diagram as PNG: accuracy against confidence, and the number of images by
     confidence."""
     figure = Figure(figsize=(5.5, 6), dpi=150, layout="constrained")
@@ -101,7 +101,7 @@ def reliability_png(answers: Evaluation, title: str) -> bytes:
     return png(figure)
 
 
-def _name_classes(axes: Axes, answers: Evaluation, unreadable: bool) -> None:
+def _name_classes(axes: Axes, answers: LabelledPredictions, unreadable: bool) -> None:
     size = len(answers.class_names)
     if size > MAX_CLASSES_NAMED:
         if unreadable:
@@ -116,7 +116,7 @@ def _name_classes(axes: Axes, answers: Evaluation, unreadable: bool) -> None:
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
 
 
-def _mistakes(answers: Evaluation) -> str:
+def _mistakes(answers: LabelledPredictions) -> str:
     numbers = metrics(answers)
     wrong = numbers["images"] - numbers["correct"]
     lines = [f"{numbers['images']:,} images, {wrong:,} wrong"]

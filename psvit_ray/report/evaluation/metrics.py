@@ -21,7 +21,7 @@ UNREADABLE = -1
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class LabelledPredictions:
     """The predictions of a network for each image, in the order of the table. Where an image cannot
     be read the prediction is UNREADABLE and the numbers are NaN."""
 
@@ -44,7 +44,7 @@ class Evaluation:
     @classmethod
     def of(
         cls, scored: Iterable[ScoredBatch], labels: np.ndarray, class_names: tuple[str, ...]
-    ) -> Evaluation:
+    ) -> LabelledPredictions:
         """The evaluation of scored batches; `labels`, (N,), are indices of `class_names`."""
         numbers = {
             name: np.full(len(labels), math.nan)
@@ -90,7 +90,7 @@ class Evaluation:
         return cells.reshape(size, size + 1)
 
 
-def metrics(answers: Evaluation) -> dict[str, Any]:
+def metrics(answers: LabelledPredictions) -> dict[str, Any]:
     """Metrics by name: top-1 and top-5 in percent of all images, loss and calibration error over
     those that can be read; None where one is undefined."""
     readable = int(answers.readable.sum())
@@ -116,7 +116,7 @@ class ReliabilityBin:
     confidence: float
 
 
-def reliability(answers: Evaluation, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
+def reliability(answers: LabelledPredictions, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
     """Bins of equal width over the confidences of images that can be read."""
     confidences = answers.confidences[answers.readable]
     correct = answers.correct[answers.readable]
@@ -149,7 +149,7 @@ def calibration_error(bins: Iterable[ReliabilityBin]) -> float:
 ClassRow = dict[str, Any]
 
 
-def per_class(answers: Evaluation) -> list[ClassRow]:
+def per_class(answers: LabelledPredictions) -> list[ClassRow]:
     """Table of the classes, in percent. Precision is None for a class that was never predicted,
     recall for one that has no images."""
     confusion = answers.confusion()
@@ -176,13 +176,13 @@ def per_class(answers: Evaluation) -> list[ClassRow]:
     return rows
 
 
-def hardest(answers: Evaluation, count: int) -> np.ndarray:
+def hardest(answers: LabelledPredictions, count: int) -> np.ndarray:
     """Indices of the `count` images with the highest loss, the highest first."""
     order = np.argsort(-answers.losses, kind="stable")  # NaN, of an unreadable one, comes last
     return order[: min(count, int(answers.readable.sum()))]
 
 
-def confused_pairs(answers: Evaluation, count: int) -> list[tuple[str, str, int]]:
+def confused_pairs(answers: LabelledPredictions, count: int) -> list[tuple[str, str, int]]:
     """Label, prediction and count of the `count` most frequent mistakes."""
     counts = answers.confusion()[:, :-1].copy()
     np.fill_diagonal(counts, 0)

@@ -31,6 +31,7 @@ from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.search.record import differences
 from psvit_ray.storage import json_files
 from psvit_ray.storage.folder import Folder
+from psvit_ray.text.durations import time_left
 from psvit_ray.text.secrets import without_secrets
 
 SAY_EVERY_S = 5.0
@@ -243,9 +244,9 @@ class _Progress:
         if now - self._last_line_at < SAY_EVERY_S and self._left:
             return
         self._last_line_at = now
-        rate = self._images / (now - self._began)
-        minutes, seconds = divmod(round(self._images_left / rate), 60)
+        elapsed_s = now - self._began
+        left = time_left(elapsed_s, done=self._images, remaining=self._images_left)
         self._say(
-            f"{self._total - self._left} of {self._total} shards, {rate:,.0f} images/s, "
-            f"{minutes} min {seconds:02} s left"
+            f"{self._total - self._left} of {self._total} shards, "
+            f"{self._images / elapsed_s:,.0f} images/s, {left}"
         )

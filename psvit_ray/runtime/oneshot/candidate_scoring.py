@@ -115,7 +115,7 @@ def score_candidates(
                     f"{best.gmacs:.4g} GMACs",
                     flush=True,
                 )
-    tracker.close("KILLED" if stop_signal.number else "FINISHED")
+    tracker.close("interrupted" if stop_signal.number else "completed")
     return ScoringResult(sorted(scores, key=lambda score: score.number), stop_signal.number, reason)
 
 

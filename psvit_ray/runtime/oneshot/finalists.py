@@ -98,7 +98,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
             session.store.put(record)
             tracker.put(record)
         tested.append(record)
-    tracker.close("FINISHED")
+    tracker.close("completed")
     return tested
 
 

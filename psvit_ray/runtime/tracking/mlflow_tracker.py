@@ -29,7 +29,7 @@ from mlflow.exceptions import MlflowException
 from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.search.oneshot.scores import Score, generations, score_rows
-from psvit_ray.search.record import FINAL_STATUSES, Record
+from psvit_ray.search.record import FINAL_STATUSES, Record, Status
 from psvit_ray.search.rows import csv_bytes
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Guard
@@ -43,7 +43,7 @@ MAX_REASON = 1000  # MLflow refuses a tag that is much longer
 MAX_EXPERIMENT_NAME, MAX_RUN_NAME = 256, 250  # columns of MLflow's databases
 LONGEST_DATASET_NAME = 500
 POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
-STATUS = {
+MLFLOW_STATUS: dict[Status, str] = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
     "failed": "FAILED",
@@ -227,11 +227,11 @@ class Tracker:
         """Id of the run of a configuration in MLflow; empty until it is opened."""
         return self._run_ids.get(key, "")
 
-    def close(self, status: str) -> int:
+    def close(self, status: Status) -> int:
         """Ends the parent run with `status`. Returns how many configurations could not be written:
         they stand in the record, and a resume writes them."""
         with self._changed:
-            self._closing, self._parent_status = True, status
+            self._closing, self._parent_status = True, MLFLOW_STATUS[status]
             self._give_up = time.monotonic() + FLUSH_S
             self._changed.notify()
         self._thread.join(FLUSH_S + 30)
@@ -311,8 +311,8 @@ class Tracker:
             ]
             self._parent.client.log_batch(run_id, metrics=metrics, tags=tags)
             steps.update(point.step for point in points)
-        status = STATUS.get(record.status, "RUNNING")
-        if record.status in STATUS:
+        status = MLFLOW_STATUS.get(record.status, "RUNNING")
+        if record.status in MLFLOW_STATUS:
             self._end(record, now)
         elif self._statuses[key] != status:
             self._parent.client.update_run(run_id, status=status)
@@ -389,8 +389,8 @@ class Tracker:
             add("test/top1", record.test_top1, record.curve[-1].step)
         if metrics:
             self._parent.client.log_batch(run.info.run_id, metrics=metrics)
-        if run.info.status != STATUS[record.status]:
-            self._parent.client.set_terminated(run.info.run_id, STATUS[record.status])
+        if run.info.status != MLFLOW_STATUS[record.status]:
+            self._parent.client.set_terminated(run.info.run_id, MLFLOW_STATUS[record.status])
 
 
 def _has_ended(run: Run, record: Record) -> bool:
@@ -398,7 +398,7 @@ def _has_ended(run: Run, record: Record) -> bool:
     there."""
     return (
         record.status in FINAL_STATUSES
-        and run.info.status == STATUS[record.status]
+        and run.info.status == MLFLOW_STATUS[record.status]
         and run.data.tags.get("psvit.status") == record.status
     )
 

@@ -34,6 +34,7 @@ from psvit_ray.runtime.train.worker import SigtermCallback, WorkerTask, train_wo
 from psvit_ray.search.record import Record, RecordStore, Status
 from psvit_ray.storage.fence import Fence, LeaseLost
 from psvit_ray.storage.folder import Folder
+from psvit_ray.text.durations import time_left
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import WorkerHung
 from psvit_ray.training.checkpoint import checkpoint_names
@@ -234,8 +235,7 @@ class _Driver:
             try:
                 record = self._put(status, reason)
             finally:
-                ended = {"completed": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
-                self._tracker.close(ended)
+                self._tracker.close(status)
         by = self._stop_signal.number
         if not self._stop_signal.reason:
             by = signal.SIGTERM  # a worker was sent it
@@ -280,8 +280,8 @@ class _Driver:
         first, began = self._first = self._first or (done, time.monotonic())
         left = ""
         if done > first:
-            seconds = (time.monotonic() - began) / (done - first) * (epochs - done)
-            left = f" | {seconds / 60:.0f} min left"
+            elapsed_s = time.monotonic() - began
+            left = f" | {time_left(elapsed_s, done=done - first, remaining=epochs - done)}"
         metrics = record.curve[-1].metrics
         print(
             f"[{done}/{epochs}] train loss {metrics['train/loss']:.4f}  hold-out top-1 "

@@ -13,8 +13,9 @@ from ray.tune.experiment import Trial
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
 from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.search.proposals import Proposal
-from psvit_ray.search.record import Record, RecordStore, Status
+from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore, Status
 from psvit_ray.storage.fence import LeaseLost
+from psvit_ray.text.durations import time_left
 
 
 class ResultListener(Protocol):
@@ -168,13 +169,16 @@ class Recorder(tune.Callback):
 
     def _line(self, record: Record) -> str:
         """A line about a configuration that ended, the best so far and the time left."""
-        ended = sum(r.status in ("completed", "stopped", "failed") for r in self.records)
-        elapsed = time.monotonic() - self._start
-        left = elapsed / self._ended_here * max(self._num_trials - ended, 0) / 60
+        ended = sum(r.status in FINAL_STATUSES for r in self.records)
+        left = time_left(
+            time.monotonic() - self._start,
+            done=self._ended_here,
+            remaining=max(self._num_trials - ended, 0),
+        )
         top1 = f"{record.top1:6.2f}" if record.top1 is not None else "     -"
         best = max((r.top1 for r in self.records if r.ranks and r.top1 is not None), default=None)
         return (
             f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
             f"{record.gmacs * 1000:8.3f} MMACs  top-1 {top1}  {record.status:<9} "
-            f"| best {'-' if best is None else f'{best:.2f}'} | {left:.0f} min left"
+            f"| best {'-' if best is None else f'{best:.2f}'} | {left}"
         )

@@ -236,7 +236,7 @@ def run_trials(
     recorder.interrupt(stop.reason)
     for key in (session.folder / QUARANTINE).names():
         quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))
-    untracked = tracker.close("KILLED" if stop_signal.number else "FINISHED")
+    untracked = tracker.close("interrupted" if stop_signal.number else "completed")
     recorder.note_run_ids()
     return TrialsResult(recorder.records, stop_signal.number, untracked, recorder.storage_fault)
 
