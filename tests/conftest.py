@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -12,10 +13,29 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
 import pytest
 import torch
 
+from tests.helpers import process_guard
 from tests.helpers.command_line import refused as refused
 from tests.helpers.command_line import run as run
 
 torch.set_num_threads(1)  # two cores, and Ray's workers beside this process
+process_guard.install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that start processes because of what they use. With several workers, those
+    with the longest tests go first, so that none is left with one of them in the end."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(process_guard.MARK)
+    items.sort(key=lambda item: not process_guard.may_start(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    allowed = process_guard.may_start(item)
+    with nullcontext() if allowed else process_guard.forbidden(item.nodeid):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

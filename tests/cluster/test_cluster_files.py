@@ -62,6 +62,7 @@ def problems(path: str, text: str) -> list[str]:
     return list(CHECKS[path](text))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("path", CHECKS)
 def test_a_file_of_cluster_has_no_problem(path: str) -> None:
     assert problems(path, (ROOT / path).read_text()) == []
@@ -81,6 +82,7 @@ def test_every_file_of_cluster_is_checked_and_broken_in_three_ways() -> None:
     assert all(len(changes) >= 3 for changes in MUTATIONS.values())
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("path", "right", "wrong", "expected"), cases(MUTATIONS))
 def test_a_broken_file_is_caught(path: str, right: str, wrong: str, expected: str) -> None:
     _caught(path, right, wrong, expected)

@@ -211,6 +211,7 @@ def test_an_unknown_policy_is_refused() -> None:
         train_transform(Augmentation(aa="autoo"), PREPROCESSING)
 
 
+@pytest.mark.processes
 def test_pixels_do_not_depend_on_the_processes_that_read_them() -> None:
     def batches(processes: int) -> list[torch.Tensor]:
         parts = max(processes, 1)

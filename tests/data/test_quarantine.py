@@ -56,6 +56,7 @@ def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
     assert (tmp_path / "quarantine.csv").stat().st_ino == written
 
 
+@pytest.mark.processes
 def test_it_is_kept_in_an_object_store_too() -> None:
     with object_store() as store:
         folder = Folder(store.uri("run"))

@@ -190,6 +190,7 @@ def test_a_thousand_reads_take_no_more_memory_than_is_kept(
     assert psutil.Process().memory_info().rss - before < 60e6  # of 200 MB that were read
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["folder", "parquet", "torchvision", "digits"])
 def test_a_table_pickles_small_and_is_read_by_other_processes(
     kind: str, folder: Path, tmp_path: Path

@@ -110,6 +110,7 @@ def test_a_folder_of_test_images_without_classes_is_left_out(tmp_path: Path) -> 
     assert source.notes[0] == "test/ has no class folders: its images are not used"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.util
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ def _refuse(event: str) -> None:
 
 def install() -> None:
     """Audits this process until it ends."""
+    platform.processor()  # asks `uname` the first time, for whoever wants to know
     sys.addaudithook(lambda event, _: _refuse(event) if event in STARTS else None)
     spawn = multiprocessing.util.spawnv_passfds
 

@@ -60,6 +60,8 @@ from tests.helpers.ray_runs import (
 from tests.helpers.training import assert_same_state
 
 SECRET = "hunter2xyzzy"
+SOONER = {**TWO_EPOCHS, "micro_batch_size": 4}
+"""Steps that are still long enough to strike between two of them."""
 
 
 def signalled(number: int, run_folder: Path, *, workers: int) -> Callable[[], bool]:
@@ -142,7 +144,7 @@ def test_a_worker_that_freezes_within_a_step_is_named(tmp_path: Path, frozen: in
 def test_a_worker_killed_mid_epoch_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configuration = configured(**TWO_EPOCHS)
+    configuration = configured(**SOONER)
     with striking(signalled(signal.SIGKILL, tmp_path / "a", workers=2)) as landed:
         record = in_ray_train(tmp_path, configuration, WorkerRange(2, 2)).record
     assert landed
@@ -163,7 +165,7 @@ def test_a_full_disk_ends_a_training_with_the_reason_and_the_checkpoint_before(
     tmp_path: Path,
 ) -> None:
     with striking(filled(tmp_path / "a", "RayTrainWorker")) as landed:
-        trained = in_ray_train(tmp_path, configured(**TWO_EPOCHS), WorkerRange(1, 1))
+        trained = in_ray_train(tmp_path, configured(**SOONER), WorkerRange(1, 1))
     assert landed
     assert (trained.record.status, trained.signal) == ("failed", None)
     assert trained.record.reason.startswith(f"checkpoint cannot be written to {tmp_path}/a/")
@@ -175,7 +177,7 @@ def test_a_full_disk_ends_a_training_with_the_reason_and_the_checkpoint_before(
 def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configurations = [configured(**TWO_EPOCHS), configured(**TWO_EPOCHS, lr=1e-3)]
+    configurations = [configured(**SOONER), configured(**SOONER, lr=1e-3)]
 
     def search(resume: Resume = "never") -> TrialsResult:
         with session(tmp_path, resume=resume) as given:
@@ -205,7 +207,7 @@ def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
 def test_a_driver_whose_name_is_taken_over_ends_its_workers_and_writes_no_more(
     tmp_path: Path, kind: str
 ) -> None:
-    endless = configured(**{**TWO_EPOCHS, "epochs": 1000})
+    endless = configured(**{**SOONER, "epochs": 1000})
     there: list[dict[Path, bytes]] = []
 
     def written() -> dict[Path, bytes]:
@@ -278,10 +280,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
     server = Server(folder)
     server.start()
     uri = server.uri.replace("//", f"//me:{SECRET}@")
+    sooner = ["--micro-batch-size", str(SOONER["micro_batch_size"])]
     env = {"AWS_SECRET_ACCESS_KEY": SECRET, "MLFLOW_TRACKING_PASSWORD": SECRET}
     try:
         until(server.answers)
-        job = train_job(folder, uri, **env)
+        job = train_job(folder, uri, *sooner, **env)
         wait_until(lambda: steps_saved(folder / "out" / "a") > 0, job)
         moment = time.time()
         job.terminate()
@@ -290,7 +293,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopped]:
         newest_file = max((folder / "out" / "a" / CHECKPOINTS).glob(f"*/{MANIFEST}"))
         written = newest_file.stat().st_mtime
         (newest_file.parent / "state.pt").write_bytes(b"")
-        again = train_job(folder, uri, "--resume", **env)
+        again = train_job(folder, uri, *sooner, "--resume", **env)
         said = again.communicate(timeout=PATIENCE_S)[0]
         assert again.returncode == 0, said
         last = record_of(folder / "out" / "a")

@@ -25,6 +25,8 @@ from tests.helpers.stored import assert_same, load, write_by_datasets
 
 PREPROCESSING = Preprocessing(img_size=32, in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
+pytestmark = pytest.mark.processes  # whether a store answers is asked in one
+
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
