@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import yaml
 from mlflow import MlflowClient
 
 from psvit_ray.search.record import Record
+from tests.helpers.command_line import job, parse
 from tests.helpers.processes import PATIENCE_S, free_port
 from tests.helpers.ray_runs import (
     TWO_EPOCHS,
@@ -50,8 +52,8 @@ SEARCH_RECIPE = {
 def words_of_job(folder: Path, *flags: str) -> list[str]:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(TRAIN_RECIPE))
     recipe, storage = str(folder / "recipe.yaml"), str(folder / "out")
-    job = ["jobs/train_psvit.py", "--recipe", recipe, "--storage", storage, "--name", "a"]
-    return [*job, *flags]
+    words = ["jobs/train_psvit.py", "--recipe", recipe, "--storage", storage, "--name", "a"]
+    return [*words, *flags]
 
 
 def train_job(
@@ -69,14 +71,27 @@ def train_job(
     )
 
 
+def words_of_search(
+    folder: Path, *flags: str, content: Mapping[str, Any] = SEARCH_RECIPE
+) -> list[str]:
+    (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    recipe, storage = str(folder / "small.yaml"), str(folder / "out")
+    return ["--recipe", recipe, "--storage", storage, "--name", "a", *flags]
+
+
+def tune_here(folder: Path, *flags: str, content: Mapping[str, Any] = SEARCH_RECIPE) -> int:
+    """The search in this process and its Ray, which costs no new start of both. Returns the exit
+    code."""
+    line = shlex.join(["tune_psvit", *words_of_search(folder, *flags, content=content)])
+    return int(job("tune_psvit").work(parse(line)))
+
+
 def tune(
     folder: Path, *flags: str, content: Mapping[str, Any] = SEARCH_RECIPE
 ) -> subprocess.Popen[str]:
-    recipe = folder / "small.yaml"
-    recipe.write_text(yaml.safe_dump(content))
-    command = [sys.executable, "jobs/tune_psvit.py", "--recipe", str(recipe)]
+    words = words_of_search(folder, *flags, content=content)
     return subprocess.Popen(
-        [*command, "--storage", str(folder / "out"), "--name", "a", *flags],
+        [sys.executable, "jobs/tune_psvit.py", *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         text=True,

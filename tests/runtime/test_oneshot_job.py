@@ -70,13 +70,11 @@ def kill_when(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> N
     driver.communicate()
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("ray_cluster")
 def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) -> None:
     (tmp_path / "undisturbed").mkdir()
     (tmp_path / "killed").mkdir()
-    undisturbed = tune(tmp_path / "undisturbed")
-    said = undisturbed.communicate(timeout=PATIENCE_S)[0]
-    assert undisturbed.returncode == 0, said
+    assert jobs.tune_here(tmp_path / "undisturbed", *FLAGS, content=RECIPE) == 0
 
     ours = found(tmp_path / "killed")
     supernet, scores, records = RecordStore(ours / "supernet"), ScoreStore(ours), RecordStore(ours)

@@ -15,7 +15,8 @@ import yaml
 
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
-from tests.helpers.jobs import ROOT, SEARCH_RECIPE, check_mlflow, head, status, tune
+from tests.helpers.command_line import job, parse
+from tests.helpers.jobs import ROOT, SEARCH_RECIPE, check_mlflow, head, status, tune, tune_here
 from tests.helpers.processes import PATIENCE_S, wait_until
 
 
@@ -28,7 +29,7 @@ def ended(folder: Path) -> dict[str, Record]:
     return {record.key: record for record in records(folder) if record.status in done}
 
 
-@pytest.mark.processes
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     killed = tune(tmp_path)
     wait_until(lambda: len(ended(tmp_path)) >= 2, killed)
@@ -48,9 +49,7 @@ def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: P
         *second
     }
 
-    last = tune(tmp_path, "--resume")
-    said = last.communicate(timeout=PATIENCE_S)[0]
-    assert last.returncode == 0, said
+    assert tune_here(tmp_path, "--resume") == 0
     final = ended(tmp_path)
     assert len(final) == len(records(tmp_path)) == 7
     for earlier in (first, second):
@@ -65,19 +64,19 @@ def test_a_search_killed_and_interrupted_goes_on_and_repeats_nothing(tmp_path: P
     check_mlflow(f"sqlite:///{tmp_path}/out/mlflow.db", final)
 
 
-@pytest.mark.processes
-def test_best_yaml_and_the_report_come_from_the_record_alone(tmp_path: Path) -> None:
-    search = tune(tmp_path, "--num-trials", "3", "--epochs", "2", "--max-concurrent", "1")
-    said = search.communicate(timeout=PATIENCE_S)[0]
-    assert search.returncode == 0, said
-    assert f"--arch {tmp_path / 'out' / 'a' / 'best.yaml'}" in said
+@pytest.mark.usefixtures("ray_cluster")
+def test_best_yaml_and_the_report_come_from_the_record_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--num-trials", "3", "--epochs", "2", "--max-concurrent", "1")
+    assert tune_here(tmp_path, *flags) == 0
+    assert f"--arch {tmp_path / 'out' / 'a' / 'best.yaml'}" in capsys.readouterr().out
     folder = tmp_path / "out" / "a"
     tables = ("leaderboard.csv", "leaderboard.json", "best.yaml")
     before = {name: (folder / name).read_bytes() for name in tables}
     for name in (*tables, "pareto.png"):
         (folder / name).unlink()
-    report = [sys.executable, "jobs/report.py", "--storage", str(tmp_path / "out"), "--name", "a"]
-    subprocess.run(report, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
+    assert job("report").work(parse(f"report --storage {tmp_path}/out --name a")) == 0
     assert {name: (folder / name).read_bytes() for name in tables} == before
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
@@ -95,7 +94,7 @@ def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: 
     storage = tmp_path / "out"
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(SEARCH_RECIPE))
-    job = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "3"]
+    search = ["python", "jobs/tune_psvit.py", "--recipe", str(recipe), "--num-trials", "3"]
     with head(Path(f"/tmp/psvit{os.getpid()}"), variables) as address:
         assert status(f"{address}/api/jobs/") == 401
         assert status(f"{address}/api/jobs/", Authorization=f"Bearer {token}") == 200
@@ -103,7 +102,7 @@ def test_a_submitted_search_needs_the_token_and_writes_to_its_storage(tmp_path: 
         def submit(*flags: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
                 ["ray", "job", "submit", "--address", address, "--working-dir", "."]
-                + ["--", *job, *flags],
+                + ["--", *search, *flags],
                 cwd=ROOT,
                 env=variables,
                 capture_output=True,
