@@ -19,6 +19,9 @@ from tests.helpers.command_line import run as run
 
 torch.set_num_threads(1)  # two cores, and Ray's workers beside this process
 process_guard.install()
+# A head that was killed leaves its address here, and Ray's own helpers would ask that one.
+RAY_ADDRESS_FILE = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
+NOBODY = "127.0.0.1:1"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,15 +48,19 @@ def ray_cluster() -> Iterator[None]:
 
     from psvit_ray.runtime.cluster import cluster
 
-    # A head that was killed leaves its address here, and Ray's own helpers would ask that one.
-    dead = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
-    dead.parent.mkdir(exist_ok=True)
-    dead.write_text("127.0.0.1:1")
+    RAY_ADDRESS_FILE.parent.mkdir(exist_ok=True)
+    RAY_ADDRESS_FILE.write_text(NOBODY)
     os.environ.update(cluster.LOCAL_SETTINGS)
     cluster.start_ray(num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
-    dead.unlink(missing_ok=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The process that has started all others takes the address away."""
+    written = RAY_ADDRESS_FILE.read_text() if RAY_ADDRESS_FILE.exists() else ""
+    if written == NOBODY and not hasattr(config, "workerinput"):
+        RAY_ADDRESS_FILE.unlink()
 
 
 @pytest.fixture
