@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
@@ -34,7 +33,7 @@ from psvit_ray.data.loading.transforms import (
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.training.evaluation import evaluate
 from tests.helpers.pictures import IMAGENET, Pictures
-from tests.helpers.training import join_group
+from tests.helpers.training import in_group, join_group
 
 CPU = torch.device("cpu")
 PREPROCESSING = Preprocessing(img_size=32, in_chans=3, **IMAGENET)
@@ -284,7 +283,7 @@ def test_a_score_is_the_same_whatever_the_workers_and_the_batch(
         labels = torch.as_tensor(drawn_array().labels[:number])
         expected = F.cross_entropy(logits[:number], labels).item()
         assert loss == pytest.approx(expected, abs=1e-9)
-    mp.spawn(evaluate_in_group, (world_size, str(tmp_path), batch_size), nprocs=world_size)
+    in_group(evaluate_in_group, world_size, str(tmp_path), batch_size)
     for rank in range(world_size):
         ours = torch.load(tmp_path / f"scores-{rank}")
         for (loss, top1, correct), theirs in zip(ours, alone, strict=True):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing.util
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 import pytest
 
@@ -31,13 +30,13 @@ def install() -> None:
     """Audits this process until it ends."""
     platform.processor()  # asks `uname` the first time, for whoever wants to know
     sys.addaudithook(lambda event, _: _refuse(event) if event in STARTS else None)
-    spawn = multiprocessing.util.spawnv_passfds
+    start = BaseProcess.start
 
-    def guarded(*arguments: Any) -> int:
+    def guarded(process: BaseProcess) -> None:
         _refuse("multiprocessing")
-        return spawn(*arguments)
+        start(process)
 
-    multiprocessing.util.spawnv_passfds = guarded  # type: ignore[assignment]
+    BaseProcess.start = guarded  # type: ignore[method-assign]
 
 
 def may_start(test: pytest.Item) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +26,7 @@ from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.source import load_source, source_from_settings
-from tests.helpers.training import SPEC, join_group
+from tests.helpers.training import SPEC, in_group, join_group
 
 # 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
 TWO_EPOCHS = {
@@ -141,7 +140,7 @@ def undisturbed_by(world_size: int, folder: Path, configuration: Configuration) 
     if world_size == 1:
         return undisturbed(configuration)
     folder.mkdir()
-    mp.spawn(train_in_group, (world_size, str(folder), configuration), nprocs=world_size)
+    in_group(train_in_group, world_size, str(folder), configuration)
     return checkpoint.load_checkpoint(Folder(str(folder / "last")))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.training.checkpoint import Checkpoint
@@ -61,6 +64,15 @@ def timeless(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for point in curve:
         del point["metrics"]["perf/img_per_s"], point["metrics"]["perf/data_wait"]
     return curve
+
+
+def in_group(function: Callable[..., None], world_size: int, *arguments: Any) -> None:
+    """Calls `function(rank, world_size, *arguments)` in as many processes. They are forked from one
+    that has imported torch and ours, which would take each of them seconds."""
+    multiprocessing.set_forkserver_preload(["psvit_ray.training.engine", __name__])
+    torch.multiprocessing.start_processes(
+        function, (world_size, *arguments), nprocs=world_size, start_method="forkserver"
+    )
 
 
 def join_group(rank: int, world_size: int, folder: str) -> None:

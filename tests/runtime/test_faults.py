@@ -59,7 +59,7 @@ from tests.helpers.ray_runs import (
     undisturbed,
     undisturbed_by,
 )
-from tests.helpers.training import assert_same_state
+from tests.helpers.training import assert_same_state, in_group
 
 SECRET = "hunter2xyzzy"
 SOONER = {**TWO_EPOCHS, "micro_batch_size": 4}
@@ -137,7 +137,7 @@ def freeze_in_group(rank: int, world_size: int, folder: str, frozen: int) -> Non
 def test_a_worker_that_freezes_within_a_step_is_named(tmp_path: Path, frozen: int) -> None:
     (tmp_path / "port").write_text(str(free_port()))
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
-        mp.spawn(freeze_in_group, (2, str(tmp_path), frozen), nprocs=2)
+        in_group(freeze_in_group, 2, str(tmp_path), frozen)
     said = (tmp_path / "said").read_text()
     assert said == f"rank {frozen} did not reach step 7 within 2 s"
 

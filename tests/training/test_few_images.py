@@ -35,7 +35,7 @@ from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.source import check_source
 from tests.helpers.networks import exported, facts_of
 from tests.helpers.stored import write_parquet
-from tests.helpers.training import join_group
+from tests.helpers.training import in_group, join_group
 
 MOST_IMAGES, MOST_IN_A_BATCH = 40, 9
 CLASS_NAMES = ("a", "b", "c")
@@ -179,7 +179,7 @@ def trained_in_group(folder: Path, world_size: int, cases: Sequence[Case]) -> li
     """Of each case, the same on all workers. Cases come by their number of images."""
     write_parquet(folder / "all.parquet", [png(pixels) for pixels in PIXELS], LABELS.tolist())
     exported(folder / "teacher", facts_of(SPEC, CLASS_NAMES, mean=(0.5,), std=(0.2,)))
-    mp.spawn(train_in_group, (world_size, str(folder), cases), nprocs=world_size)
+    in_group(train_in_group, world_size, str(folder), cases)
     first, *others = (
         [Outcome(*values) for values in torch.load(folder / f"worker-{rank}")]
         for rank in range(world_size)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
 
 from psvit_ray.arch.cost import Limits, count_macs
@@ -30,7 +29,7 @@ from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.source import load_source
 from psvit_ray.training.state import run_info
-from tests.helpers.training import join_group
+from tests.helpers.training import in_group, join_group
 
 SPACE = SearchSpace.model_validate(
     {
@@ -166,7 +165,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path, compression: str) -> 
     """Without DDP, which would wait for the weights that a step does not use."""
     one = configuration(**FEW)
     *_, alone = run_training(one, load_source(one))
-    mp.spawn(train_in_group, (2, str(tmp_path), {"grad_compression": compression}), nprocs=2)
+    in_group(train_in_group, 2, str(tmp_path), {"grad_compression": compression})
     ours, metrics = torch.load(tmp_path / "workers")
     theirs = alone.checkpoint().model
     assert ours.keys() == theirs.keys()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +24,14 @@ from psvit_ray.training.execution import Execution
 from psvit_ray.training.source import load_source
 from psvit_ray.training.state import build_model, run_info
 from psvit_ray.training.steps import Diverged
-from tests.helpers.training import SPEC, assert_same, assert_same_state, join_group, timeless
+from tests.helpers.training import (
+    SPEC,
+    assert_same,
+    assert_same_state,
+    in_group,
+    join_group,
+    timeless,
+)
 
 EVERYTHING = TrainConfig(
     epochs=3,
@@ -137,7 +143,7 @@ def test_any_number_of_workers_and_parts_takes_the_same_steps(
     configuration = Configuration(spec=SPEC, train=few_steps())
     *_, alone = run_training(configuration, load_source(configuration))
     changes = {"micro_batch_size": micro_batch_size}
-    mp.spawn(train_in_group, (world_size, str(tmp_path), changes), nprocs=world_size)
+    in_group(train_in_group, world_size, str(tmp_path), changes)
     step, ours, metrics = torch.load(tmp_path / "workers")
     theirs = alone.checkpoint()
     assert step == theirs.step == 12
@@ -155,7 +161,7 @@ def test_gradients_sent_as_bf16_are_rounded_and_no_more(tmp_path: Path) -> None:
     for compression in ("none", "bf16"):
         folder = tmp_path / compression
         folder.mkdir()
-        mp.spawn(train_in_group, (2, str(folder), {"grad_compression": compression}), nprocs=2)
+        in_group(train_in_group, 2, str(folder), {"grad_compression": compression})
         _, weights, metrics = torch.load(folder / "workers")
         found[compression] = torch.cat([one.flatten() for one in weights.values()]), metrics
     (exact, plain), (rounded, compressed) = found.values()
@@ -203,7 +209,7 @@ def fault_in_group(rank: int, world_size: int, folder: str, fault: str) -> None:
 
 
 def said_in_group(folder: Path, fault: str) -> list[str]:
-    mp.spawn(fault_in_group, (2, str(folder), fault), nprocs=2)
+    in_group(fault_in_group, 2, str(folder), fault)
     return [(folder / f"said-{rank}").read_text() for rank in range(2)]
 
 
@@ -215,7 +221,7 @@ def test_a_loss_that_is_no_number_on_one_worker_stops_all_at_that_step(tmp_path:
 @pytest.mark.processes
 def test_a_worker_that_hangs_is_named(tmp_path: Path) -> None:
     said, _ = said_in_group(tmp_path, "sleeps")
-    assert said == "Hung: rank 1 did not reach step 7 within 2 s"
+    assert said == "WorkerHung: rank 1 did not reach step 7 within 2 s"
 
 
 def test_evaluate_equals_one_pass_over_all_images() -> None:
