@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(process_guard.MARK)
+        if process_guard.may_start(item):  # shown, to be listed: Ray's are not known yet
+            item.add_marker(pytest.mark.filterwarnings("default"))
     items.sort(key=lambda item: not process_guard.may_start(item))
 
 

@@ -113,6 +113,7 @@ def start(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
 
 
+@pytest.mark.filterwarnings("ignore:'jobs.studies.* found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_pages_parses(
     line: str, folder: Path, monkeypatch: pytest.MonkeyPatch

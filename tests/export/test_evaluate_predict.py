@@ -541,6 +541,7 @@ def test_csv_and_json_lines_say_the_same(run: Run, model: Path, data: Path, tmp_
             assert found["top"][0]["probability"] == float(row["probability"])
 
 
+@pytest.mark.processes
 def test_an_object_store_is_read_and_written_without_telling_its_secrets(
     run: Run, model: Path, data: Path
 ) -> None:

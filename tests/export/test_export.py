@@ -347,6 +347,7 @@ def test_a_conversion_that_answers_otherwise_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_a_model_is_loaded_from_an_object_store(made: Made, tmp_path: Path) -> None:
     x = images(2, made.checkpoint.run.configuration.spec)
     with object_store() as store:

@@ -36,7 +36,7 @@ def install() -> None:
         _refuse("multiprocessing")
         start(process)
 
-    BaseProcess.start = guarded  # type: ignore[method-assign]
+    BaseProcess.start = guarded  # type: ignore[method-assign, assignment]
 
 
 def may_start(test: pytest.Item) -> bool:

@@ -40,6 +40,7 @@ from psvit_ray.training.config import Configuration, TrainConfig
 from tests.helpers.mlflow_server import Server
 from tests.helpers.processes import free_port, until
 
+pytestmark = pytest.mark.processes  # git is asked for the commit
 STAGES = (
     StageSpec(embed_dim=16, num_heads=2, hidden_dim=32, share_groups=(2,)),
     StageSpec(embed_dim=24, num_heads=2, hidden_dim=48, share_groups=(1,)),
@@ -413,7 +414,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-@pytest.mark.processes
 def test_a_server_that_comes_up_late_gets_every_point(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

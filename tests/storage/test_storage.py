@@ -173,6 +173,7 @@ def test_user_and_password_are_never_shown(uri: str, shown: str) -> None:
     assert without_secrets(uri) == shown
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("uri", ["foo://me:secret@host/x", "s3://me:sec/ret@bucket/secret"])
 def test_a_storage_of_an_unknown_kind_is_refused_without_its_password(uri: str) -> None:
     with pytest.raises(ValueError, match="storage must be a path or a URI, got ") as caught:

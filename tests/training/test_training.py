@@ -52,7 +52,17 @@ EVERYTHING = TrainConfig(
 )
 
 
-@pytest.mark.parametrize("extra", [{}, {"num_loaders": 2, "grad_checkpointing": True}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        pytest.param(
+            {"num_loaders": 2, "grad_checkpointing": True},
+            marks=pytest.mark.processes,
+            id="loaders",
+        ),
+    ],
+)
 def test_a_run_resumed_anywhere_ends_as_the_undisturbed_run(extra: dict[str, Any]) -> None:
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update=extra))
     source = load_source(configuration)

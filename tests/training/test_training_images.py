@@ -72,6 +72,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.processes
 def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
     configuration = configured_for(spoilt, 10, batch_size=64)
     source = load_source(configuration)
@@ -88,6 +89,7 @@ def test_broken_images_are_named_and_left_out(spoilt: Path) -> None:
     assert [report.epoch for report in reports] == [1, 2]
 
 
+@pytest.mark.processes
 def test_more_broken_images_than_allowed_end_the_run_and_are_named(spoilt: Path) -> None:
     configuration = configured_for(spoilt, 10, max_bad_fraction=0.005)
     said = r"more than 0.005 of the training images cannot be read: (\d+) of \d+ up to step \d+; .+"
