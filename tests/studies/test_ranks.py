@@ -10,6 +10,7 @@ import pytest
 
 from jobs.studies.rank_study_report import RankStudyData, between_halves, write
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.report import rank_correlation
 from psvit_ray.report.rank_correlation import agreement, tau
 from psvit_ray.search.oneshot.scores import Score, ScoreStore
 from psvit_ray.search.record import RecordStore
@@ -28,7 +29,10 @@ def test_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse() -> None:
     assert tau([2, 1, 3, 4, 5], [1, 2, 3, 4, 5]) == pytest.approx(0.8)
 
 
-def test_the_interval_holds_the_tau_of_the_whole_population() -> None:
+def test_the_interval_holds_the_tau_of_the_whole_population(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rank_correlation, "RESAMPLES", 200)
     rng = np.random.default_rng(0)
     truth = rng.normal(size=2_000)
     scores = truth + rng.normal(size=2_000)
@@ -70,8 +74,9 @@ def test_the_ceiling_is_what_one_half_of_the_seeds_says_of_the_other() -> None:
     assert between_halves(np.ones((6, 2))) is None
 
 
-def test_the_better_half_is_ranked_by_itself() -> None:
+def test_the_better_half_is_ranked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worse half is ranked rightly by the scores, the better half the other way round."""
+    monkeypatch.setattr(rank_correlation, "RESAMPLES", 20)  # no interval is looked at
     scratch = np.array([[1.0, 3.0], [4.0, 4.0], [90.0, 96.0], [94.0, 94.0], [95.0, 95.0]])
     scores = np.array([[1.0], [2.0], [9.0], [8.0], [7.0]])
     specs = [spec_of((1,) * depth) for depth in range(1, 6)]
