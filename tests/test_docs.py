@@ -196,9 +196,10 @@ def test_files_that_the_pages_name_exist() -> None:
 def test_flags_that_the_pages_name_exist(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command in app.COMMANDS:
+    studies = {tuple(shlex.split(line)[:3]) for line in COMMANDS if line.startswith("python -m")}
+    for program in [*(("psvit", command) for command in app.COMMANDS), *studies]:
         with pytest.raises(SystemExit):
-            start(["psvit", command, "--help"], monkeypatch)
+            start([*program, "--help"], monkeypatch)
     known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
     assert len(known) > 100
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
