@@ -254,7 +254,7 @@ def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         closing(CheckpointManager(Folder(folder))) as kept,
     ):
-        stalls, whole = [], []
+        stalls, epochs_s = [], []
         began = time.perf_counter()
         for number, report in enumerate(run_training(configuration, source)):
             due = time.perf_counter()
@@ -262,11 +262,11 @@ def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
             now = time.perf_counter()
             if number:  # the first warms up
                 stalls.append(now - due)
-                whole.append(now - began)
+                epochs_s.append(now - began)
             began = now
         written.result()
         seconds = statistics.median(_seconds_of_a_resume(configuration, kept) for _ in range(3))
-    part = statistics.median(a / b for a, b in zip(stalls, whole, strict=True))
+    part = statistics.median(a / b for a, b in zip(stalls, epochs_s, strict=True))
     return {"stall s": statistics.median(stalls), "part of training": part, "resume s": seconds}
 
 
@@ -310,11 +310,11 @@ def trials(job: BenchmarkJob) -> dict[str, Any]:
                     Trials(workers_per_trial=num_workers, max_concurrent=1),
                     num_trials=number,
                 )
-        whole = statistics.median(b - a for a, b in itertools.pairwise(ends))
+        trial_s = statistics.median(b - a for a, b in itertools.pairwise(ends))
         bare = statistics.median(
             _seconds_alone(configuration) for configuration in configurations[:3]
         )
-        results[f"{num_workers} workers"] = {"seconds_outside_training": whole - bare}
+        results[f"{num_workers} workers"] = {"seconds_outside_training": trial_s - bare}
     return results
 
 

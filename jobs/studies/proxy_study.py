@@ -90,7 +90,7 @@ def work(job: ProxyStudy) -> int:
         name: [Configuration(spec=spec, train=train) for spec in specs]
         for name, train in fidelities.items()
     }
-    source, *_ = [load_source(several[0]) for several in configurations.values()]
+    source, *_ = [load_source(group[0]) for group in configurations.values()]
     everything = [
         configuration
         for each in zip(*configurations.values(), strict=True)
@@ -116,9 +116,9 @@ def write(
     by_key = {record.key: record for record in records}
     names = list(configurations)
     trained = [
-        [by_key[each.key] for each in several]
-        for several in zip(*configurations.values(), strict=True)
-        if all(each.key in by_key and by_key[each.key].ranks for each in several)
+        [by_key[each.key] for each in group]
+        for group in zip(*configurations.values(), strict=True)
+        if all(each.key in by_key and by_key[each.key].ranks for each in group)
     ]
     if len(trained) < 3:
         return "fewer than three architectures are trained in every way: go on with --resume"

@@ -51,17 +51,18 @@ class RankStudyData:
             if record.ranks:
                 top1_of.setdefault(record.configuration.spec, []).append(record.top1 or 0.0)
         seeds = max(map(len, top1_of.values()), default=0)
-        whole = [spec for spec in specs if len(top1_of.get(spec, ())) == seeds]
+        complete = [spec for spec in specs if len(top1_of.get(spec, ())) == seeds]
         by_spec = [{score.spec: score for score in scores} for scores in supernets]
         return cls(
-            whole,
-            np.array([top1_of[spec] for spec in whole]),
-            np.array([[scores[spec].top1 for scores in by_spec] for spec in whole]),
-            np.array([[scores[spec].loss for scores in by_spec] for spec in whole]),
+            complete,
+            np.array([top1_of[spec] for spec in complete]),
+            np.array([[scores[spec].top1 for scores in by_spec] for spec in complete]),
+            np.array([[scores[spec].loss for scores in by_spec] for spec in complete]),
         )
 
     @property
     def truth(self) -> np.ndarray:
+        """Mean top-1 of each architecture over its trainings."""
         return self.scratch.mean(axis=1)
 
     @property

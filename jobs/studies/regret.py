@@ -103,6 +103,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class SearchOutcome:
+    """What a search chose, and what it cost."""
+
     name: str
     choice: ArchSpec
     strategy: str
@@ -153,7 +155,7 @@ def work(job: RegretJob) -> int:
 
 
 def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
-    whole = truth.seconds.sum()
+    total_seconds = truth.seconds.sum()
     means = truth.top1.mean(axis=1)
     num_specs, num_seeds = truth.top1.shape
     better = truth.top1[np.argsort(-means)[: (num_specs + 1) // 2]]
@@ -169,13 +171,14 @@ def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
         mean, deviation = truth.random_search(search.seconds)
         lines.append(
             [search.name, search.strategy, f"{search.seconds:.0f}"]
-            + [f"{100 * search.seconds / whole:.1f}", spec.pattern, str(spec.patch_size)]
+            + [f"{100 * search.seconds / total_seconds:.1f}", spec.pattern, str(spec.patch_size)]
             + [f"{spec.pooling} {spec.pool_op}", f"{means.max() - regret:.2f}", f"{regret:.2f}"]
             + [f"{mean:.2f} ± {deviation:.2f}"]
         )
     paragraphs = [
-        f"{num_specs} architectures, {num_seeds} seeds each, {whole:,.0f} s of training; the best, "
-        f"{truth.specs[int(means.argmax())].pattern}, has {means.max():.2f} % hold-out top-1; "
+        f"{num_specs} architectures, {num_seeds} seeds each, {total_seconds:,.0f} s of "
+        f"training; the best, {truth.specs[int(means.argmax())].pattern}, has "
+        f"{means.max():.2f} % hold-out top-1; "
         f"standard error of a mean, in the better half, {error:.2f} points",
         aligned(lines),
     ]

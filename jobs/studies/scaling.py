@@ -31,6 +31,8 @@ POPULATION = 50  # AutoFormer's (arXiv 2107.00651)
 
 
 class Gpu(NamedTuple):
+    """Published speed of a GPU."""
+
     deit_images_per_s: dict[str, float]
     """Images/s of one GPU training DeiT, by size. A PSViT's are these times DeiT's MACs over its
     own."""
@@ -136,6 +138,7 @@ def rates_of(job: ScalingJob) -> dict[str, float]:
 def step_of(
     job: ScalingJob, size: str, gpus: int, gbit: float, compression: str = "none"
 ) -> StepTime:
+    """Time of a training step of a size on `gpus` GPUs."""
     one_host = gpus <= job.gpus_per_host
     within = Link(8e9 * GPUS[job.gpu].within_gbyte_per_s)
     return step_time.estimate_step(
@@ -148,6 +151,7 @@ def step_of(
 
 
 def steps(job: ScalingJob) -> Rows:
+    """Table of the time of a training step, by size, GPUs and link."""
     rows = [
         ["psvit_2d", "GPUs", "Gbit/s", "compute ms", "gradients ms", "step ms", "images/s"]
         + ["efficiency %", "waiting %", "bf16: step ms", "images/s", "efficiency %"]
@@ -179,6 +183,7 @@ def agreement(job: ScalingJob) -> Rows:
 
 
 def loader(job: ScalingJob) -> Rows:
+    """Table of the cores that decode the images of a host's GPUs."""
     rows = [
         ["psvit_2d", "images/s of a host's GPUs", "cores: crop and flip", "DeiT's augmentation"]
     ]

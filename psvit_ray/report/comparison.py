@@ -34,11 +34,11 @@ def pair(
         within = "" if max_macs is None else f" with at most {max_macs:,.0f} MACs"
         raise ValueError(f"baseline_search has no DeiT that was trained in full{within}")
     psvits = [record for record in search if not record.is_deit]
-    limit, whose = (deit.macs, " of the best DeiT") if max_macs is None else (max_macs, "")
+    limit, owner = (deit.macs, " of the best DeiT") if max_macs is None else (max_macs, "")
     winner = best(psvits, max_macs=limit)
     if winner is None:
         raise ValueError(
-            f"search has no PSViT trained in full with at most {limit:,.0f} MACs{whose}; search "
+            f"search has no PSViT trained in full with at most {limit:,.0f} MACs{owner}; search "
             "again with --max-gmacs, or compare within a budget by --budget-gmacs"
         )
     return {"PSViT": winner, "DeiT": deit}

@@ -97,9 +97,9 @@ def _draw(
     for is_deit, marker, fill, size in ((False, "o", colour, 45), (True, "s", DEIT_COLOUR, 50)):
         edge = colour if is_deit and search else "white"
         style: dict[str, Any] = {"color": fill, "edgecolors": edge, "linewidths": 0.8, "zorder": 3}
-        mine = [record for record in ranked if record.is_deit == is_deit]
-        inside = [record for record in mine if (record.top1 or 0.0) >= floor]
-        below = [record for record in mine if (record.top1 or 0.0) < floor]
+        of_kind = [record for record in ranked if record.is_deit == is_deit]
+        inside = [record for record in of_kind if (record.top1 or 0.0) >= floor]
+        below = [record for record in of_kind if (record.top1 or 0.0) < floor]
         if inside:
             label = _new_label(axes, "DeiT" if is_deit else search or "PSViT")
             axes.scatter(*_points(inside, unit), marker=marker, s=size, label=label, **style)
@@ -128,7 +128,7 @@ def _mark(
     axes: Axes, record: Record, unit: MacsUnit, name: str, colour: str, *, above: bool
 ) -> None:
     spec = record.configuration.spec
-    what = record.pattern if len(record.pattern) <= 24 else f"{spec.depth} layers"
+    architecture = record.pattern if len(record.pattern) <= 24 else f"{spec.depth} layers"
     cost = f"{unit.value(record):.3g} {unit.name}"
     x, y = unit.value(record), record.top1 or 0.0
     axes.scatter(
@@ -140,7 +140,9 @@ def _mark(
         edgecolors=colour,
         linewidths=1.5,
         zorder=4,
-        label=f"{name}: {y:.2f} %, {what}, patch {spec.patch_size}, {cost}" if name else None,
+        label=f"{name}: {y:.2f} %, {architecture}, patch {spec.patch_size}, {cost}"
+        if name
+        else None,
     )
     axes.annotate(
         f"{y:.2f} %",

@@ -166,8 +166,8 @@ def baselines(space: SearchSpace, limits: Limits, number: int) -> list[ArchSpec]
     deits = sorted(_deits(space, limits), key=lambda deit: deit.macs, reverse=True)
     chosen: list[_Deit] = []
     while deits and len(chosen) < number:
-        taken = {deit.patch_size for deit in chosen}
-        other = [deit for deit in deits if deit.patch_size not in taken]
+        patch_sizes = {deit.patch_size for deit in chosen}
+        other = [deit for deit in deits if deit.patch_size not in patch_sizes]
         chosen.append((other or deits)[0])
         deits.remove(chosen[-1])
     return [_build_deit(space.unpooled(), deit) for deit in chosen]

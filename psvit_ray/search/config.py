@@ -73,6 +73,7 @@ class Range(Value):
         return min(max(float(f"{number:.3g}"), self.low), self.high)
 
     def draw(self, rng: random.Random) -> float:
+        """A random number of the range."""
         if self.log:
             return self.rounded(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
         return self.rounded(rng.uniform(self.low, self.high))
@@ -144,6 +145,8 @@ class SearchConfig(Value):
 
     @property
     def limits(self) -> Limits:
+        """Limits on multiply-accumulates and parameters."""
+
         def whole(limit: float | None, unit: float) -> int | None:
             return None if limit is None else max(1, round(limit * unit))
 

@@ -60,6 +60,7 @@ class Record(Value):
 
     @property
     def key(self) -> str:
+        """Key of the configuration, which names its record, folder and run."""
         return self.configuration.key
 
     @property
@@ -86,10 +87,12 @@ class Record(Value):
 
     @property
     def params_m(self) -> float:
+        """Parameters in millions."""
         return count_params(self.configuration.spec) / 1e6
 
     @property
     def epochs_done(self) -> int:
+        """Number of epochs that were reported."""
         return self.curve[-1].epoch if self.curve else 0
 
     @property

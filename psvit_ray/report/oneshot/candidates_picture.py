@@ -101,12 +101,12 @@ def _top(finalist: Finalist) -> float:
 
 def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> None:
     for kind, (name, marker, colour, aside) in STYLES.items():
-        mine = [finalist for finalist in trained if finalist.kind == kind]
-        if not mine:
+        of_kind = [finalist for finalist in trained if finalist.kind == kind]
+        if not of_kind:
             continue
-        means = [finalist.top1 for finalist in mine if finalist.top1]
+        means = [finalist.top1 for finalist in of_kind if finalist.top1]
         axes.errorbar(
-            [unit.value(finalist) for finalist in mine],
+            [unit.value(finalist) for finalist in of_kind],
             [mean.mean for mean in means],
             yerr=[mean.sd or 0.0 for mean in means],
             fmt=marker,
@@ -120,7 +120,9 @@ def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> No
             label=f"{name}, {_seeds([mean.n for mean in means])}",
             zorder=3,
         )
-        for finalist, mean in zip(mine, means, strict=True):  # matplotlib omits what is moved aside
+        for finalist, mean in zip(
+            of_kind, means, strict=True
+        ):  # matplotlib omits what is moved aside
             ends = (mean.mean - (mean.sd or 0.0), mean.mean + (mean.sd or 0.0))
             axes.update_datalim([(unit.value(finalist), end) for end in ends])
     axes.margins(y=0.15)  # room for the numbers

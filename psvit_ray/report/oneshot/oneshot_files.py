@@ -130,8 +130,8 @@ def _winner(trained: Sequence[Record]) -> str:
 
 
 def _shares(seconds: Mapping[str, float]) -> str:
-    whole = sum(seconds.values()) or 1.0
-    return ", ".join(f"{name} {s:,.0f} s ({100 * s / whole:.0f} %)" for name, s in seconds.items())
+    total = sum(seconds.values()) or 1.0
+    return ", ".join(f"{name} {s:,.0f} s ({100 * s / total:.0f} %)" for name, s in seconds.items())
 
 
 def _traits(scores: Sequence[Score], folder: Folder) -> str:

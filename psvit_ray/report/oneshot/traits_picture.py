@@ -96,25 +96,25 @@ def _draw(axes: Axes, rows: Rows, max_rows: int) -> None:
         (-1, DEIT_COLOUR, "of the best: less often"),
         (0, "dimgrey", "of the best: as often, within the 95 % interval"),
     ):
-        mine = [(y, choice) for y, choice in shown if _difference_sign(choice) == sign]
-        ends = [choice.interval or (0.0, 0.0) for _, choice in mine]
+        with_sign = [(y, choice) for y, choice in shown if _difference_sign(choice) == sign]
+        ends = [choice.interval or (0.0, 0.0) for _, choice in with_sign]
         axes.hlines(
-            [y for y, _ in mine],
+            [y for y, _ in with_sign],
             [100 * low for low, _ in ends],
             [100 * high for _, high in ends],
             color=colour,
             linewidth=1.3,
         )
         axes.scatter(
-            [100 * (choice.top_share or 0.0) for _, choice in mine],
-            [y for y, _ in mine],
+            [100 * (choice.top_share or 0.0) for _, choice in with_sign],
+            [y for y, _ in with_sign],
             s=20,
             color=colour,
             label=legend,
             zorder=3,
             clip_on=False,
         )
-        for y, choice in mine:
+        for y, choice in with_sign:
             axes.text(104, y, f"x {choice.lift:.2f}", va="center", fontsize=7.5, color=colour)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.tick_params(axis="y", length=0)

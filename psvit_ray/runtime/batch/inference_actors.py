@@ -35,6 +35,7 @@ class InferenceActor:
         self._batch_size, self._top_k, self._decoder = batch_size, top_k, decoder
 
     def answers(self, table: ImageTable) -> list[Prediction]:
+        """The answers to the images of a table, in its order."""
         batches = score_batches(
             self._model,
             table,
@@ -58,7 +59,7 @@ def predict_tables(
 ) -> Iterator[list[Prediction]]:
     """The answers to each table, in order. An actor that dies is started again, and answers its
     tables anew; raises RayActorError where one dies over and over."""
-    held = ray.put(exported)
+    model_ref = ray.put(exported)
     kind: Any = InferenceActor
     actors = [
         kind.options(
@@ -66,7 +67,7 @@ def predict_tables(
             num_gpus=resources_per_worker.get("GPU", 0),
             max_restarts=MAX_FAILURES,
             max_task_retries=MAX_FAILURES,
-        ).remote([held], batch_size, top_k, decoder)
+        ).remote([model_ref], batch_size, top_k, decoder)
         for _ in range(workers)
     ]
     pool = ActorPool(actors * WAITING)

@@ -237,6 +237,7 @@ class _Progress:
             say(f"{done} of {self._total} shards are there already")
 
     def step(self, shard: Shard) -> None:
+        """Counts a shard that is written."""
         self._left -= 1
         self._images += len(shard.indices)
         self._images_left -= len(shard.indices)

@@ -185,10 +185,10 @@ def check_workers(num_workers: int, per_worker: dict[str, float]) -> None:
     """Raises ValueError if the cluster can never hold so many workers together."""
     fit = workers_that_fit(per_worker)
     if num_workers > fit:
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
+        resources = ", ".join(f"{amount:g} {name}" for name, amount in per_worker.items())
         raise ValueError(
-            f"workers must be at most {fit}, which is what the cluster can ever hold of {asked} "
-            f"each, got {num_workers}"
+            f"workers must be at most {fit}, which is what the cluster can ever hold of "
+            f"{resources} each, got {num_workers}"
         )
 
 

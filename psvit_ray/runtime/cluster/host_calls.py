@@ -32,6 +32,7 @@ class Host:
         return HEAD in self.resources
 
     def holds(self, per_worker: Mapping[str, float]) -> bool:
+        """Whether the host has the resources of one worker, in use or not."""
         return all(self.resources.get(name, 0) >= n for name, n in per_worker.items())
 
 
@@ -65,7 +66,7 @@ def call_on_hosts(
         num_gpus: GPUs that the task holds while it runs.
     """
     task: Any = ray.remote(function)
-    asked = {
+    refs = {
         host: task.options(
             num_cpus=0,
             num_gpus=num_gpus,
@@ -74,10 +75,10 @@ def call_on_hosts(
         ).remote(*args)
         for host in hosts
     }
-    if not asked:
+    if not refs:
         return {}
-    done, _ = ray.wait([*asked.values()], num_returns=len(asked), timeout=limit_s)
-    return {host: _answer(ref, ref in done, limit_s) for host, ref in asked.items()}
+    done, _ = ray.wait([*refs.values()], num_returns=len(refs), timeout=limit_s)
+    return {host: _answer(ref, ref in done, limit_s) for host, ref in refs.items()}
 
 
 def _answer(ref: Any, done: bool, limit_s: float) -> Any:

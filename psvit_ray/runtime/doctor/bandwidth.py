@@ -109,8 +109,8 @@ def measure_bandwidth(
         num_bytes, seconds_taken = PROBE_BYTES, all_reduce(PROBE_BYTES)
         within = int(PROBE_BYTES * STEP_S / seconds_taken)
         if within > 2 * PROBE_BYTES:  # else the probe is all there is time for
-            wanted = step.gradient_bytes if step else 32 * PROBE_BYTES
-            num_bytes = max(PROBE_BYTES, min(wanted, within))
+            gradient_bytes = step.gradient_bytes if step else 32 * PROBE_BYTES
+            num_bytes = max(PROBE_BYTES, min(gradient_bytes, within))
             seconds_taken = all_reduce(num_bytes)
     return BandwidthResult(len(nodes), num_bytes * ring_factor(len(nodes)) / seconds_taken, step_s)
 
@@ -152,6 +152,7 @@ class BandwidthWorker:
             return f"{here}:{free.getsockname()[1]}"
 
     def connect(self, address: str, rank: int, num_workers: int) -> None:
+        """Connects the workers with each other by torch.distributed."""
         UseRayInterface().after_init_train_context()
         distributed.init_process_group(
             "nccl" if torch.cuda.is_available() else "gloo",

@@ -106,7 +106,8 @@ def examine(subject: CheckContext) -> Iterator[Finding]:
 
 
 def versions(subject: CheckContext) -> Iterator[Finding]:
-    mine = host_checks.versions()
+    """Checks that all hosts have the same versions of packages."""
+    versions_here = host_checks.versions()
     advice = "give all hosts one image, or the same packages; see PYTHONPATH there"
     for host, versions_there in call_on_hosts(
         subject.hosts, host_checks.versions, limit_s=LIMIT_S
@@ -116,13 +117,14 @@ def versions(subject: CheckContext) -> Iterator[Finding]:
             continue
         other = [
             f"{name} {versions_there[name]} ({version} on {subject.driver.name})"
-            for name, version in mine.items()
+            for name, version in versions_here.items()
             if versions_there[name] != version
         ]
         yield Finding(host.name, "versions", not other, ", ".join(other) or "equal", advice)
 
 
 def gpus(subject: CheckContext) -> Iterator[Finding]:
+    """Checks that torch sees the GPUs that Ray counts, and that they compute."""
     free = ray_private.available_resources()
     for host in subject.hosts:
         if not host.gpus:
@@ -168,6 +170,7 @@ def storage(subject: CheckContext) -> Iterator[Finding]:
 
 
 def data(subject: CheckContext) -> Iterator[Finding]:
+    """Checks that each host can read the data."""
     if isinstance(subject.source, CheckResult):
         return iter([Finding(subject.driver.name, "data", *subject.source)])
     first_image = subject.source.train.take(np.arange(1))
@@ -175,6 +178,7 @@ def data(subject: CheckContext) -> Iterator[Finding]:
 
 
 def mlflow(subject: CheckContext) -> Iterator[Finding]:
+    """Checks that each host reaches MLflow's store."""
     try:
         store_uri.check_shared(subject.tracking_uri, num_hosts=len(subject.hosts))
     except ValueError as error:
@@ -201,6 +205,7 @@ def clock(subject: CheckContext) -> Iterator[Finding]:
 
 
 def disk(subject: CheckContext) -> Iterator[Finding]:
+    """Checks that Ray's disk on each host has room."""
     return _on_each_host(subject.hosts, "disk", host_checks.disk)
 
 
@@ -214,11 +219,12 @@ def shm(subject: CheckContext) -> Iterator[Finding]:
         batches = images * image_bytes // len(training)
     for host in subject.hosts:
         store = int(host.resources.get("object_store_memory", 0))
-        held = batches if host in training else 0
-        yield from _on_each_host([host], "shm", host_checks.shm, store, held)
+        batch_bytes = batches if host in training else 0
+        yield from _on_each_host([host], "shm", host_checks.shm, store, batch_bytes)
 
 
 def network(subject: CheckContext) -> Iterator[Finding]:
+    """Checks the bandwidth between the hosts that train."""
     training = subject.training
     for host in subject.hosts:
         if host not in training:

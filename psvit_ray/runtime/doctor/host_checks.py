@@ -63,6 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def gpus(counted: int) -> CheckResult:
+    """Checks that torch sees `counted` GPUs, and that each multiplies correctly."""
     import torch  # here, as no other check needs it
 
     seen = torch.cuda.device_count()
@@ -101,6 +102,7 @@ def write(uri: str, mark: str) -> list[str]:
 
 
 def file_of(mark: str, node: str) -> str:
+    """Name of the file that a node writes to the storage."""
     return f".{mark}-{node}"
 
 
@@ -119,6 +121,7 @@ def clear(uri: str, names: Sequence[str], made: Mapping[str, Sequence[str]]) -> 
 
 
 def read(table: ImageTable) -> CheckResult:
+    """Checks that the first image of a table can be read."""
     if reason := read_error(table):
         message = f"cannot read {' '.join(table.place(0))}: {reason}"
         return CheckResult(
@@ -128,6 +131,7 @@ def read(table: ImageTable) -> CheckResult:
 
 
 def mlflow(uri: str) -> CheckResult:
+    """Checks that the store at `uri` is reached."""
     try:
         store_uri.check(uri)
     except ValueError as error:
@@ -137,6 +141,7 @@ def mlflow(uri: str) -> CheckResult:
 
 
 def disk() -> CheckResult:
+    """Checks that the disk of Ray's temporary files has room."""
     folder = ray.get_runtime_context().get_temp_dir()
     total, _, free = shutil.disk_usage(folder)
     if 1 - free / total < FULL:
@@ -165,6 +170,7 @@ def shm(store: int, batches: int) -> CheckResult:
 
 
 def token(url: str) -> CheckResult:
+    """Checks that the dashboard at `url` refuses a request without a token."""
     advice = "start every host with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
     try:
         code = requests.get(f"http://{url}/api/jobs/", timeout=5).status_code
@@ -180,4 +186,5 @@ def token(url: str) -> CheckResult:
 
 
 def size(num_bytes: float) -> str:
+    """Bytes as text."""
     return f"{num_bytes / 1e9:.3g} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.3g} MB"

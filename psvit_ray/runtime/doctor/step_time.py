@@ -55,6 +55,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
+        """Seconds of the whole step."""
         return self.compute_s + self.exposed_s
 
 

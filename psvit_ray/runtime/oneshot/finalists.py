@@ -80,7 +80,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
     resources = amounts_per_worker(trials.resources)
     task: Any = ray.remote(_evaluate_on_test)
     untested = [record for record in records if record.test_top1 is None]
-    asked = {
+    refs = {
         record.key: task.options(
             num_cpus=resources["CPU"], num_gpus=resources.get("GPU", 0), max_retries=3
         ).remote(
@@ -93,8 +93,8 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
     tracker = Tracker(session.experiment, session.fence)
     tested = []
     for record in records:
-        if record.key in asked:
-            record = record.reported(ray.get(asked[record.key]))
+        if record.key in refs:
+            record = record.reported(ray.get(refs[record.key]))
             session.store.put(record)
             tracker.put(record)
         tested.append(record)

@@ -140,8 +140,8 @@ def search(
         fault=outcome.storage_fault,
         untracked=outcome.untracked,
     )
-    whole = all(record.status in FINAL_STATUSES for record in outcome.records)
-    if outcome.signal or outcome.storage_fault or not whole:
+    all_ended = all(record.status in FINAL_STATUSES for record in outcome.records)
+    if outcome.signal or outcome.storage_fault or not all_ended:
         return result
     return replace(result, records=export_winner(session, outcome.records, source, trials))
 

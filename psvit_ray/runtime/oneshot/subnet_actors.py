@@ -43,6 +43,7 @@ class SubnetActor:
         )
 
     def score(self, spec: str) -> tuple[float, float, float]:
+        """Loss, top-1 in percent, and the seconds they took, of a spec as JSON."""
         began = time.perf_counter()
         loss, top1 = self._subnets.score(ArchSpec.from_json(spec))
         return loss, top1, time.perf_counter() - began
@@ -142,8 +143,6 @@ class SubnetActors:
 
     def _ask(self, member: _ActorState, spec: ArchSpec | None) -> None:
         actor = member.actor
-        asked = (
-            actor.load.remote(*self._held) if spec is None else actor.score.remote(spec.to_json())
-        )
-        self._owed[asked] = member, spec
+        ref = actor.load.remote(*self._held) if spec is None else actor.score.remote(spec.to_json())
+        self._owed[ref] = member, spec
         member.asked += 1

@@ -214,7 +214,7 @@ class _Watch:
     def look(self) -> Literal["free", "held", "unclear"]:
         """Held is what is seen to live; unclear, of what only time can tell. Raises ValueError
         where no file stands in the lease's place."""
-        asked = time.monotonic()  # what the storage answers late may be old by then
+        asked_at = time.monotonic()  # what the storage answers late may be old by then
         content = read_lease(self._folder)
         if content == b"" and is_unreadable(self._folder):
             raise ValueError(f"{self._folder / LEASE} must be a file: remove what stands there")
@@ -223,7 +223,7 @@ class _Watch:
         if (content, beat) != self._seen:
             self._changed = self._seen is not None
             self._seen, self._since = (content, beat), time.monotonic()
-        self.state = self._judged(silent_s=asked - self._since)
+        self.state = self._judged(silent_s=asked_at - self._since)
         return self.state
 
     def _judged(self, *, silent_s: float) -> Literal["free", "held", "unclear"]:

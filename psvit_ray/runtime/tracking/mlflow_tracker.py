@@ -137,8 +137,8 @@ class _ParentRun:
 
     def find(self, tags: dict[str, str]) -> Run | None:
         """The run with these tags, restored if it was deleted."""
-        wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        runs = self.client.search_runs([self.experiment_id], wanted, ViewType.ALL)
+        filter_string = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self.client.search_runs([self.experiment_id], filter_string, ViewType.ALL)
         run = min(runs, key=lambda run: run.info.lifecycle_stage == "deleted", default=None)
         if run and run.info.lifecycle_stage == "deleted":
             with _by_hand(f"mlflow runs restore --run-id {run.info.run_id}"):

@@ -216,6 +216,7 @@ class _Driver:
         self._seconds_before = sum(record.seconds for record in session.records)
 
     def drive(self, fit: _Fit) -> TrainResult:
+        """Watches the run until it has ended, and records how."""
         status: Status = "interrupted"
         reason = ""
         fit.start()

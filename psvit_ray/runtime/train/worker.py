@@ -194,7 +194,7 @@ class WorkerRequests:
     def __init__(self, channel: ControlChannel, *, leads: bool) -> None:
         self._channel, self._leads = channel, leads
         self._stop = False
-        self._saves_asked = self.saves_seen = 0
+        self._saves_requested = self.saves_seen = 0
         self._notice: Any = None
         self._monitor = HeadMonitor(self._look, every_s=LOOK_S) if leads else None
 
@@ -204,15 +204,17 @@ class WorkerRequests:
         if self._stop or SigtermCallback.received:
             return "stop"
         notice = preemption_notice()
-        if self._leads and (notice, self._saves_asked) != (self._notice, self.saves_seen):
-            self._notice, self.saves_seen = notice, self._saves_asked
+        if self._leads and (notice, self._saves_requested) != (self._notice, self.saves_seen):
+            self._notice, self.saves_seen = notice, self._saves_requested
             return "checkpoint"
         return "none"
 
     def stop(self) -> None:
+        """Asks all workers to stop before the next step."""
         self._stop = True
 
     def tell_saved(self) -> None:
+        """Tells the controller that the requested checkpoint is written."""
         self._channel.send(SAVED, str(self.saves_seen))
 
     def close(self) -> None:
@@ -220,7 +222,7 @@ class WorkerRequests:
             self._monitor.close()
 
     def _look(self) -> None:
-        self._saves_asked = int(self._channel.read(SAVE) or 0)
+        self._saves_requested = int(self._channel.read(SAVE) or 0)
         self._stop = self._stop or bool(self._channel.read(STOP))
 
 

@@ -71,9 +71,12 @@ class Recorder(tune.Callback):
         return (reported + sum(now - began for began in self._began.values())) / 3600
 
     def of(self, trial_id: str) -> Record:
+        """The record of a trial."""
         return self._records[self._key_of[trial_id]]
 
     def propose(self, trial_id: str, proposal: Proposal) -> Record:
+        """Records a proposal as the configuration of a trial; a known configuration keeps its
+        record."""
         key = proposal.configuration.key
         record = self._records.get(key) or Record(
             number=len(self._records),

@@ -203,7 +203,7 @@ def run_trials(
     )
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
-    asked = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
+    trial_resources = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
     with (
         tempfile.TemporaryDirectory() as scratch,
         catch_stop_signals(budget.deadline) as stop_signal,
@@ -211,7 +211,7 @@ def run_trials(
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
         stop = _Stop(budget, gpus, stop_signal, recorder)
         tuner = tune.Tuner(
-            tune.with_resources(trainable, asked),
+            tune.with_resources(trainable, trial_resources),
             tune_config=tune.TuneConfig(
                 search_alg=_ProposalSearcher(proposals, recorder, task_of),
                 scheduler=Asha(halving, recorder) if halving else None,

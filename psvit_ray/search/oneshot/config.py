@@ -60,4 +60,5 @@ class OneshotConfig(Value):
 
     @property
     def asks_for_latency(self) -> bool:
+        """Whether the search needs the latency of specs."""
         return self.cost == "latency" or self.max_latency_ms is not None

@@ -48,6 +48,7 @@ class Finalist:
 
     @property
     def how(self) -> str:
+        """Name of the way in which the spec is trained."""
         return HOW[self.kind]
 
     @property
@@ -61,6 +62,7 @@ class Finalist:
 
     @property
     def test_top1(self) -> SeedMean | None:
+        """Test top-1 over the seeds, in percent; None where no seed is tested."""
         return SeedMean.of(run.test_top1 for run in self.runs)
 
     @property
@@ -70,6 +72,7 @@ class Finalist:
 
     @property
     def epochs(self) -> int | None:
+        """Epochs of the longest run."""
         return max((run.epochs_done for run in self.runs), default=None)
 
 

@@ -44,6 +44,7 @@ class Score(Value):
 
     @property
     def params_m(self) -> float:
+        """Parameters in millions."""
         return count_params(self.spec) / 1e6
 
 
