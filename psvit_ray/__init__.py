@@ -23,5 +23,5 @@ def load(folder: str | Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]
     """
     from psvit_ray.export import model_folder
 
-    exported = model_folder.load(folder)
+    exported = model_folder.load_model_folder(folder)
     return exported.model, exported.transform

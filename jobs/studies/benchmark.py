@@ -41,10 +41,10 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.data.loading.augmentation import Augmentation
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.data.sources.image_source import Source, read
+from psvit_ray.data.sources.image_source import Source, read_data
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.model.latency import interleaved
 from psvit_ray.model.psvit import PSViT
+from psvit_ray.model.timing import interleaved
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.config import SessionConfig
@@ -157,7 +157,7 @@ def loader(job: BenchmarkJob) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         tables: dict[str, ImageTable] = {
-            name: read(name).train for name in job.images or (_photographs(folder),)
+            name: read_data(name).train for name in job.images or (_photographs(folder),)
         }
         for kind, augmentation in (("plain", PLAIN), ("deit", DEIT)):
             images_per_s = rates(

@@ -23,7 +23,7 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.counting import compositions, draw_composition
 from psvit_ray.arch.spec import ArchSpec, Value, format_pattern, parse_pattern
 from psvit_ray.commands import command_line
-from psvit_ray.model.redundancy import mean_to_leader
+from psvit_ray.model.attention_similarity import mean_to_leader
 from psvit_ray.report import redundancy
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.report.summary import aligned

@@ -171,7 +171,7 @@ def read_arch(arch: str | None, base: ArchSpec | None) -> ArchSpec:
     if arch and ("://" in arch or os.path.isdir(arch)):
         from psvit_ray.export import model_folder  # torch, which no other architecture needs
 
-        return model_folder.load(arch).config.spec
+        return model_folder.load_model_folder(arch).config.spec
     if arch and arch[0].isalpha():
         return preset(arch)
     if base is None:

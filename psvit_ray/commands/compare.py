@@ -56,7 +56,7 @@ def work(job: CompareJob) -> int:
 def source_for(configuration: Configuration, search: Folder) -> tuple[Source, list[str]]:
     """The data, split as in the search, without the images that were added since, and notes to the
     user on these."""
-    known = split_file.read(search)
+    known = split_file.read_split_file(search)
     source = load_source(configuration)
     if known is None or source.images is None or known.digest == source.digest:
         return source, []

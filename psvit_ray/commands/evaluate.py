@@ -47,7 +47,7 @@ def work(job: EvaluateJob) -> int:
     check_decoder(job.decoder)
     out = writable(job.out, "out")
     check_new_folder(out)
-    exported = model_folder.load(job.model)
+    exported = model_folder.load_model_folder(job.model)
     split, table, stored, notes = images_of(job, exported)
     given = exported.preprocessing
     notes += survey(table).unlike(given.tones).notes(given.tones, given.background)

@@ -43,7 +43,7 @@ def work(job: ExportJob) -> int:
         formats.check_onnx_installed()
     record = record_of(run)
     checkpoint = checkpoint_of(run, job.which)
-    splits = split_file.read(run)
+    splits = split_file.read_split_file(run)
     storage, name = files.parent(run)
     training = training_info(
         checkpoint,

@@ -19,8 +19,8 @@ from psvit_ray.arch.latency import LatencyTable
 from psvit_ray.arch.parts import cover
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.options import LatencyJob
-from psvit_ray.model.latency import measure_table, tried_on
 from psvit_ray.model.strategies import StrategyTiming, check_strategies
+from psvit_ray.model.timing import measure_table, tried_on
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
 from psvit_ray.storage import files

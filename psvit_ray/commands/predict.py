@@ -52,10 +52,12 @@ def work(job: PredictJob) -> int:
         )
     writable(above.uri, "out")
     check_new_file(out)
-    exported = model_folder.load(job.model)
+    exported = model_folder.load_model_folder(job.model)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
-    parts = unlabelled.read(job.data, sys.stdin, DataLayout(image_column=job.image_column))
+    parts = unlabelled.read_unlabelled(
+        job.data, sys.stdin, DataLayout(image_column=job.image_column)
+    )
     given = exported.preprocessing
     for note in survey(parts[0].table).unlike(given.tones).notes(given.tones, given.background):
         print(note)

@@ -16,8 +16,13 @@ from pathlib import Path
 
 from psvit_ray.commands.options import PrepareJob
 from psvit_ray.data.shards import plan
-from psvit_ray.data.sources.image_source import read
-from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardManifest, faults, read_manifest
+from psvit_ray.data.sources.image_source import read_data
+from psvit_ray.data.sources.shard_manifest import (
+    SHARD_MANIFEST,
+    ShardManifest,
+    faults,
+    read_manifest,
+)
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.runtime.batch.prepare import PrepareInterrupted, check_out, prepare
 from psvit_ray.runtime.cluster import cluster
@@ -35,7 +40,7 @@ def work(job: PrepareJob) -> int:
     out = writable(job.out, "out")
     if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
         raise ValueError(f"out must be outside data, got {out} in {job.data}")
-    splits = read(job.data, job)
+    splits = read_data(job.data, job)
     identity = plan.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)
     for note in [*splits.notes, *(f"{kind}: kept" for kind in survey(splits.train).kinds)]:
@@ -64,14 +69,14 @@ def work(job: PrepareJob) -> int:
 def verify(out: Folder) -> int:
     manifest = read_manifest(out)
     if manifest is None:
-        raise ValueError(f"out must hold a {MANIFEST}, got {out}")
+        raise ValueError(f"out must hold a {SHARD_MANIFEST}, got {out}")
     differing = faults(out, manifest)
     if differing:
         print("\n".join(differing))
         print(f"{out}: {len(differing)} faults")
         return 1
     print(summary(out, manifest))
-    print(f"all is as {MANIFEST} says")
+    print(f"all is as {SHARD_MANIFEST} says")
     return 0
 
 

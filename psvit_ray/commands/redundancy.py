@@ -5,8 +5,9 @@
     psvit redundancy --model model/ --data photos/ --out r/ --followers 4
 
 Over images of the hold-out, or of the validation split where the data has one: never the test
-images. What the similarity is and how it proposes a sharing, psvit_ray/model/redundancy.py says;
-jobs/studies/sharing_study.py measures what the proposal is worth. The pattern is one for --arch.
+images. What the similarity is and how it proposes a sharing,
+psvit_ray/model/attention_similarity.py says; jobs/studies/sharing_study.py measures what the
+proposal is worth. The pattern is one for --arch.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from psvit_ray.export import model_folder
 from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.networks import TIMM, load_network
 from psvit_ray.export.trained_split import TrainedData
-from psvit_ray.model.psvit import PSViT
-from psvit_ray.model.redundancy import (
+from psvit_ray.model.attention_similarity import (
     Redundancy,
     attention_blocks,
     measure_redundancy,
     propose,
     propose_followers,
 )
+from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.timm_vit import from_timm
 from psvit_ray.report import redundancy
 from psvit_ray.report.progress import with_progress
@@ -106,7 +107,7 @@ def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, ExportedModel
     if not name.startswith(TIMM):
         if job.model_checkpoint:
             raise ValueError(f"model must be timm:NAME with model_checkpoint, got {job.model!r}")
-        exported = model_folder.load(name)
+        exported = model_folder.load_model_folder(name)
         return exported.model, exported.preprocessing, exported
     model = load_network(name, job.model_checkpoint, field="model").model
     takes = resolve_model_data_config(model)
@@ -151,7 +152,7 @@ def source_for(
     """Split as in the network's training, and what a user should be told of that. Raises ValueError
     for images of one size, which are not made to fit, where the network takes another."""
     data = TrainedData.read(job.data, job, exported, named(job.model)) if exported else None
-    stored = data.stored if data else image_source.read(job.data, job)
+    stored = data.stored if data else image_source.read_data(job.data, job)
     for field in ("img_size", "in_chans"):
         of_model, of_data = getattr(preprocessing, field), getattr(stored, field)
         if of_data is not None and of_data != of_model:

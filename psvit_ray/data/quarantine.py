@@ -14,19 +14,19 @@ COLUMNS = ("source", "path", "reason")
 BadImageRow = tuple[str, str, str]
 
 
-def add(folder: Folder, rows: Iterable[BadImageRow]) -> None:
+def add_to_quarantine(folder: Folder, rows: Iterable[BadImageRow]) -> None:
     """Adds rows to the file, sorted and each once: the same images give the same file, in whatever
     order they are added. Only one writer may call it at a time. Raises OSError."""
-    old = read(folder)
+    old = read_quarantine(folder)
     new = sorted({*old, *rows})
     if len(new) > len(old):
-        folder.write(QUARANTINE, content(new))
+        folder.write(QUARANTINE, quarantine_csv(new))
 
 
-def read(folder: Folder) -> list[BadImageRow]:
+def read_quarantine(folder: Folder) -> list[BadImageRow]:
     """Rows of the file; none if there is no file. Raises ValueError if it was changed."""
     try:
-        table = csv_file.rows(folder.read(QUARANTINE) or b"")
+        table = csv_file.csv_rows(folder.read(QUARANTINE) or b"")
         return [(source, path, reason) for source, path, reason in table]
     except ValueError as error:
         raise ValueError(
@@ -36,6 +36,6 @@ def read(folder: Folder) -> list[BadImageRow]:
         ) from None
 
 
-def content(rows: Iterable[BadImageRow]) -> bytes:
+def quarantine_csv(rows: Iterable[BadImageRow]) -> bytes:
     """Content of a file with these rows."""
-    return csv_file.content(COLUMNS, rows)
+    return csv_file.csv_bytes(COLUMNS, rows)

@@ -97,7 +97,7 @@ def _architecture(config: ExportConfig) -> str:
     heading = ("stage", "tokens", "layers", "share groups", "width", "heads", "hidden")
     pooled = f", pooled by {spec.pool_op}" if len(spec.stages) > 1 else ""
     return (
-        f"{_table(heading, stages)}\n\n"
+        f"{_markdown_table(heading, stages)}\n\n"
         f"Pattern `{spec.pattern}` (`|` pools tokens, a number is so many layers under one "
         f"attention map), {spec.pooling}{pooled}, patches of {spec.patch_size} pixels, "
         f"spec `{spec.spec_id}`.\n\n"
@@ -120,7 +120,7 @@ def _results(training: TrainingInfo) -> str:
     missing = (
         "" if training.test_top1 is not None else " `psvit evaluate` measures what is missing."
     )
-    return f"{_table(('split', 'top-1 %'), measured)}\n\n{chosen[training.which]}{missing}"
+    return f"{_markdown_table(('split', 'top-1 %'), measured)}\n\n{chosen[training.which]}{missing}"
 
 
 def _percent(top1: float | None) -> str:
@@ -142,9 +142,9 @@ def _training(training: TrainingInfo, default_settings: Mapping[str, Any]) -> st
         if name not in summary and value != default_settings.get(name)
     }
     rows = [(f"`{name}`", code(value)) for name, value in settings.items()]
-    others = _table(("setting", "value"), rows) if rows else "None."
+    others = _markdown_table(("setting", "value"), rows) if rows else "None."
     return (
-        f"{_table(('', ''), [(name, code(value)) for name, value in summary.items()])}\n\n"
+        f"{_markdown_table(('', ''), [(name, code(value)) for name, value in summary.items()])}\n\n"
         f"Settings that are not the usual ones of psvit_ray (`config.json` has all):\n\n{others}"
     )
 
@@ -159,7 +159,7 @@ def _limits(config: ExportConfig) -> str:
     )
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _markdown_table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table, whose cells are Markdown."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

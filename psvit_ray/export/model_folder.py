@@ -1,7 +1,7 @@
 """A network to deploy, as a folder: `config.json` (architecture, preprocessing, classes, training
 run), `model.safetensors`, a model card, and other formats on request.
 
-`load` reads `config.json` and `model.safetensors` only, and executes nothing in them.
+`load_model_folder` reads `config.json` and `model.safetensors` only, and executes nothing in them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ExportedModel:
         return Transform(self.preprocessing)
 
 
-def write(
+def write_model_folder(
     folder: Path,
     config: ExportConfig,
     weights: Mapping[str, Tensor],
@@ -113,15 +113,15 @@ def write(
     return ExportedModel(model, config)
 
 
-def load(folder: str | Path) -> ExportedModel:
+def load_model_folder(folder: str | Path) -> ExportedModel:
     """The exported model in a folder, given as a path or a URI such as `s3://bucket/model`.
 
     Raises ValueError if there is no exported model, or if its files were changed.
     """
     there = Folder.at(str(folder))
-    config, content = _read(there, CONFIG), _read(there, WEIGHTS)
+    config, content = _read_file(there, CONFIG), _read_file(there, WEIGHTS)
     if config is None:
-        hint = "; psvit export makes one of a run" if _read(there, "search.json") else ""
+        hint = "; psvit export makes one of a run" if _read_file(there, "search.json") else ""
         raise ValueError(f"model must be an exported folder, got {there}, without {CONFIG}{hint}")
     try:
         checked = ExportConfig.model_validate_json(config)
@@ -165,7 +165,7 @@ def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None
     """
     there = Folder.at(str(folder))
     sha256 = exported.config.sha256.get(split_file.SPLITS_FILE)
-    content = _read(there, split_file.SPLITS_FILE)
+    content = _read_file(there, split_file.SPLITS_FILE)
     if sha256 is None:
         return None
     if content is None or _sha256(content) != sha256:
@@ -183,7 +183,7 @@ def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:
     return model.eval()
 
 
-def _read(folder: Folder, name: str) -> bytes | None:
+def _read_file(folder: Folder, name: str) -> bytes | None:
     try:
         return folder.read(name)
     except OSError as error:

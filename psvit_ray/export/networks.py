@@ -52,7 +52,7 @@ def load_network(name: str, checkpoint: str = "", *, field: str) -> Network:
     if name.startswith(TIMM):
         return _timm_network(name, checkpoint, field)
     try:
-        exported = model_folder.load(name)
+        exported = model_folder.load_model_folder(name)
     except ValueError as error:
         hint = f"; timm has it as {TIMM}{name}" if timm.is_model(name) else ""
         raise ValueError(f"{field}: {error}{hint}") from None

@@ -44,7 +44,7 @@ class TrainedData:
         given = DataLayout.model_validate({f: getattr(layout, f) for f in DataLayout.model_fields})
         same_path = Folder.at(training.data) == Folder.at(without_secrets(data))
         is_training_data = same_path and given in (AS_NAMED, training.layout)
-        stored = image_source.read(data, training.layout if is_training_data else given)
+        stored = image_source.read_data(data, training.layout if is_training_data else given)
         known = read_splits(model, exported) if is_training_data else None
         return cls(stored, exported, is_training_data, known)
 

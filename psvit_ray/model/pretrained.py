@@ -92,7 +92,7 @@ def load_pretrained(model: PSViT, weights: Mapping[str, Tensor]) -> LoadedWeight
         for name in taken:
             own[name].copy_(given[name])
     placed = taken + other_shape
-    used = {origins.get(name) or origins[_parameter(name)] for name in placed}
+    used = {origins.get(name) or origins[_parameter_of(name)] for name in placed}
     return LoadedWeights(
         num_taken=sum(own[name].numel() for name in taken),
         num_params=sum(piece.numel() for piece in own.values()),
@@ -181,7 +181,7 @@ def _module(piece: str) -> str:
     return piece if piece.startswith("pos_embed") else piece.rpartition(".")[0] or piece
 
 
-def _parameter(piece: str) -> str:
+def _parameter_of(piece: str) -> str:
     """The parameter that a piece belongs to."""
     if piece.startswith("pos_embed"):
         return "pos_embed"

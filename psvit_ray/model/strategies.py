@@ -12,9 +12,9 @@ from torch import Tensor
 
 from psvit_ray.arch.latency import Conditions
 from psvit_ray.arch.spec import ArchSpec, Count, StageSpec, Value
-from psvit_ray.model.latency import WARM_UP, time_pieces, torch_device
 from psvit_ray.model.layers import Block, Strategy, choose_strategy, run_group
 from psvit_ray.model.psvit import group_sizes
+from psvit_ray.model.timing import WARM_UP, time_pieces, torch_device
 
 STRATEGIES: tuple[Strategy, ...] = ("explicit", "fused")
 

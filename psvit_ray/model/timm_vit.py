@@ -79,9 +79,9 @@ def _check_plain(model: VisionTransformer) -> None:
 def _check_same_parts(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raises ValueError unless both state dicts have the same names and shapes."""
     different = [
-        f"{name} ({_shape(given, name)}, not {_shape(expected, name)})"
+        f"{name} ({_shape_text(given, name)}, not {_shape_text(expected, name)})"
         for name in sorted(given.keys() | expected.keys())
-        if _shape(given, name) != _shape(expected, name)
+        if _shape_text(given, name) != _shape_text(expected, name)
     ]
     if different:
         raise ValueError(
@@ -90,5 +90,5 @@ def _check_same_parts(given: dict[str, Tensor], expected: dict[str, Tensor]) -> 
         )
 
 
-def _shape(weights: dict[str, Tensor], name: str) -> str:
+def _shape_text(weights: dict[str, Tensor], name: str) -> str:
     return str(tuple(weights[name].shape)) if name in weights else "none"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from psvit_ray.arch.cost import count_macs, count_params
-from psvit_ray.model.latency import images_per_second
+from psvit_ray.model.timing import images_per_second
 from psvit_ray.report.summary import aligned
 from psvit_ray.search.record import Record, best, best_deit
 from psvit_ray.storage.folder import Folder

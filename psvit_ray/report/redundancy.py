@@ -7,7 +7,7 @@ from pathlib import Path
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec, Value, parse_pattern
-from psvit_ray.model.redundancy import Redundancy, mean_to_leader
+from psvit_ray.model.attention_similarity import Redundancy, mean_to_leader
 from psvit_ray.report.redundancy_picture import redundancy_png
 from psvit_ray.report.summary import aligned
 from psvit_ray.text import csv_file
@@ -56,7 +56,7 @@ def write(proposal: SharingProposal, folder: Path) -> None:
             zip(measured.similarity, measured.token_similarity, strict=True), start=1
         )
     ]
-    (folder / "redundancy.csv").write_bytes(csv_file.content(heading, rows))
+    (folder / "redundancy.csv").write_bytes(csv_file.csv_bytes(heading, rows))
     title = f"{proposal.model}: {measured.num_images:,} hold-out images of {proposal.data}"
     (folder / "redundancy.png").write_bytes(redundancy_png(measured, proposal.pattern, title))
 

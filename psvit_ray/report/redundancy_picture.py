@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from psvit_ray.arch.spec import parse_pattern
-from psvit_ray.model.redundancy import Redundancy
+from psvit_ray.model.attention_similarity import Redundancy
 
 MAX_LAYERS_NUMBERED = 16
 """Largest number of layers whose numbers fit into the cells."""

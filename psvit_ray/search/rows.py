@@ -32,7 +32,7 @@ def _join(numbers: Iterable[int]) -> str:
 
 def csv_bytes(table: Sequence[Row], *, first: str = "rank") -> bytes:
     """The table as CSV; `first` is the only column of a table without rows."""
-    return csv_file.content(list(table[0]) if table else [first], (row.values() for row in table))
+    return csv_file.csv_bytes(list(table[0]) if table else [first], (row.values() for row in table))
 
 
 def write_files(folder: Folder, files: Mapping[str, bytes]) -> list[str]:

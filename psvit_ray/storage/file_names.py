@@ -15,11 +15,13 @@ def check_file_name(name: str, field: str) -> None:
         raise ValueError(f"{field} must not be empty")
     if not name.isprintable():
         char = next(char for char in name if not char.isprintable())
-        raise ValueError(f"{field} must be of printable characters, got {char!r} in {_short(name)}")
+        raise ValueError(
+            f"{field} must be of printable characters, got {char!r} in {_short_name(name)}"
+        )
     if (size := len(name.encode())) > MAX_NAME_BYTES:
         raise ValueError(
             f"{field} must be at most {MAX_NAME_BYTES} bytes long in UTF-8, got {size} in "
-            f"{_short(name)}"
+            f"{_short_name(name)}"
         )
 
 
@@ -29,10 +31,10 @@ def check_folder_name(name: str, field: str) -> None:
     check_file_name(name, field)
     if "/" in name or "\\" in name or name[0] in ".-" or name != name.strip():
         raise ValueError(
-            f"{field} must be usable as a folder name, got {_short(name)}: without / and \\, "
+            f"{field} must be usable as a folder name, got {_short_name(name)}: without / and \\, "
             "without . or - at its start, without spaces around it"
         )
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     return repr(name) if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]!r}..."

@@ -29,7 +29,7 @@ def read_json(
         return kind.validate_json(content)
     except ValidationError as error:
         reason = reason_of(error) if content.strip() else "it is empty"
-        raise _unreadable(f"{folder / name} is not {noun}: {reason}", remedy) from None
+        raise _unreadable_file(f"{folder / name} is not {noun}: {reason}", remedy) from None
 
 
 def content_of(folder: Folder, name: str, remedy: str = "") -> bytes | None:
@@ -38,10 +38,10 @@ def content_of(folder: Folder, name: str, remedy: str = "") -> bytes | None:
         return folder.read(name)
     except (IsADirectoryError, PermissionError) as error:
         reason = (error.strerror or "no access").lower()
-        raise _unreadable(f"{folder / name} cannot be read: {reason}", remedy) from None
+        raise _unreadable_file(f"{folder / name} cannot be read: {reason}", remedy) from None
 
 
-def _unreadable(fault: str, remedy: str) -> UnreadableFile:
+def _unreadable_file(fault: str, remedy: str) -> UnreadableFile:
     return UnreadableFile(f"{fault}; {remedy}" if remedy else fault)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 """A cell that a spreadsheet takes for a formula (OWASP, "CSV Injection"), also behind apostrophes:
-so the apostrophe that `line` adds can be told from the text's own."""
+so the apostrophe that `csv_line` adds can be told from the text's own."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|-", re.IGNORECASE | re.ASCII)
 
 
-def line(cells: Iterable[object]) -> str:
+def csv_line(cells: Iterable[object]) -> str:
     """One row of a table. Text that would be a formula gets an apostrophe before it; numbers stay
     as they are."""
     text = io.StringIO(newline="")
@@ -23,13 +23,13 @@ def line(cells: Iterable[object]) -> str:
     return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def content(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
+def csv_bytes(heading: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     """The content of a whole file. File names that are not UTF-8 keep their bytes."""
-    return "".join(map(line, [heading, *rows])).encode("utf-8", "surrogateescape")
+    return "".join(map(csv_line, [heading, *rows])).encode("utf-8", "surrogateescape")
 
 
-def rows(content: bytes) -> list[list[str]]:
-    """The rows of a file without its heading, with the text that `content` was given.
+def csv_rows(content: bytes) -> list[list[str]]:
+    """The rows of a file without its heading, with the text that `csv_bytes` was given.
 
     Raises ValueError if the file is not CSV.
     """

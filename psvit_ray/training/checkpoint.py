@@ -183,7 +183,7 @@ def _checked_files(folder: Folder) -> dict[str, bytes]:
     it."""
     files: dict[str, bytes] = {}
     for name, entry in _manifest(folder).files.items():
-        content = _content(folder, name)
+        content = _read_file(folder, name)
         if content is None:
             raise BrokenCheckpoint(f"{folder} is broken: {name} is missing")
         if len(content) != entry.bytes:
@@ -208,7 +208,7 @@ def _manifest(folder: Folder) -> CheckpointManifest:
     return manifest
 
 
-def _content(folder: Folder, name: str) -> bytes | None:
+def _read_file(folder: Folder, name: str) -> bytes | None:
     try:
         return json_files.content_of(folder, name)
     except json_files.UnreadableFile as error:

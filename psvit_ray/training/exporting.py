@@ -59,14 +59,14 @@ def export_checkpoint(
     torch_export: bool = False,
 ) -> ExportedModel:
     """Exports the evaluated weights of a checkpoint (the averaged ones, if there are any) to the
-    empty folder `folder`. Arguments and errors are those of `model_folder.write`."""
+    empty folder `folder`. Arguments and errors are those of `write_model_folder`."""
     config = ExportConfig(
         spec=checkpoint.run.configuration.trained_spec,
         preprocessing=checkpoint.run.preprocessing,
         class_names=checkpoint.run.class_names,
         training=training,
     )
-    return model_folder.write(
+    return model_folder.write_model_folder(
         folder,
         config,
         checkpoint.evaluated,

@@ -21,7 +21,7 @@ def load_source(configuration: Configuration, known: SplitFile | None = None) ->
 def source_from_settings(train: TrainConfig, known: SplitFile | None = None) -> Source:
     """The data of a training, split as the settings or the split file `known` say. Raises
     ValueError for data that cannot be used."""
-    return image_source.load(
+    return image_source.load_data(
         train.data,
         train,
         holdout=train.holdout,

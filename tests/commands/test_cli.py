@@ -33,7 +33,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands import command_line, estimate
 from psvit_ray.data.shards import plan
 from psvit_ray.data.shards.settings import ShardSettings
-from psvit_ray.data.sources.image_source import load, read
+from psvit_ray.data.sources.image_source import load_data, read_data
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.lease import Lease
 from psvit_ray.runtime.session.session import DESCRIPTION
@@ -50,7 +50,7 @@ from tests.helpers.command_line import (
     parse,
 )
 
-DIGITS_SOURCE = load("digits", holdout=0.2, split_seed=0)
+DIGITS_SOURCE = load_data("digits", holdout=0.2, split_seed=0)
 DIGITS = yaml.safe_load((ROOT / "psvit_ray" / "recipes" / "digits.yaml").read_text())
 
 
@@ -794,7 +794,7 @@ def test_a_name_that_could_not_be_written_in_the_end_is_refused_at_once(
 def test_shards_are_resumed_with_what_they_were_begun_with(
     refused: Refused, tmp_path: Path
 ) -> None:
-    begun = plan.identity(read("digits"), ShardSettings(seed=3))
+    begun = plan.identity(read_data("digits"), ShardSettings(seed=3))
     Folder(str(tmp_path / "a" / "progress")).write("plan.json", json.dumps(begun).encode())
     line = "prepare_data --data digits --out a --seed 3"
     assert refused(line) == (

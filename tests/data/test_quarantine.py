@@ -36,23 +36,23 @@ def test_the_file_depends_neither_on_order_nor_on_how_often(tmp_path: Path) -> N
     for number in range(20):
         rows = random.Random(number).sample(ROWS, len(ROWS))
         folder = Folder(str(tmp_path / str(number)))
-        quarantine.add(folder, rows[:2])
-        quarantine.add(folder, rows[1:])
-        quarantine.add(folder, [])
+        quarantine.add_to_quarantine(folder, rows[:2])
+        quarantine.add_to_quarantine(folder, rows[1:])
+        quarantine.add_to_quarantine(folder, [])
         assert (tmp_path / str(number) / "quarantine.csv").read_bytes() == FILE
-        assert quarantine.read(folder) == sorted(ROWS)
+        assert quarantine.read_quarantine(folder) == sorted(ROWS)
 
 
 def test_without_bad_images_there_is_no_file(tmp_path: Path) -> None:
-    quarantine.add(Folder(str(tmp_path)), [])
+    quarantine.add_to_quarantine(Folder(str(tmp_path)), [])
     assert list(tmp_path.iterdir()) == []
-    assert quarantine.read(Folder(str(tmp_path))) == []
+    assert quarantine.read_quarantine(Folder(str(tmp_path))) == []
 
 
 def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
-    quarantine.add(Folder(str(tmp_path)), ROWS)
+    quarantine.add_to_quarantine(Folder(str(tmp_path)), ROWS)
     written = (tmp_path / "quarantine.csv").stat().st_ino
-    quarantine.add(Folder(str(tmp_path)), ROWS[2:])
+    quarantine.add_to_quarantine(Folder(str(tmp_path)), ROWS[2:])
     assert (tmp_path / "quarantine.csv").stat().st_ino == written
 
 
@@ -60,8 +60,8 @@ def test_what_is_there_already_is_not_written_again(tmp_path: Path) -> None:
 def test_it_is_kept_in_an_object_store_too() -> None:
     with object_store() as store:
         folder = Folder(store.uri("run"))
-        quarantine.add(folder, ROWS[:1])
-        quarantine.add(folder, ROWS[1:])
+        quarantine.add_to_quarantine(folder, ROWS[:1])
+        quarantine.add_to_quarantine(folder, ROWS[1:])
         assert folder.read("quarantine.csv") == FILE
 
 
@@ -70,4 +70,4 @@ def test_a_file_that_is_not_as_it_was_written_is_named(tmp_path: Path, content: 
     (tmp_path / "quarantine.csv").write_bytes(content)
     said = f"{tmp_path}/quarantine.csv must be as it was written, with source, path, reason: "
     with pytest.raises(ValueError, match=said):
-        quarantine.read(Folder(str(tmp_path)))
+        quarantine.read_quarantine(Folder(str(tmp_path)))

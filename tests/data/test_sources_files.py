@@ -49,13 +49,15 @@ OWN = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
 def test_links_to_what_is_there_add_nothing_and_are_said(links: dict[str, str], pets: Path) -> None:
     for name, target in links.items():
         os.symlink(target, pets / name)
-    splits = image_source.read(str(pets))
+    splits = image_source.read_data(str(pets))
     assert splits.class_names == ("cat", "dog")
     assert paths_of(splits.train) == OWN
     assert splits.notes[0].startswith(
         f"left out, as each file is used once: {len(links)} links or second names, such as "
     )
-    (part,) = unlabelled.read([str(pets)])  # which answers to a file by each of its names
+    (part,) = unlabelled.read_unlabelled(
+        [str(pets)]
+    )  # which answers to a file by each of its names
     names = [name for name in links if name.endswith(".png")]
     assert paths_of(part.table) == sorted([*OWN, *names])
 
@@ -67,7 +69,7 @@ def test_linked_folders_and_files_from_elsewhere_are_used_once(pets: Path, tmp_p
     os.symlink(pool / "3.png", pets / "dog" / "b.png")
     os.symlink(pool / "3.png", pets / "dog" / "a.png")
     os.symlink(pool, pool / "owl" / "around")
-    splits = image_source.read(str(pets))
+    splits = image_source.read_data(str(pets))
     assert splits.class_names == ("cat", "dog", "owl")
     assert sorted(paths_of(splits.train)) == sorted(
         [*OWN, "dog/a.png", "owl/1.png", "owl/deep/2.png"]
@@ -82,7 +84,7 @@ def test_one_file_in_two_classes_is_refused(link: object, pets: Path, tmp_path: 
     with pytest.raises(
         ValueError, match=r"in one class, got dog/z.png, which is the file cat/z.png"
     ):
-        image_source.read(str(pets))
+        image_source.read_data(str(pets))
 
 
 def test_splits_that_are_links_into_a_pool_are_read_where_they_are_said(tmp_path: Path) -> None:
@@ -93,8 +95,8 @@ def test_splits_that_are_links_into_a_pool_are_read_where_they_are_said(tmp_path
         os.symlink(data / "pool" / f"{number}.png", there)
     os.symlink("../all/ant", data / "train" / "ant")
     with pytest.raises(ValueError, match=r"say --splits train=train,test=test"):
-        image_source.read(str(data))
-    splits = image_source.read(str(data), DataLayout(splits="train=train,test=test"))
+        image_source.read_data(str(data))
+    splits = image_source.read_data(str(data), DataLayout(splits="train=train,test=test"))
     assert splits.class_names == ("ant", "bee", "cow")
     assert paths_of(splits.train) == ["train/ant/5.png", "train/bee/a.png", "train/cow/b.png"]
     assert splits.test is not None
@@ -105,9 +107,9 @@ def test_a_split_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
     data = folder_of(tmp_path, "train/ant/1.png", "train/bee/1.png", "test/ant/2.png")
     os.symlink("test", data / "val")
     with pytest.raises(ValueError, match="each image in one split, got val in val, which is test"):
-        image_source.read(str(data))
+        image_source.read_data(str(data))
     both = DataLayout(splits="train=train,test=test")
-    assert paths_of(image_source.read(str(data), both).train) == [
+    assert paths_of(image_source.read_data(str(data), both).train) == [
         "train/ant/1.png",
         "train/bee/1.png",
     ]
@@ -117,12 +119,12 @@ def test_a_link_with_a_suffix_of_its_own_names_the_file(tmp_path: Path) -> None:
     data = folder_of(tmp_path, "blobs/0a1b", "blobs/2c3d", "cat/", "dog/")
     os.symlink("../blobs/0a1b", data / "cat" / "1.png")
     os.symlink("../blobs/2c3d", data / "dog" / "1.png")
-    assert paths_of(image_source.read(str(data)).train) == ["cat/1.png", "dog/1.png"]
+    assert paths_of(image_source.read_data(str(data)).train) == ["cat/1.png", "dog/1.png"]
 
 
 def test_hard_links_of_a_class_are_one_image(pets: Path) -> None:
     os.link(pets / "cat" / "1.png", pets / "cat" / "9.png")
-    splits = image_source.read(str(pets))
+    splits = image_source.read_data(str(pets))
     assert paths_of(splits.train) == OWN
     assert splits.notes[0].endswith("such as cat/9.png, which is cat/1.png")
 
@@ -137,7 +139,7 @@ def test_what_is_no_file_or_has_no_end_is_a_bad_image(
     monkeypatch.setattr(file_bytes, "MAX_BYTES", 20)
     (pets / "dog" / "large.png").write_bytes(b"x" * 21)
     (pets / "dog" / "just.png").write_bytes(b"x" * 20)
-    table = image_source.read(str(pets)).train
+    table = image_source.read_data(str(pets)).train
     reasons = {}
     for index, path in enumerate(paths_of(table)):
         try:
@@ -162,7 +164,7 @@ def test_a_path_that_cannot_be_is_a_bad_image(tmp_path: Path) -> None:
         "caf\udce9.png": "no such file or directory",
     }.items():
         with pytest.raises(BadImage) as caught:
-            file_bytes.read(Folder(str(tmp_path)), path)
+            file_bytes.read_image_file(Folder(str(tmp_path)), path)
         assert str(caught.value) == reason
 
 
@@ -170,7 +172,7 @@ def test_a_path_that_cannot_be_is_a_bad_image(tmp_path: Path) -> None:
 def test_a_storage_that_fails_is_no_bad_image(
     number: int, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = image_source.read(str(pets)).train
+    table = image_source.read_data(str(pets)).train
 
     def fails(*_: object, **__: object) -> int:
         raise OSError(number, os.strerror(number))
@@ -192,7 +194,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
 
     monkeypatch.setattr(files.os, "scandir", scandir)
     with pytest.raises(ValueError, match=rf"data must be readable, got .*'{pets}/dog'"):
-        image_source.read(str(pets))
+        image_source.read_data(str(pets))
 
 
 def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
@@ -201,16 +203,16 @@ def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
         there = os.path.join(os.fsencode(tmp_path), b"data", name)
         os.makedirs(os.path.dirname(there), exist_ok=True)
         Path(os.fsdecode(there)).write_bytes(name)
-    splits = image_source.read(str(tmp_path / "data"))
+    splits = image_source.read_data(str(tmp_path / "data"))
     assert splits.class_names == ("caf\\xe9", "tea")
     table = splits.train.take(np.arange(3))
     assert {table.read(index) for index in range(3)} == set(names)
     rows = [(*table.place(index), "bad") for index in range(3)]
-    quarantine.add(Folder(str(tmp_path)), rows)
-    assert quarantine.read(Folder(str(tmp_path))) == sorted(rows)
+    quarantine.add_to_quarantine(Folder(str(tmp_path)), rows)
+    assert quarantine.read_quarantine(Folder(str(tmp_path))) == sorted(rows)
     assert b"/data,caf\xe9/\xff.png,bad\n" in (tmp_path / "quarantine.csv").read_bytes()
     os.chdir(tmp_path / "data")
-    (part,) = unlabelled.read(["-"], [os.fsdecode(names[0]) + "\n"])
+    (part,) = unlabelled.read_unlabelled(["-"], [os.fsdecode(names[0]) + "\n"])
     assert part.table.read(0) == names[0]
 
 
@@ -218,5 +220,5 @@ def test_a_macs_and_a_nass_folders_are_no_classes(pets: Path) -> None:
     folder_of(
         pets, "__MACOSX/cat/._1.png", "@eaDir/x.png", ".cache/x.png", "dog/@eaDir/0.png/t.jpg"
     )
-    splits = image_source.read(str(pets))
+    splits = image_source.read_data(str(pets))
     assert (splits.class_names, paths_of(splits.train)) == (("cat", "dog"), OWN)

@@ -166,7 +166,7 @@ def test_data_of_single_images_has_no_hold_out(tmp_path: Path) -> None:
 
 def test_faults_of_one_image_are_bad_images(tmp_path: Path) -> None:
     drawn_folder(tmp_path, classes=2, per_class=2)
-    table = image_source.read(str(tmp_path)).train
+    table = image_source.read_data(str(tmp_path)).train
     (tmp_path / table.place(1)[1]).unlink()
     (tmp_path / table.place(2)[1]).unlink()
     (tmp_path / table.place(2)[1]).mkdir()
@@ -176,4 +176,4 @@ def test_faults_of_one_image_are_bad_images(tmp_path: Path) -> None:
         assert str(caught.value) == reason
     write_parquet(tmp_path / "x.parquet", [*IMAGES[:-1], None], LABELS)
     assert load(tmp_path / "x.parquet", holdout=0.5).num_classes == 3
-    assert image_source.read(str(tmp_path / "x.parquet")).train.read(11) == b""
+    assert image_source.read_data(str(tmp_path / "x.parquet")).train.read(11) == b""

@@ -22,7 +22,12 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.image_source import Source, check_unchanged
-from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardFile, ShardManifest, SplitManifest
+from psvit_ray.data.sources.shard_manifest import (
+    SHARD_MANIFEST,
+    ShardFile,
+    ShardManifest,
+    SplitManifest,
+)
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import DataChanged, SplitFile
 from psvit_ray.data.splits.splits import drawn, held_out
@@ -91,7 +96,7 @@ def manifest(root: Path) -> Path:
         rows=sum(file.rows for file in said.values()), bytes=0, bad_images=0, classes={}, files=said
     )
     manifest = ShardManifest(identity={}, class_names=CLASSES, splits={"train": train})
-    (root / MANIFEST).write_text(manifest.model_dump_json())
+    (root / SHARD_MANIFEST).write_text(manifest.model_dump_json())
     return root
 
 
@@ -283,7 +288,7 @@ def test_the_file_names_each_image_once_with_its_class_and_split(tmp_path: Path)
     assert {place for place in by_split["unused"] if place.startswith("test/")} == {
         f"test/{name}/{number}.png" for name in CLASSES for number in range(6)
     }
-    read = split_file.read(Folder(str(tmp_path)))
+    read = split_file.read_split_file(Folder(str(tmp_path)))
     assert read
     assert (read.digest, read.class_names) == (source.digest, CLASSES)
     assert read.images.equals(source.images.images)
@@ -542,9 +547,9 @@ def line(there: Path, more: str = "") -> str:
 
 
 def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: Path) -> None:
-    source = image_source.load(str(trained / "data"), holdout=0.2, split_seed=0)
+    source = image_source.load_data(str(trained / "data"), holdout=0.2, split_seed=0)
     folder = Folder(str(trained / "out" / "a"))
-    kept = split_file.read(folder)
+    kept = split_file.read_split_file(folder)
     assert kept
     assert kept.digest == source.digest
     description = read_description(folder)
@@ -555,7 +560,7 @@ def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: P
     assert last_checkpoint(folder / CHECKPOINTS).run.data_digest == source.digest
 
     assert job("export").work(parse(f"export --run {folder} --out {tmp_path}/model")) == 0
-    exported = model_folder.load(tmp_path / "model")
+    exported = model_folder.load_model_folder(tmp_path / "model")
     assert exported.config.training.data_digest == source.digest
     copy = model_folder.read_splits(tmp_path / "model", exported)
     assert copy

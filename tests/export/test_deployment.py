@@ -170,7 +170,10 @@ def test_a_registered_model_is_served_without_this_package(deployed: Deployed) -
     assert done.stdout == "(7, 10)\n", done.stderr
     artifacts = deployed.run.parent / "mlartifacts"
     (beside,) = artifacts.glob("models/*/artifacts/extra_files")
-    assert model_folder.load(beside).config == model_folder.load(deployed.model).config
+    assert (
+        model_folder.load_model_folder(beside).config
+        == model_folder.load_model_folder(deployed.model).config
+    )
 
 
 def test_the_holdout_is_the_one_of_the_training(deployed: Deployed, tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_the_holdout_is_the_one_of_the_training(deployed: Deployed, tmp_path: Pa
     assert work(f"{line} --out {tmp_path}/e --batch-size 7") == 0
     found = json.loads((tmp_path / "e" / "metrics.json").read_text())
     last = deployed.record.curve[-1].metrics
-    splits = split_file.read(Folder(str(deployed.run)))
+    splits = split_file.read_split_file(Folder(str(deployed.run)))
     assert splits is not None
     assert found["images"] == len(splits.indices("holdout"))
     assert found["top1"] == pytest.approx(last["holdout/top1"])
@@ -187,11 +190,11 @@ def test_the_holdout_is_the_one_of_the_training(deployed: Deployed, tmp_path: Pa
 
 def test_the_best_checkpoint_is_exported_by_default(deployed: Deployed, tmp_path: Path) -> None:
     assert work(f"export --run {deployed.run} --out {tmp_path}/m") == 0
-    facts = model_folder.load(tmp_path / "m").config.training
+    facts = model_folder.load_model_folder(tmp_path / "m").config.training
     curve = deployed.record.curve
     assert facts.holdout_top1 == max(point.metrics["holdout/top1"] for point in curve)
     assert (facts.run_id, facts.name) == (deployed.record.run_id, "a")
-    last = model_folder.load(deployed.model).config.training
+    last = model_folder.load_model_folder(deployed.model).config.training
     assert (last.epoch, last.test_top1) == (8, deployed.record.test_top1)
 
 
@@ -242,8 +245,8 @@ def assert_same_answers(ours: list[dict[str, str]], theirs: list[dict[str, str]]
 
 
 def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> None:
-    table = image_source.read(str(deployed.data)).train
-    exported = model_folder.load(deployed.model)
+    table = image_source.read_data(str(deployed.data)).train
+    exported = model_folder.load_model_folder(deployed.model)
     found = []
     for number, several in enumerate(
         inference_actors.predict_tables(

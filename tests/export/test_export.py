@@ -114,7 +114,7 @@ def test_weights_are_float32_whatever_the_checkpoint_has(made: Made, tmp_path: P
     halved = {name: tensor.bfloat16() for name, tensor in made.checkpoint.evaluated.items()}
     checkpoint = dataclasses.replace(made.checkpoint, ema=halved)
     export_checkpoint(tmp_path, checkpoint, training_info(checkpoint, which="last"))
-    weights = model_folder.load(tmp_path).model.state_dict()
+    weights = model_folder.load_model_folder(tmp_path).model.state_dict()
     assert all(torch.equal(weights[name], tensor.float()) for name, tensor in halved.items())
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 

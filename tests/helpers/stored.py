@@ -19,7 +19,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def load(data: str | Path, **changes: Any) -> Source:
-    return image_source.load(str(data), **{"holdout": 0.25, "split_seed": 3, **changes})
+    return image_source.load_data(str(data), **{"holdout": 0.25, "split_seed": 3, **changes})
 
 
 def contents(table: ImageTable | None) -> list[bytes]:

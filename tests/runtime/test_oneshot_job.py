@@ -105,7 +105,8 @@ def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) 
         assert after[record.key].curve == record.curve
     assert sum(map(len, outcomes[0].values())) == 2 * (1 + 2 * 2)  # a DeiT, two in two ways
     exported = [
-        model_folder.load((folder / "model").uri).model.state_dict() for folder in (ours, theirs)
+        model_folder.load_model_folder((folder / "model").uri).model.state_dict()
+        for folder in (ours, theirs)
     ]
     assert all((exported[0][name] == weight).all() for name, weight in exported[1].items())
 

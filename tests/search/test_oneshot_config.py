@@ -12,7 +12,7 @@ from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.estimate import candidates_per_s
-from psvit_ray.model.latency import measure_table
+from psvit_ray.model.timing import measure_table
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
 from psvit_ray.search.oneshot.plan import (

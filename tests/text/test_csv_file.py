@@ -21,9 +21,9 @@ def as_python_reads(content: bytes) -> list[list[str]]:
 
 @pytest.mark.parametrize("text", [*FORMULAS, *(f"'{formula}" for formula in FORMULAS)])
 def test_a_formula_is_written_as_text(text: str) -> None:
-    (_, row) = as_python_reads(csv_file.content(["a", "b"], [["x", text]]))
+    (_, row) = as_python_reads(csv_file.csv_bytes(["a", "b"], [["x", text]]))
     assert row == ["x", f"'{text}"]
-    assert as_python_reads(csv_file.content([text], [])) == [[f"'{text}"]]
+    assert as_python_reads(csv_file.csv_bytes([text], [])) == [[f"'{text}"]]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_formula_is_written_as_text(text: str) -> None:
     ],
 )
 def test_numbers_and_plain_text_stay_as_they_are(value: object, written: str) -> None:
-    assert as_python_reads(csv_file.content(["a", "b"], [["x", value]]))[1] == ["x", written]
+    assert as_python_reads(csv_file.csv_bytes(["a", "b"], [["x", value]]))[1] == ["x", written]
 
 
 def test_text_is_read_back_whatever_it_is_made_of() -> None:
@@ -45,8 +45,8 @@ def test_text_is_read_back_whatever_it_is_made_of() -> None:
             ["".join(draw.choices(ALPHABET, k=draw.randint(0, 6))) for _ in range(3)]
             for _ in range(draw.randint(0, 3))
         ]
-        content = csv_file.content(["a", "b", "c"], table)
-        assert csv_file.rows(content) == table
+        content = csv_file.csv_bytes(["a", "b", "c"], table)
+        assert csv_file.csv_rows(content) == table
         for row in as_python_reads(content):
             for cell in row:
                 number = cell.lstrip("+-").replace(".", "", 1).replace("e", "").isdigit()
@@ -54,10 +54,10 @@ def test_text_is_read_back_whatever_it_is_made_of() -> None:
 
 
 def test_lines_end_alike_and_bytes_of_a_name_stay() -> None:
-    content = csv_file.content(["a"], [["\udcff"], ["x\ry"]])
+    content = csv_file.csv_bytes(["a"], [["\udcff"], ["x\ry"]])
     assert content == b'a\n\xff\n"x\ry"\n'
 
 
 def test_what_is_no_csv_is_refused() -> None:
     with pytest.raises(ValueError, match="field larger than field limit"):
-        csv_file.rows(b"a,b\n" + 200_000 * b"x")
+        csv_file.csv_rows(b"a,b\n" + 200_000 * b"x")

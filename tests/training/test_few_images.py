@@ -124,7 +124,7 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
 def train(case: Case, folder: str, execution: Execution, *, num_loaders: int = 0) -> Outcome:
     table: ImageTable = IN_MEMORY
     if case.parquet:
-        table = image_source.read(f"{folder}/all.parquet").train
+        table = image_source.read_data(f"{folder}/all.parquet").train
     table = table.take(np.arange(case.num_images))
     if case.unreadable:
         table = Spoilt(case.num_images, case.unreadable)

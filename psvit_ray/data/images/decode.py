@@ -94,7 +94,7 @@ def decode(
     """
     check_decoder(decoder)
     with _no_warnings(), as_bad_image(content):
-        return _converted(_read(content, decoder), mode, tones, background)
+        return _converted(_read_image(content, decoder), mode, tones, background)
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -155,7 +155,7 @@ def _open_checked(content: bytes) -> Image.Image:
     return limits.bounded(Image.open(io.BytesIO(content), formats=FORMATS), content)
 
 
-def _read(content: bytes, decoder: Decoder) -> Image.Image:
+def _read_image(content: bytes, decoder: Decoder) -> Image.Image:
     image = _open_checked(content)
     if decoder == "torchcodec" and _suits_torchcodec(image):
         return _by_torchcodec(content, image)
@@ -271,7 +271,7 @@ def as_bad_image(content: bytes = b"") -> Iterator[None]:
     except BadImage:
         raise
     except Exception as error:
-        raise BadImage(_reason(error, content)) from None
+        raise BadImage(_bad_image_reason(error, content)) from None
 
 
 def _check_crc(content: bytes) -> None:
@@ -290,7 +290,7 @@ def _check_crc(content: bytes) -> None:
         at = end + 4
 
 
-def _reason(error: Exception, content: bytes) -> str:
+def _bad_image_reason(error: Exception, content: bytes) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"decompression bomb: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -12,7 +12,7 @@ from psvit_ray.storage.files import is_file_error
 from psvit_ray.storage.folder import Folder
 
 
-def read(folder: Folder, path: str) -> bytes:
+def read_image_file(folder: Folder, path: str) -> bytes:
     """Bytes of a file below a folder. Raises BadImage if the file cannot be read, is not a regular
     file or is too large, and OSError if the storage fails."""
     try:

@@ -52,7 +52,7 @@ class FileTable:
         return len(self.labels)
 
     def read(self, index: int) -> bytes:
-        return file_bytes.read(self.root, self.place(index)[1])
+        return file_bytes.read_image_file(self.root, self.place(index)[1])
 
     def place(self, index: int) -> tuple[str, str]:
         return str(self.root), os.fsdecode(self.paths[int(index)].as_py())
@@ -75,7 +75,7 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def read(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+def read_image_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
     """The splits of a folder of class folders, or of folders that are splits, by `layout` or by
     their names, and hold class folders. `listing` is that of `root`; `name` is the data's name in
     messages. Raises ValueError for data that cannot be used."""

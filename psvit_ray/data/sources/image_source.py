@@ -83,7 +83,7 @@ class Source:
         return len(self.class_names)
 
 
-def load(
+def load_data(
     data: str,
     layout: DataLayout = AS_NAMED,
     *,
@@ -95,13 +95,13 @@ def load(
     background: str = BACKGROUND,
     known: SplitFile | None = None,
 ) -> Source:
-    """Reads `data` (see `read`), splits it by settings (see `divided`) or by the split file `known`
-    (see `divided_as`), and samples its images for tone ranges (see `survey`), which `tone_range`,
-    as LOW:HIGH, overrides.
+    """Reads `data` (see `read_data`), splits it by settings (see `divided`) or by the split file
+    `known` (see `divided_as`), and samples its images for tone ranges (see `survey`), which
+    `tone_range`, as LOW:HIGH, overrides.
 
     Raises ValueError for data that cannot be used.
     """
-    splits = read(data, layout)
+    splits = read_data(data, layout)
     _check_classes(splits)
     tones, notes = surveyed(
         splits.name,
@@ -261,7 +261,7 @@ def _classes_with(splits: Splits, table: ImageTable, images: int) -> list[str]:
     return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
 
 
-def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
+def read_data(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     """Reads stored data: `digits`; a folder of class folders, or of splits that hold class folders;
     Parquet or Arrow as a file, a folder or a pattern; or `torchvision:NAME:FOLDER`. Folders and
     tables may be in an object store; `layout` tells splits and columns that their names do not.
@@ -275,7 +275,7 @@ def read(data: str, layout: DataLayout = AS_NAMED) -> Splits:
         from psvit_ray.data.sources import torchvision_sets
 
         layout.check_unused(data)
-        return torchvision_sets.read(data)
+        return torchvision_sets.read_torchvision(data)
     if not data:
         raise _unknown(data, Folder.at("."))
     try:
@@ -307,25 +307,25 @@ def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
         above, file = files.parent(there)
         if not is_table(file):
             raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
-        return parquet_files.read(name, above, [file], layout)
+        return parquet_files.read_tables(name, above, [file], layout)
     if file_type == fs.FileType.Directory:
         listing = files.list_below(there)
         table = next(filter(is_table, listing.files), None)
         if table is None:
             _check_no_columns(layout, name)
-            return image_folder.read(name, there, listing, layout)
+            return image_folder.read_image_folder(name, there, listing, layout)
         if image := next(filter(image_folder.is_image, listing.files), None):
             raise ValueError(
                 f"data must be images or Parquet, got {image} beside {table} in {there}"
             )
-        return parquet_files.read_folder(name, there, listing, layout)
+        return parquet_files.read_table_folder(name, there, listing, layout)
     if files.has_wildcards(there):
         root, paths = files.list_matching(there)
         if not paths:
             raise ValueError(f"data must match a file, got none for {name!r}")
         if strange := [path for path in paths if not is_table(path)]:
             raise ValueError(f"data must match Parquet only, got {strange[0]} for {name!r}")
-        return parquet_files.read(name, root, paths, layout)
+        return parquet_files.read_tables(name, root, paths, layout)
     raise _unknown(name, there)
 
 

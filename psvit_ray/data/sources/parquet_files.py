@@ -25,7 +25,7 @@ from psvit_ray.data.sources.parquet_table import (
     open_file,
     open_parquet,
 )
-from psvit_ray.data.sources.shard_manifest import MANIFEST, ShardFile, read_manifest
+from psvit_ray.data.sources.shard_manifest import SHARD_MANIFEST, ShardFile, read_manifest
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, Split
 from psvit_ray.data.splits.splits import (
     SPLIT_OF,
@@ -42,7 +42,7 @@ from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.messages import nearest, quoted_list
 
-READERS = 16
+READ_THREADS = 16
 """Files read at the same time, as in an object store nearly all the time is waiting."""
 MISSING = np.iinfo(np.int64).min
 """Stands for a label that is null."""
@@ -76,7 +76,7 @@ class FileContent:
     """Whether the labels are words, whose distinct values are then the classes."""
 
 
-def read(
+def read_tables(
     name: str, root: Folder, paths: Sequence[str], layout: DataLayout, notes: Sequence[str] = ()
 ) -> Splits:
     """The splits of these files below `root`. `name` is the data's name in messages, `notes` are
@@ -98,18 +98,18 @@ def read(
     return _splits(name, root, by_split, layout, None, notes)
 
 
-def read_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
-    """The splits of all files in a folder, by its manifest if it has one, else as `read`."""
+def read_table_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+    """The splits of all files in a folder, by its manifest if it has one, else as `read_tables`."""
     paths = _of_datasets(root, listing)
     manifest = read_manifest(root)
     if manifest is None:
         if not layout.splits:
-            return read(name, root, paths, layout, listing.notes)
+            return read_tables(name, root, paths, layout, listing.notes)
         links = {link: kept for link, kept in listing.links.items() if is_table(link)}
         by_split = _given_splits(root, [*paths, *links], layout)
         used = {path for several in by_split.values() for path in several}
         once = [path for path in [*paths, *links] if links.get(path) not in used]
-        return read(name, root, once, layout)
+        return read_tables(name, root, once, layout)
     layout.check_unused(name)
     shards = {
         path: file for split in manifest.splits.values() for path, file in split.files.items()
@@ -128,14 +128,16 @@ def images(root: Folder, paths: Sequence[str], layout: DataLayout = AS_NAMED) ->
 
     Raises ValueError for data that cannot be used, and OSError.
     """
-    chosen = _columns(root, paths[0], layout, labelled=False)
-    with ThreadPoolExecutor(READERS) as pool:
-        return _table(root, [*pool.map(lambda path: _content(root, path, chosen), paths)], {})
+    chosen = _chosen_columns(root, paths[0], layout, labelled=False)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return _make_table(
+            root, [*pool.map(lambda path: _read_content(root, path, chosen), paths)], {}
+        )
 
 
 def _differs(root: Folder, paths: set[str]) -> ValueError:
     return ValueError(
-        f"data must match {MANIFEST} in {root}, got other files or rows: "
+        f"data must match {SHARD_MANIFEST} in {root}, got other files or rows: "
         f"{quoted_list(sorted(paths))}; psvit prepare --verify says more"
     )
 
@@ -147,7 +149,7 @@ def _of_datasets(root: Folder, listing: Listing) -> list[str]:
     for state in (path for path in listing.files if PurePosixPath(path).name == STATE):
         above = PurePosixPath(state).parent
         try:
-            content = json.loads(file_bytes.read(root, state))
+            content = json.loads(file_bytes.read_image_file(root, state))
             own = {str(above / file["filename"]) for file in content["_data_files"]}
         except (BadImage, KeyError, TypeError, ValueError, RecursionError):
             continue  # a file of something else
@@ -252,12 +254,14 @@ def _in_order(split_of: Mapping[str, Split]) -> dict[Split, list[str]]:
     }
 
 
-def _columns(root: Folder, path: str, layout: DataLayout, *, labelled: bool = True) -> Columns:
+def _chosen_columns(
+    root: Folder, path: str, layout: DataLayout, *, labelled: bool = True
+) -> Columns:
     where = f"{printable_path(path)} in {root}"
-    return columns.find_columns(_schema(root, path), layout, where, labelled=labelled)
+    return columns.find_columns(_read_schema(root, path), layout, where, labelled=labelled)
 
 
-def _schema(root: Folder, path: str) -> pa.Schema:
+def _read_schema(root: Folder, path: str) -> pa.Schema:
     try:
         if is_arrow(path):
             with open_file(root, path) as source:
@@ -278,15 +282,15 @@ def _unreadable(root: Folder, path: str, error: Exception) -> ValueError:
     )
 
 
-def _content(root: Folder, path: str, chosen: Columns) -> FileContent:
+def _read_content(root: Folder, path: str, chosen: Columns) -> FileContent:
     where = f"{printable_path(path)} in {root}"
     try:
-        schema, values, rows, numbers, known, largest = (_arrow if is_arrow(path) else _parquet)(
-            root, path, chosen.label
-        )
+        schema, values, rows, numbers, known, largest = (
+            _arrow_parts if is_arrow(path) else _parquet_parts
+        )(root, path, chosen.label)
         columns.check_image(schema, chosen.image, where)
         names = columns.class_names(schema, chosen.label)
-        labels, words = _numbers(values, where)
+        labels, words = _label_numbers(values, where)
     except (pa.ArrowException, OSError, UnicodeError, BadImage) as error:
         raise _unreadable(root, path, error) from None
     in_words = words is not None
@@ -300,7 +304,7 @@ Parts = tuple[pa.Schema, pa.ChunkedArray, tuple[int, ...], tuple[int, ...], tupl
 is known of the content, and the bytes of the largest."""
 
 
-def _parquet(root: Folder, path: str, label: str) -> Parts:
+def _parquet_parts(root: Folder, path: str, label: str) -> Parts:
     parquet = open_parquet(root, path)
     groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
     rows = tuple(group.num_rows for group in groups)
@@ -317,7 +321,7 @@ def _column_bytes(group: pq.RowGroupMetaData) -> str:
     return ",".join(map(str, sizes))
 
 
-def _arrow(root: Folder, path: str, label: str) -> Parts:
+def _arrow_parts(root: Folder, path: str, label: str) -> Parts:
     rows, numbers, labels, known, largest = [], [], [], [], 0
     with open_file(root, path) as source:
         schema = arrow_file.schema_of(source)
@@ -334,7 +338,9 @@ def _arrow(root: Folder, path: str, label: str) -> Parts:
     return schema, values, tuple(rows), tuple(numbers), tuple(known), largest
 
 
-def _numbers(values: pa.ChunkedArray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+def _label_numbers(
+    values: pa.ChunkedArray, where: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Labels as integers, and None; or for words their numbers, and the distinct words."""
     kind = values.type
     if pa.types.is_dictionary(kind):
@@ -363,11 +369,11 @@ def _splits(
     shards: Mapping[str, ShardFile] = MappingProxyType({}),
 ) -> Splits:
     """The splits of files; `shards` are the entries of a manifest, by path."""
-    chosen = _columns(root, next(iter(by_split.values()))[0], layout)
+    chosen = _chosen_columns(root, next(iter(by_split.values()))[0], layout)
     notes = [*notes, *chosen.notes]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READ_THREADS) as pool:
         reading = {
-            split: [pool.submit(_content, root, path, chosen) for path in paths]
+            split: [pool.submit(_read_content, root, path, chosen) for path in paths]
             for split, paths in by_split.items()
         }
         contents = {split: [task.result() for task in tasks] for split, tasks in reading.items()}
@@ -387,7 +393,7 @@ def _splits(
             f"row groups of up to {largest / 1e6:,.0f} MB are read as a whole: "
             "psvit prepare writes smaller ones"
         )
-    tables = {split: _table(root, several, shards) for split, several in contents.items()}
+    tables = {split: _make_table(root, several, shards) for split, several in contents.items()}
     return Splits.of(name, names, tables, notes)
 
 
@@ -477,7 +483,7 @@ def _check_range(content: FileContent, num_classes: int | None, root: Folder) ->
         )
 
 
-def _table(
+def _make_table(
     root: Folder, contents: list[FileContent], shards: Mapping[str, ShardFile]
 ) -> ParquetTable:
     groups: list[tuple[int, int, int]] = []

@@ -99,7 +99,7 @@ def _read_named(root: Folder, path: str) -> bytes:
         real = os.path.realpath(os.path.join(root.uri, path))
         if not files.is_in(real, os.path.realpath(root.uri)):
             raise BadImage(f"path is a link out of the data: {path!r}"[:200])
-    return file_bytes.read(root, path)
+    return file_bytes.read_image_file(root, path)
 
 
 class RowGroups:
@@ -116,7 +116,7 @@ class RowGroups:
         key = (root.uri, file, group, column)
         values = self._kept.pop(key, None)
         if values is None:
-            values = _read(root, file, group, column)
+            values = _read_column(root, file, group, column)
             while len(self._kept) > 1 and self.bytes + values.nbytes > self._max_bytes:
                 self._kept.popitem(last=False)
         self._kept[key] = values
@@ -135,7 +135,7 @@ class RowGroups:
 row_groups = RowGroups(CACHE_BYTES)
 
 
-def _read(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
+def _read_column(root: Folder, file: str, group: int, column: str) -> pa.ChunkedArray:
     try:
         if is_arrow(file):
             with open_file(root, file) as source:

@@ -18,11 +18,11 @@ from psvit_ray.storage import json_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
-MANIFEST = "manifest.json"
+SHARD_MANIFEST = "manifest.json"
 PROGRESS = "progress"
 """Name of the folder that holds the plan and each shard's description while shards are written."""
 PLAN = "plan.json"
-READERS = 8
+CHECK_THREADS = 8
 """Files checked at the same time, as hashing, decoding and reading do not hold the GIL."""
 CHUNK_BYTES = 4 << 20
 
@@ -66,14 +66,16 @@ class ShardManifest(Value):
     """Splits by name."""
 
 
-_MANIFEST = TypeAdapter(ShardManifest)
+_SHARD_MANIFEST = TypeAdapter(ShardManifest)
 
 
 def read_manifest(folder: Folder) -> ShardManifest | None:
     """The manifest of a folder; None if there is none. Raises ValueError if it cannot be read, or
     if not all shards are written yet."""
     remedy = "restore it from a copy, or make the shards again in another folder"
-    manifest = json_files.read_json(folder, MANIFEST, _MANIFEST, "the manifest of shards", remedy)
+    manifest = json_files.read_json(
+        folder, SHARD_MANIFEST, _SHARD_MANIFEST, "the manifest of shards", remedy
+    )
     if manifest is None and PLAN in (folder / PROGRESS).names():
         raise ValueError(
             f"shards in {folder} are not all written: go on with psvit prepare --resume"
@@ -84,8 +86,8 @@ def read_manifest(folder: Folder) -> ShardManifest | None:
 def faults(folder: Folder, manifest: ShardManifest) -> list[str]:
     """Differences between the files and the manifest, one line each; empty if there are none."""
     files = {name: file for split in manifest.splits.values() for name, file in split.files.items()}
-    with ThreadPoolExecutor(READERS) as pool:
-        checked = pool.map(lambda name: _check_file(folder, name, files[name], manifest), files)
+    with ThreadPoolExecutor(CHECK_THREADS) as pool:
+        checked = pool.map(lambda name: _check_shard(folder, name, files[name], manifest), files)
         results = dict(zip(files, checked, strict=True))
     lines = [f"{name}: {fault}" for name, (fault, _) in results.items() if fault]
     lines += [
@@ -101,7 +103,7 @@ def faults(folder: Folder, manifest: ShardManifest) -> list[str]:
     return lines
 
 
-def _check_file(
+def _check_shard(
     folder: Folder, name: str, entry: ShardFile, manifest: ShardManifest
 ) -> tuple[str, Counter[int]]:
     """The fault of a file, or empty, and its number of images of each class."""

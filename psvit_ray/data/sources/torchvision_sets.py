@@ -77,7 +77,7 @@ class VisionTable:
         return listing(places, contents=content)
 
 
-def read(data: str) -> Splits:
+def read_torchvision(data: str) -> Splits:
     """The splits of `torchvision:NAME:FOLDER`. Raises ValueError for a data set that torchvision
     does not have, that is not in the folder, or whose images do not have one label each."""
     prefix, kind, root = (*data.split(":", 2), "", "")[:3]

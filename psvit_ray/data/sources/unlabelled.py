@@ -34,7 +34,7 @@ class ImageGroup:
         return self.prefix + self.table.place(index)[1]
 
 
-def read(
+def read_unlabelled(
     data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
 ) -> list[ImageGroup]:
     """The images of `data`: paths or URIs of images, folders (with all below them), Parquet files
@@ -49,7 +49,7 @@ def read(
             groups = [_files("", [line.rstrip("\r\n") for line in lines if line.strip()])]
         else:
             try:
-                groups = _groups(given, layout)
+                groups = _image_groups(given, layout)
             except (OSError, pa.ArrowInvalid) as error:
                 raise ValueError(
                     f"data must be readable, got {without_secrets(given)!r}: "
@@ -70,7 +70,7 @@ def chunks(groups: Iterable[ImageGroup], size: int) -> Iterator[ImageGroup]:
             yield ImageGroup(group.table.take(indices), group.prefix)
 
 
-def _groups(given: str, layout: DataLayout) -> list[ImageGroup]:
+def _image_groups(given: str, layout: DataLayout) -> list[ImageGroup]:
     there = Folder.at(given)
     kind = files.file_type(there)
     if kind == fs.FileType.Directory:

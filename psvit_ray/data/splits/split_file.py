@@ -132,7 +132,7 @@ class SplitFile:
         return known
 
 
-def read(folder: Folder) -> SplitFile | None:
+def read_split_file(folder: Folder) -> SplitFile | None:
     """The split file in a run's folder; None if there is none. Raises ValueError if it was changed,
     and OSError."""
     content = folder.read(SPLITS_FILE)
@@ -194,10 +194,10 @@ def changes(known: SplitFile, now: SplitFile) -> list[str]:
     new = np.setdiff1d(np.arange(len(now)), where)
     renamed = []
     nameless = defaultdict(list)
-    for index, key in zip(gone[::-1], _keys(known, gone[::-1]), strict=True):
+    for index, key in zip(gone[::-1], _identities(known, gone[::-1]), strict=True):
         nameless[key].append(index)
     added = []
-    for index, key in zip(new, _keys(now, new), strict=True):
+    for index, key in zip(new, _identities(now, new), strict=True):
         if key[0] + key[1] and nameless[key]:
             renamed.append((nameless[key].pop(), index))
         else:
@@ -220,7 +220,7 @@ def changes(known: SplitFile, now: SplitFile) -> list[str]:
         what = _difference(known, int(first), now, int(where[first]))
         lines.append(f"{count_images(len(changed))} changed, such as {_place(known, first)}{what}")
     if known.class_names != now.class_names and not lines:
-        lines.append(f"its classes are {_names(now)}, they were {_names(known)}")
+        lines.append(f"its classes are {_quoted_names(now)}, they were {_quoted_names(known)}")
     return lines or ["its images come in another order"]
 
 
@@ -239,7 +239,9 @@ def _labels(file: SplitFile, images: pa.Table) -> np.ndarray:
     return np.array(file.class_names, dtype=object)[images["label"].to_numpy()]
 
 
-def _keys(file: SplitFile, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[str, str, str]]:
+def _identities(
+    file: SplitFile, indices: Sequence[int] | np.ndarray
+) -> Iterator[tuple[str, str, str]]:
     """Size, content and class of each image, which identify it whatever its name."""
     images = file.images.take(pa.array(indices, pa.int64()))
     return zip(_text(images["size"]), _text(images["content"]), _labels(file, images), strict=True)
@@ -260,7 +262,7 @@ def _difference(known: SplitFile, old: int, now: SplitFile, index: int) -> str:
     return f", of class {names[0]!r}, now {names[1]!r}" if names[0] != names[1] else ""
 
 
-def _names(file: SplitFile) -> str:
+def _quoted_names(file: SplitFile) -> str:
     shown = ", ".join(map(repr, file.class_names[:5]))
     more = len(file.class_names) - 5
     return shown + (f" and {more:,} more" if more > 0 else "")

@@ -99,7 +99,7 @@ def recognised_folders(tree: Tree, notes: list[str]) -> dict[Split, list[str]]:
         if len(filled) != 1 or top in tree.direct or splits_in(os.path.basename(filled[0])):
             break
         top = filled[0]
-    _check_classes(tree, notes)
+    _check_class_folders(tree, notes)
     return {"train": [""]}
 
 
@@ -174,7 +174,7 @@ def _unwrapped(tree: Tree, split: Split, folder: str) -> str:
         folder = inner[0]
 
 
-def _check_classes(tree: Tree, notes: list[str]) -> None:
+def _check_class_folders(tree: Tree, notes: list[str]) -> None:
     """Raises ValueError if folders that count as classes may be splits, or hold splits."""
     classes = tree.filled_in("")
     if alike := look_alikes(classes):

@@ -56,7 +56,7 @@ def write(
     )
     if answers.bad:
         bad = [(*place(index), reason) for index, reason in answers.bad]
-        (folder / quarantine.QUARANTINE).write_bytes(quarantine.content(bad))
+        (folder / quarantine.QUARANTINE).write_bytes(quarantine.quarantine_csv(bad))
 
 
 def summary(answers: LabelledPredictions) -> str:
@@ -95,4 +95,4 @@ def _hardest(answers: LabelledPredictions, place: Locate, count: int) -> Iterabl
 
 
 def _write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    path.write_bytes(csv_file.content(heading, rows))
+    path.write_bytes(csv_file.csv_bytes(heading, rows))

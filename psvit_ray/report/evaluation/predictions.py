@@ -29,11 +29,11 @@ def writer(file: TextIO, suffix: str, class_names: Sequence[str], top_k: int) ->
 
 def _csv(file: TextIO, class_names: Sequence[str], top_k: int) -> WriteRow:
     numbered = [f"{name}_{k}" for k in range(2, top_k + 1) for name in ("label", "probability")]
-    file.write(csv_file.line(["path", "label", "probability", *numbered, "error"]))
+    file.write(csv_file.csv_line(["path", "label", "probability", *numbered, "error"]))
 
     def write(path: str, answer: Prediction) -> None:
         cells = [cell for pair in _top_classes(answer, class_names) for cell in pair]
-        file.write(csv_file.line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
+        file.write(csv_file.csv_line([path, *(cells or [""] * (2 * top_k)), answer.reason]))
 
     return write
 

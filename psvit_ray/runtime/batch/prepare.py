@@ -17,9 +17,9 @@ from psvit_ray.data.shards.plan import Shard
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.shards.shard_file import WrittenShard
 from psvit_ray.data.sources.shard_manifest import (
-    MANIFEST,
     PLAN,
     PROGRESS,
+    SHARD_MANIFEST,
     ShardFile,
     ShardManifest,
     SplitManifest,
@@ -53,7 +53,7 @@ def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> ShardMan
     remedy = f"delete {out} to begin anew"
     plan = TypeAdapter(dict[str, Any])
     begun = json_files.read_json(out / PROGRESS, PLAN, plan, "the plan of shards", remedy)
-    ended = read_manifest(out) if MANIFEST in there else None
+    ended = read_manifest(out) if SHARD_MANIFEST in there else None
     if resume == "never" and there:
         hint = "; add --resume to go on with it" if begun or ended else ""
         raise ValueError(f"out must be new or empty, got {out}, which holds {there[0]!r}{hint}")
@@ -173,7 +173,7 @@ def _check_bad(
     bad = _bad_images(written)
     if len(bad) > max_bad_fraction * images:
         seen = sum(len(shard.bad) + shard.rows for shard in written.values())
-        quarantine.add(out, bad)
+        quarantine.add_to_quarantine(out, bad)
         raise ValueError(
             f"data has {len(bad):,} images that cannot be used among the first {seen:,} of "
             f"{images:,}, more than max_bad_fraction={max_bad_fraction:g}; "
@@ -202,9 +202,9 @@ def _finish(
             for split in plan.tables_by_split(splits)
         },
     )
-    quarantine.add(out, _bad_images(written))
-    out.delete_leftovers([*written, MANIFEST, quarantine.QUARANTINE])
-    out.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
+    quarantine.add_to_quarantine(out, _bad_images(written))
+    out.delete_leftovers([*written, SHARD_MANIFEST, quarantine.QUARANTINE])
+    out.write(SHARD_MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
     (out / PROGRESS).delete_files([*map(shard_file.note_name, written), PLAN])
     return manifest
 

@@ -68,7 +68,9 @@ def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known:
     """
     training = training_info(checkpoint, which="last", name=session.name, **known)
     with tempfile.TemporaryDirectory() as work:
-        export_checkpoint(Path(work), checkpoint, training, splits=split_file.read(session.splits))
+        export_checkpoint(
+            Path(work), checkpoint, training, splits=split_file.read_split_file(session.splits)
+        )
         folder.delete(CONFIG)
         for path in sorted(Path(work).iterdir(), key=lambda path: path.name == CONFIG):
             folder.write(path.name, path.read_bytes())

@@ -17,7 +17,7 @@ from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.model.latency import measure_table
+from psvit_ray.model.timing import measure_table
 from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.oneshot.candidate_scoring import score_candidates
 from psvit_ray.runtime.oneshot.finalists import export_inherited, export_winner

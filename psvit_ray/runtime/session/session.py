@@ -226,7 +226,7 @@ def check_resume(
     if changed := differences(description.identity, json.loads(json.dumps(identity))):
         raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
     if source:
-        check_unchanged(source, description.data_digest, split_file.read(folder))
+        check_unchanged(source, description.data_digest, split_file.read_split_file(folder))
 
 
 def exit_code(signal: int | None) -> int:

@@ -80,10 +80,10 @@ class WorkerTask(Value):
         """The data to train on. Raises ValueError where it cannot be used, DataChanged where its
         images are not those that the run began with."""
         folder = Folder(self.splits)
-        known = split_file.read(folder) if self.split_by_file else None
+        known = split_file.read_split_file(folder) if self.split_by_file else None
         source = source_from_settings(self.configuration.train, known)
         if source.digest != self.data_digest:
-            check_unchanged(source, self.data_digest, split_file.read(folder))
+            check_unchanged(source, self.data_digest, split_file.read_split_file(folder))
         check_source(self.configuration, source)
         return source
 
@@ -166,7 +166,7 @@ def _agreed_source(task: WorkerTask) -> Source:
 def record_bad_images(report: Report, folder: Folder) -> None:
     """Adds the report's bad images to `quarantine.csv` and warns the user of their number."""
     if number := len(report.bad_images):
-        quarantine.add(folder, report.bad_images)
+        quarantine.add_to_quarantine(folder, report.bad_images)
         images = "1 image" if number == 1 else f"{number} images"
         logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.QUARANTINE)
 

@@ -235,7 +235,9 @@ def run_trials(
     session.fence.check()
     recorder.interrupt(stop.reason)
     for key in (session.folder / QUARANTINE).names():
-        quarantine.add(session.folder, quarantine.read(session.folder / QUARANTINE / key))
+        quarantine.add_to_quarantine(
+            session.folder, quarantine.read_quarantine(session.folder / QUARANTINE / key)
+        )
     untracked = tracker.close("interrupted" if stop_signal.number else "completed")
     recorder.note_run_ids()
     return TrialsResult(recorder.records, stop_signal.number, untracked, recorder.storage_fault)

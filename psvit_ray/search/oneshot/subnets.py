@@ -14,7 +14,7 @@ from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
-from psvit_ray.model import redundancy
+from psvit_ray.model import attention_similarity
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.evaluation import score_batch
@@ -103,9 +103,9 @@ def suggested_sharings(
     suggested: dict[ArchSpec, None] = {}
     for spec in specs:
         images = preprocessing.normalize(torch.tensor(held_out.images))
-        alike = redundancy.measure_redundancy(supernet.extract(spec), images.split(BATCH))
+        alike = attention_similarity.measure_redundancy(supernet.extract(spec), images.split(BATCH))
         for threshold in THRESHOLDS:
-            other = spec.with_pattern(redundancy.propose(alike.similarity, threshold))
+            other = spec.with_pattern(attention_similarity.propose(alike.similarity, threshold))
             if configuration.supernet and configuration.supernet.space.contains(other):
                 suggested[other] = None
     return list(suggested)

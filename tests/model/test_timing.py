@@ -18,11 +18,11 @@ from psvit_ray.arch.parts import cover, parts
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.commands.command_line import read_recipe
-from psvit_ray.model import latency, strategies
-from psvit_ray.model.latency import measure_table, torch_device, tried_on
+from psvit_ray.model import strategies, timing
 from psvit_ray.model.layers import choose_strategy
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.strategies import StrategyTiming, check_strategies
+from psvit_ray.model.timing import measure_table, torch_device, tried_on
 from tests.helpers.command_line import Refused, job, parse
 from tests.helpers.spaces import SPACES, built, choices, space
 
@@ -210,7 +210,7 @@ def test_parts_are_named_as_the_pieces_that_run() -> None:
 def test_measured_is_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     clock = "thread_time" if torch.get_num_threads() == 1 else "perf_counter"
-    monkeypatch.setattr(latency.time, clock, lambda: float(next(ticks)))
+    monkeypatch.setattr(timing.time, clock, lambda: float(next(ticks)))
     given = SPACES["all kinds"]
     one = measure_table(given, QUICK)
     assert set(one.ms) == {part for spec in built(given) for part in parts(spec)}
@@ -229,14 +229,14 @@ def test_the_fastest_pass_of_a_moment_counts_and_of_moments_the_median(
 ) -> None:
     # One piece: two warm-up passes, then two; at three moments.
     seconds = iter([1, 1, 5, 2, 1, 1, 3, 8, 1, 1, 7, 7])
-    monkeypatch.setattr(latency, "time_pieces", lambda pieces, x: [float(next(seconds))])
+    monkeypatch.setattr(timing, "time_pieces", lambda pieces, x: [float(next(seconds))])
     conditions = Conditions(batch_size=1, rounds=2, times=3)
-    assert latency.time_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
+    assert timing.time_networks([spec("2d", (8, (1,)))], conditions) == [3.0]
 
 
 def test_parts_are_timed_in_the_fastest_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = iter([[0, 0, 0], [0, 0, 0], [1, 9, 9], [4, 5, 6]])
-    monkeypatch.setattr(latency, "time_pieces", lambda pieces, x: next(passes))
+    monkeypatch.setattr(timing, "time_pieces", lambda pieces, x: next(passes))
     one = measure_table(SPACES["one spec"], Conditions(batch_size=1, rounds=2, times=1))
     names = parts(SPACES["one spec"].sample(random.Random(0)))
     assert one.ms == dict(zip(names, [4, 5, 6], strict=True))
