@@ -1,1 +1,1 @@
-"""What a PSViT is, as a value. Standard library and pydantic only."""
+"""Architectures of PSViTs, and spaces of them, as values. Standard library and pydantic only."""

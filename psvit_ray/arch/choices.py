@@ -1,4 +1,4 @@
-"""What one stage of a search space may be."""
+"""The choices for one stage of a search space."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Images and labels, to batches."""
+"""Data: from stored images and labels to batches."""

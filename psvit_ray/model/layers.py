@@ -214,6 +214,7 @@ class TokenPool2d(nn.Module):
         self.conv, self.pool = _conv_and_pool(2, dim, dim_out, op)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to tokens (B, N/4, C')."""
         x = x.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))  # (B, C, G, G)
         return self.pool(self.conv(x)).flatten(2).transpose(1, 2)  # (B, N/4, C')
 
@@ -228,6 +229,7 @@ class TokenPool1d(nn.Module):
         self.conv, self.pool = _conv_and_pool(1, dim, dim_out, op)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, 1 + N, C), the class token first, to tokens (B, 1 + N/2, C')."""
         cls_token, x = x[:, :1], x[:, 1:].transpose(1, 2)  # (B, 1, C), (B, C, N)
         x = self.pool(self.conv(x)).transpose(1, 2)  # (B, N/2, C')
         return torch.cat((self.cls_proj(cls_token), x), dim=1)  # (B, 1 + N/2, C')

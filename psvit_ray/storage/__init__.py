@@ -1,1 +1,1 @@
-"""One door to disks and object stores: folders, files, atomic and durable writes."""
+"""Access to disks and object stores: folders, files, atomic and durable writes."""

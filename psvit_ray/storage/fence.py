@@ -32,7 +32,7 @@ class Holder(Value):
     owner: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
     """Random identifier of this taking of the lease."""
     number: NonNegativeInt = 0
-    """How often the lease on this name had been taken before."""
+    """Serial number of this taking of the lease, which grows with each."""
     host: str
     """Name of the driver's host."""
     pid: Annotated[int, Field(gt=0, lt=1 << 31)]

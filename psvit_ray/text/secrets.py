@@ -8,14 +8,14 @@ from urllib.parse import SplitResult, unquote_plus, urlsplit
 
 HIDDEN = "***"
 MAX_URL_LEVELS = 4
-"""How deep URLs in the parameters of URLs are looked into."""
+"""Depth to which URLs in the parameters of URLs are searched for secrets."""
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://")
 """A scheme has bounded length here, since a search tries it at every letter of a text."""
 _AUTHORITY = re.compile(r"\[[^\]\s]*\](:\d+)?|[^/?#@\s]*")
 _WORD = re.compile(r"\S*")
 _LINE_END = re.compile(r"[\r\n]")
 _URL_END = re.compile(rf"(?<=[\s'\"(<\[]){_SCHEME.pattern}|[\r\n]")
-"""Where the next URL of a text begins, or its line ends."""
+"""The beginning of the next URL of a text, or the end of the line."""
 _SECRET_NAME = re.compile(
     ".*(passw|pwd|passphrase|secret|token|credential|signature|apikey|accesskey|accountkey"
     "|privatekey|sharedkey|authkey).*|pass|sig|sas|key|jwt|auth|authorization"

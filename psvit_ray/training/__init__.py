@@ -1,1 +1,1 @@
-"""One run, plain PyTorch."""
+"""A training run in plain PyTorch."""

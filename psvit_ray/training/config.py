@@ -55,7 +55,8 @@ Repeats = Annotated[int, Field(ge=1, le=1_000)]
 
 
 class TrainConfig(Augmentation, DataLayout):
-    """How one network is trained. Names are those of timm's `train.py` where it has one."""
+    """Settings of the training of one network. Names are those of timm's `train.py` where it has
+    one."""
 
     data: str = "digits"
     """Images to train on: digits, a folder that holds a folder for each class, Parquet (a file,
@@ -178,7 +179,7 @@ class TrainConfig(Augmentation, DataLayout):
     num_loaders: ProcessesOrZero = 0
     """DataLoader processes of each worker; 0 loads images in the worker itself."""
     decoder: Decoder = "pil"
-    """Library that decodes images; torchcodec reads only JPEG, the rest is Pillow's."""
+    """Library that decodes images; torchcodec decodes JPEG only, and Pillow all else."""
     shuffle_window: PositiveCount = 4_096
     """Images that are shuffled with each other, and so kept in memory, when reading Parquet; row
     groups come in random order."""

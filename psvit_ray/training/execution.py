@@ -13,7 +13,7 @@ from psvit_ray.training.agreement import Request
 
 @dataclass(frozen=True)
 class Execution:
-    """How one worker executes a run."""
+    """Device and callbacks with which one worker executes a run."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  # a value, never changed
     """Device of the network."""

@@ -1,1 +1,1 @@
-"""One picture: from the bytes of a file to channels of 8 bits."""
+"""Decoding of images: from the bytes of a file to channels of 8 bits."""
