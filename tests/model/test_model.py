@@ -231,6 +231,7 @@ def test_a_group_is_the_unit_of_checkpointing(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(calls.count(block.attn) for block in model.blocks) == [2] * 5
 
 
+@pytest.mark.processes
 def test_compiled_blocks_equal_eager_in_inductor() -> None:
     model = small_model(small_spec("2")).train()
     x = images(model.spec)

@@ -114,7 +114,7 @@ def test_a_latency_table_is_that_of_the_space_and_of_its_batch(tmp_path: Path) -
         read_latency_table(config, SearchConfig(space=wider))
     for content in ("{}", "[" * 5_000):
         path.write_text(content)
-        said = rf"^latency_table must be a file of jobs/latency\.py, got {path}: [^\n]+$"
+        said = rf"^latency_table must be a file of psvit latency, got {path}: [^\n]+$"
         with pytest.raises(ValueError, match=said):
             read_latency_table(config, SEARCH)
 
