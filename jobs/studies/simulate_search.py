@@ -5,7 +5,7 @@
 
 Real: the proposals, Ray and Tune with as many trials at once as there are slots, ASHA, the record,
 MLflow on SQLite, the driver that is killed at half of the search and the one that goes on.
-Not real: a trial computes nothing. It reports the curve of `recorded_curve.json` beside this file, whose errors
+Not real: a trial computes nothing. It reports the curve of `recorded_curve.json`, whose errors
 are scaled by the MACs of its network, and its checkpoint is a number; images are not read. Slots
 are Ray's CPUs in name alone; a trial waits most of the time and takes 180 MiB.
 
