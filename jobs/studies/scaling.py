@@ -79,7 +79,7 @@ class ScalingJob(Value):
     attained: PositiveFraction = 0.6
     """Fraction of the link that an all-reduce gets. 0.59 at 4 hosts with 400 Gbit/s
     (NVIDIA/nccl#527: 29.6 GB/s), 0.5 to 0.6 at 8 to 32 with 100 (NVIDIA/nccl#235), both EFA; 0.92
-    to 0.96 on InfiniBand (NVIDIA/nccl-tests#290). jobs/doctor.py measures yours."""
+    to 0.96 on InfiniBand (NVIDIA/nccl-tests#290). `psvit doctor` measures yours."""
     message_us: PositiveNumber = 130.0
     """Microseconds of one small message of gloo: an all-reduce of 40 bytes by 8 processes on two
     cores took 1.87 ms at best, which is 14 of them."""

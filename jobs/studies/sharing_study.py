@@ -43,7 +43,7 @@ class SharingStudy(Value):
     """Measure what a proposed sharing is worth."""
 
     redundancy: str
-    """Folder or URI that jobs/redundancy.py wrote."""
+    """Folder or URI that `psvit redundancy` wrote."""
     recipe: str = "digits"
     """Name in psvit_ray/recipes, or path of a YAML file: how each network is trained."""
     train: TrainConfig = TrainConfig()
