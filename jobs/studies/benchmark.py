@@ -351,7 +351,7 @@ def tracking(job: BenchmarkJob) -> dict[str, Any]:
         def train(track: bool) -> None:
             record = Record(number=0, kind="fixed", params={}, configuration=configuration)
             for report in run_training(configuration, source):
-                record = record.reported(report.values())
+                record = record.reported(report.result())
                 if track:
                     tracker.put(record)
 

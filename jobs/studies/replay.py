@@ -13,8 +13,8 @@ from ray import tune
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.storage.fence import Fence
+from psvit_ray.training.results import TOP1, EpochResult, Point
 
-TOP1 = "holdout/top1"
 CHECKPOINT = "epochs"
 """Name of the checkpoint: the number of epochs reported so far."""
 
@@ -22,31 +22,35 @@ CHECKPOINT = "epochs"
 def replay(
     raw_task: dict[str, Any], *, recorded: Sequence[dict[str, Any]], macs: int, epoch_s: float
 ) -> None:
-    """Runs a trial that takes a TrialTask, as a real trial does, and reports recorded epochs.
+    """A trial of Tune that trains nothing.
 
-    It reports the first epochs of `recorded`, the `Report.values()` of a network of `macs` MACs,
-    one in about `epoch_s` seconds; a network with other MACs makes other errors. It goes on from
-    where the trial before it was killed.
-    """
+    Args:
+        raw_task: A TrialTask as primitives, as a real trial gets it.
+        recorded: The epochs of a real training: epoch, step and metrics of each. As many of them
+            are reported as the configuration has epochs.
+        macs: MACs of the network that was trained; a network with other MACs makes other errors.
+        epoch_s: Seconds from one report to the next, about.
+
+    Goes on from where the trial before it was killed."""
     configuration = raw_task["worker"]["configuration"]
     epochs = configuration["train"]["epochs"]
     luck = random.Random(repr(configuration))
     spec = ArchSpec.model_validate(configuration["spec"])
     times = (macs / count_macs(spec)) ** 0.3 * luck.lognormvariate(0, 0.2)
-    reports = [
-        report | {TOP1: max(100 - times * (100 - report[TOP1]), 0)} for report in recorded[:epochs]
-    ]
+    points = [_point(epoch, times) for epoch in recorded[:epochs]]
     fence = Fence.model_validate(raw_task["worker"]["fence"])
     checkpoints = fence.over(raw_task["worker"]["checkpoints"])
     done = min(int(checkpoints.read(CHECKPOINT) or 0), epochs - 1)
-    earlier = {"earlier": [_point(report) for report in reports[:done]]}
-    for report in reports[done:]:
+    earlier = tuple(points[:done])
+    for point in points[done:]:
         time.sleep(epoch_s * luck.uniform(0.8, 1.2))
-        checkpoints.write(CHECKPOINT, str(report["epoch"]).encode())
-        tune.report(report | earlier)
-        earlier = {}
+        checkpoints.write(CHECKPOINT, str(point.epoch).encode())
+        tune.report(EpochResult(point=point, earlier=earlier).to_metrics())
+        earlier = ()
 
 
-def _point(report: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: value for name, value in report.items() if name not in ("epoch", "step")}
-    return {"epoch": report["epoch"], "step": report["step"], "metrics": metrics}
+def _point(recorded: dict[str, Any], times: float) -> Point:
+    """An epoch that was recorded, with so many times its errors on the hold-out."""
+    metrics = {name: value for name, value in recorded.items() if name not in ("epoch", "step")}
+    metrics[TOP1] = max(100 - times * (100 - metrics[TOP1]), 0)
+    return Point(epoch=recorded["epoch"], step=recorded["step"], metrics=metrics)

@@ -4,7 +4,7 @@ from it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
@@ -15,23 +15,13 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.storage import json_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.results import TOP1, FailedResult, Point, Result
 
 Kind = Literal["baseline", "first", "proposal", "fixed", "supernet", "finalist", "finetuned"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
-METRICS = ("train/", "holdout/", "perf/")
 RECORDS = "record"
 REMEDY = "restore it from a copy, or delete it to train its configuration again"
 FINAL_STATUSES: tuple[Status, ...] = ("completed", "stopped", "failed")
-
-
-class Point(Value):
-    """Metrics that one epoch reported. `step` counts optimizer updates."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
-
-    epoch: int
-    step: int
-    metrics: dict[str, float]
 
 
 class Record(Value):
@@ -102,7 +92,7 @@ class Record(Value):
 
         The best epoch would be a choice made on noise.
         """
-        top1 = self.curve[-1].metrics.get("holdout/top1", math.nan) if self.curve else math.nan
+        top1 = self.curve[-1].metrics.get(TOP1, math.nan) if self.curve else math.nan
         return top1 if math.isfinite(top1) else None
 
     @property
@@ -111,25 +101,20 @@ class Record(Value):
         compared."""
         return self.status == "completed" and self.top1 is not None
 
-    def reported(self, values: Mapping[str, Any]) -> Record:
-        """The record with what a run reported (`Report.values()`) added.
+    def reported(self, result: Result) -> Record:
+        """The record with what a run reported added.
 
         A step that is known stays as it was: a run that goes on from a checkpoint may report it
         again.
         """
+        if isinstance(result, FailedResult):
+            return self.model_copy(update={"reason": result.reason})
         points = {point.step: point for point in self.curve}
-        for point in map(Point.model_validate, values.get("earlier", ())):
+        for point in (*result.earlier, result.point):
             points.setdefault(point.step, point)
-        changes: dict[str, Any] = {}
-        if "failed" in values:
-            changes["reason"] = values["failed"]
-        else:
-            metrics = {name: v for name, v in values.items() if name.startswith(METRICS)}
-            point = Point(epoch=values["epoch"], step=values["step"], metrics=metrics)
-            points.setdefault(point.step, point)
-        changes["curve"] = tuple(points[step] for step in sorted(points))
-        if "test/top1" in values:
-            changes |= {"test_top1": values["test/top1"], "test_correct": values["test_correct"]}
+        changes: dict[str, Any] = {"curve": tuple(points[step] for step in sorted(points))}
+        if result.test_top1 is not None:
+            changes |= {"test_top1": result.test_top1, "test_correct": result.test_correct}
         return self.model_copy(update=changes)
 
 

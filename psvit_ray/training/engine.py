@@ -22,6 +22,7 @@ from psvit_ray.training.distributed import all_gather
 from psvit_ray.training.evaluation import Evaluation, evaluate
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.loss import Teacher
+from psvit_ray.training.results import TOP1, EpochResult, Point
 from psvit_ray.training.state import TrainState, build_model, load_init, run_info
 from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
@@ -53,17 +54,20 @@ class Report:
     @property
     def top1(self) -> float | None:
         """Top-1 on the hold-out in percent; None within an epoch."""
-        return self.metrics.get("holdout/top1")
+        return self.metrics.get(TOP1)
 
-    def values(self) -> dict[str, Any]:
-        """The report as a dict of primitives, as frameworks take it."""
-        values: dict[str, Any] = {"epoch": self.epoch, "step": self.step, **self.metrics}
-        if self.earlier:
-            values["earlier"] = self.earlier
-        if self.test:
-            values["test/top1"] = self.test.top1
-            values["test_correct"] = "".join("1" if right else "0" for right in self.test.correct)
-        return values
+    def result(self) -> EpochResult:
+        """The end of an epoch, as frameworks carry it."""
+        point = Point(epoch=self.epoch, step=self.step, metrics=self.metrics)
+        earlier = tuple(map(Point.model_validate, self.earlier))
+        if self.test is None:
+            return EpochResult(point=point, earlier=earlier)
+        return EpochResult(
+            point=point,
+            earlier=earlier,
+            test_top1=self.test.top1,
+            test_correct="".join("1" if right else "0" for right in self.test.correct),
+        )
 
 
 def check_networks(configuration: Configuration, source: Source) -> LoadedWeights | None:

@@ -20,6 +20,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager, checkpoint_names
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run_training
+from psvit_ray.training.results import EpochResult, Point
 from psvit_ray.training.source import load_source
 from tests.helpers.power import Disk, Killed, watched
 from tests.helpers.training import SPEC
@@ -61,9 +62,9 @@ def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
         start = kept.newest()
         epoch = start.epoch if start else 0
         if start and start.curve:  # what it lacks, it is told
-            record = record.reported(
-                {**_report(start.epoch), "earlier": [_point(n + 1) for n in range(start.epoch)]}
-            )
+            earlier = tuple(_point(number + 1) for number in range(start.epoch))
+            result = EpochResult(point=_point(start.epoch), earlier=earlier)
+            record = record.reported(result)
             store.put(record)
         for now in range(epoch + 1, EPOCHS + 1):
             for done in (now - 1, now):
@@ -71,21 +72,17 @@ def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
                     first,
                     epoch=done,
                     step=10 * now,
-                    curve=[_point(number + 1) for number in range(done)],
+                    curve=[_point(number + 1).model_dump() for number in range(done)],
                 )
                 kept.put(state, top1=float(done)).result()
                 promises.saved = 2 * now - (done < now)
-            record = record.reported(_report(now))
+            record = record.reported(EpochResult(point=_point(now)))
             store.put(record)
             promises.recorded = now
 
 
-def _point(epoch: int) -> dict[str, object]:
-    return {"epoch": epoch, "step": 10 * epoch, "metrics": {"holdout/top1": float(epoch)}}
-
-
-def _report(epoch: int) -> dict[str, object]:
-    return {"epoch": epoch, "step": 10 * epoch, "holdout/top1": float(epoch)}
+def _point(epoch: int) -> Point:
+    return Point(epoch=epoch, step=10 * epoch, metrics={"holdout/top1": float(epoch)})
 
 
 def assert_goes_on(path: Path, first: Checkpoint, before: Promises) -> None:

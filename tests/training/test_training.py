@@ -87,7 +87,7 @@ def test_started_from_its_last_checkpoint_a_run_only_reports_that_epoch_again() 
     (again,) = run_training(configuration, source, start=last.checkpoint(), test=True)
     assert (again.epoch, again.step) == (last.epoch, last.step)
     assert again.metrics["holdout/loss"] == last.metrics["holdout/loss"]
-    assert again.values()["test_correct"] == last.values()["test_correct"]
+    assert again.result().test_correct == last.result().test_correct
 
 
 def test_a_checkpoint_of_another_configuration_is_refused() -> None:

@@ -30,6 +30,7 @@ from psvit_ray.training.config import Configuration
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.exporting import export_checkpoint, training_info
+from psvit_ray.training.results import EpochResult
 from psvit_ray.training.source import load_source
 
 INHERITED = "inherited"
@@ -104,7 +105,7 @@ def score_test(session: Session, records: Sequence[Record], trials: Trials) -> l
     return tested
 
 
-def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dict[str, Any]:
+def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> EpochResult:
     """The last report of a training, made again with the test images."""
     torch.set_num_threads(threads)
     config = Configuration.model_validate_json(configuration)
@@ -114,7 +115,7 @@ def _evaluate_on_test(configuration: str, checkpoints: str, threads: int) -> dic
     *_, last = run_training(
         config, load_source(config), execution=execution, start=start, test=True
     )
-    return last.values()
+    return last.result()
 
 
 def export_winner(

@@ -39,6 +39,7 @@ from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import WorkerHung
 from psvit_ray.training.checkpoint import checkpoint_names
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.results import result_of
 
 CHECKPOINTS = "checkpoints"
 FOLLOW_S = 2.0
@@ -335,7 +336,7 @@ class _RecordCallback(UserCallback):
         try:
             self._fence.check()  # the record may be gone with the lease
             (record,) = self._store.all()
-            self._store.put(record.reported(metrics[0]))
+            self._store.put(record.reported(result_of(metrics[0])))
         except LeaseLost as error:
             ControlChannel(self._channel).send(STOP, str(error))
 

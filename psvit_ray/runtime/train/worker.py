@@ -43,10 +43,10 @@ from psvit_ray.training.checkpoint import (
 from psvit_ray.training.config import Configuration, PositiveNumber
 from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.results import FailedResult
 from psvit_ray.training.source import check_source, source_from_settings
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
-TOP1 = "holdout/top1"
 LOOK_S = 0.25
 DRIVER_ERRORS = (CheckpointError, LeaseLost)
 """Errors that end a driver's work, and are no fault of a configuration."""
@@ -93,7 +93,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
     task = WorkerTask.model_validate(raw_task)
     rank = ray.train.get_context().get_world_rank()
     channel = ControlChannel(task.channel)
-    last_report: dict[str, Any] = {"epoch": 0, "step": 0, TOP1: 0.0}
+    epoch = step = 0
     stopped, failed = False, ""
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -106,10 +106,9 @@ def train_worker(raw_task: dict[str, Any]) -> None:
             with contextlib.closing(reports):  # type: ignore[type-var]
                 for report in reports:
                     keeper.take(report)
-                    last_report |= {"epoch": report.epoch, "step": report.step}
-                    stopped = report.stopped
+                    epoch, step, stopped = report.epoch, report.step, report.stopped
                     if report.metrics:
-                        ray.train.report(report.values())
+                        ray.train.report(report.result().to_metrics())
         except (BrokenCheckpoint, DataChanged, Diverged, TooManyBadImages) as error:
             # The configuration's own fault, the same on all workers: a result, not to be tried
             # again.
@@ -117,10 +116,11 @@ def train_worker(raw_task: dict[str, Any]) -> None:
         keeper.close()
         failed = broadcast_from_rank_zero(failed or keeper.fault)
     if failed:
-        ray.train.report({**last_report, "failed": failed, "storage_failed": bool(keeper.fault)})
+        result = FailedResult(epoch=epoch, step=step, reason=failed, of_driver=bool(keeper.fault))
+        ray.train.report(result.to_metrics())
     elif stopped and rank == 0:
         reason = channel.read(STOP) or "stopped by SIGTERM to a worker"
-        at = f"step {last_report['step']}, checkpoint {keeper.written}"
+        at = f"step {step}, checkpoint {keeper.written}"
         channel.send(STOPPED, f"{reason} at {at}")
 
 

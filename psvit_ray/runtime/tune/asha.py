@@ -10,10 +10,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.runtime.train.worker import TOP1
 from psvit_ray.runtime.tune.recorder import Recorder
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Epochs
+from psvit_ray.training.results import TOP1, FailedResult, result_of
 
 
 class AshaConfig(Value):
@@ -52,7 +52,7 @@ class Asha(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         record = self._recorder.of(trial.trial_id)
-        if record.kind == "baseline" or "failed" in result:
+        if record.kind == "baseline" or isinstance(result_of(result), FailedResult):
             return TrialScheduler.CONTINUE
         decision = super().on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:

@@ -16,6 +16,7 @@ from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore, Status
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.text.durations import time_left
+from psvit_ray.training.results import FailedResult, result_of
 
 
 class ResultListener(Protocol):
@@ -103,12 +104,13 @@ class Recorder(tune.Callback):
     ) -> None:
         for note in self._channel.new_notes():
             self._say(note)
-        if result.get("storage_failed"):
-            self.storage_fault = result["failed"]
+        reported = result_of(result)
+        if isinstance(reported, FailedResult) and reported.of_driver:
+            self.storage_fault = reported.reason
             self._say(self.storage_fault)
             return
         trial.run_metadata.num_failures = 0  # attempts are limited only while nothing comes of them
-        self._update(trial, self.of(trial.trial_id).reported(result))
+        self._update(trial, self.of(trial.trial_id).reported(reported))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: Any

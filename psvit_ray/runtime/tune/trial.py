@@ -14,12 +14,13 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import STOP, ControlChannel, HeadMonitor
 from psvit_ray.runtime.train.trainer import make_trainer
-from psvit_ray.runtime.train.worker import DRIVER_ERRORS, TOP1, WorkerTask, record_bad_images
+from psvit_ray.runtime.train.worker import DRIVER_ERRORS, WorkerTask, record_bad_images
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import Request
 from psvit_ray.training.checkpoint import CheckpointManager
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
+from psvit_ray.training.results import FailedResult
 from psvit_ray.training.steps import Diverged
 
 MONITOR_S = 5.0
@@ -48,7 +49,7 @@ def _train_here(task: TrialTask) -> None:
     configuration, fence = task.worker.configuration, task.worker.fence
     keep, on_gpu = configuration.train.keep_checkpoints, bool(ray.get_gpu_ids())
     torch.set_num_threads(int(task.resources_per_worker["CPU"]))
-    values: dict[str, Any] = {"epoch": 0, "step": 0}
+    epoch = step = 0
     try:
         # Tune stops a trial by SystemExit out of `report`: the process lives on, loaders must not,
         # and what is being written is written.
@@ -76,14 +77,15 @@ def _train_here(task: TrialTask) -> None:
                 if report.checkpoint_due:
                     kept.put(report.checkpoint(), top1=report.top1)
                 if report.metrics:
-                    values = report.values()
-                    tune.report(values)
+                    epoch, step = report.epoch, report.step
+                    tune.report(report.result().to_metrics())
     except DRIVER_ERRORS as error:  # not this trial's: so the next would fare too
-        tune.report({**values, TOP1: 0.0, "failed": str(error), "storage_failed": True})
+        failed = FailedResult(epoch=epoch, step=step, reason=str(error), of_driver=True)
+        tune.report(failed.to_metrics())
     except (Diverged, ValueError, torch.OutOfMemoryError) as error:
         # The configuration's own fault is a result. What Tune sees fail is infrastructure.
         reason = without_secrets(f"{type(error).__name__}: {error}").splitlines()[0]
-        tune.report({**values, TOP1: 0.0, "failed": reason})
+        tune.report(FailedResult(epoch=epoch, step=step, reason=reason).to_metrics())
 
 
 def _check_monitor(monitor: HeadMonitor) -> Request:

@@ -26,7 +26,7 @@ from psvit_ray.runtime.tracking.gauges import TrialGauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
 from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.train.worker import TOP1, WorkerTask
+from psvit_ray.runtime.train.worker import WorkerTask
 from psvit_ray.runtime.tune.asha import Asha, AshaConfig
 from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.recorder import Recorder, ResultListener
@@ -36,6 +36,7 @@ from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.results import TOP1
 
 QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
@@ -171,7 +172,7 @@ def run_trials(
     Args:
         num_trials: Largest number of trials to start.
         trainable: Function that runs in the process of each trial: it takes a TrialTask, as
-            primitives, and reports `Report.values()` to Tune.
+            primitives, and reports `EpochResult.to_metrics()` to Tune.
 
     Raises LeaseLost, once the trials have ended, where another driver took the name.
     """
