@@ -1,7 +1,7 @@
 """What a run reports, as values that cross process boundaries: an epoch, or its fatal fault.
 
 Ray sees a flat mapping of metrics, of which its schedulers read `epoch` and `holdout/top1`; the
-whole value goes with it under the key `result`.
+whole value goes with it under the key `result`, as JSON because Tune flattens what is nested.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EpochResult(Value):
             "epoch": self.point.epoch,
             "step": self.point.step,
             **self.point.metrics,
-            "result": self.model_dump(),
+            "result": self.model_dump_json(),
         }
 
 
@@ -64,7 +64,7 @@ class FailedResult(Value):
     def to_metrics(self) -> dict[str, Any]:
         """The mapping for `ray.train.report` and `tune.report`, which ask for the ranking metric
         in every report."""
-        result = self.model_dump()
+        result = self.model_dump_json()
         return {"epoch": self.epoch, "step": self.step, TOP1: 0.0, "result": result}
 
 
@@ -74,4 +74,4 @@ _RESULT: TypeAdapter[Result] = TypeAdapter(Annotated[Result, Field(discriminator
 
 def result_of(metrics: Mapping[str, Any]) -> Result:
     """The value that a report to Ray carries. Raises ValueError where it has none."""
-    return _RESULT.validate_python(metrics.get("result"))
+    return _RESULT.validate_json(metrics.get("result", ""))
