@@ -103,7 +103,7 @@ class TrainConfig(Augmentation, DataLayout):
     min_lr: NonNegativeNumber = 1e-5
     """Learning rate at the end of the cosine schedule."""
     warmup_epochs: NonNegativeNumber = 2.0
-    """Epochs of linear warm-up before the cosine schedule."""
+    """Epochs of linear warm-up before the cosine schedule; at most half of `epochs` are taken."""
     weight_decay: NonNegativeNumber = 0.05
     """Decoupled weight decay; as in timm, biases, norms and embeddings have none."""
     layer_decay: PositiveFraction = 1.0
@@ -220,10 +220,6 @@ class TrainConfig(Augmentation, DataLayout):
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
-        if self.warmup_epochs >= self.epochs and self.epochs > 1:
-            raise ValueError(
-                f"warmup_epochs must be less than epochs={self.epochs}, got {self.warmup_epochs}"
-            )
         if self.min_lr > self.peak_lr:
             raise ValueError(f"min_lr must be at most lr={self.peak_lr:g}, got {self.min_lr}")
         return self

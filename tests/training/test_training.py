@@ -23,7 +23,7 @@ from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.source import load_source
 from psvit_ray.training.state import build_model, run_info
-from psvit_ray.training.steps import Diverged
+from psvit_ray.training.steps import Diverged, make_schedule
 from tests.helpers.training import (
     SPEC,
     assert_same,
@@ -301,12 +301,23 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
     assert any(not torch.equal(saved.model[name], saved.ema[name]) for name in saved.model)
 
 
+def test_a_warm_up_takes_at_most_half_of_a_short_run() -> None:
+    config = TrainConfig(epochs=2, warmup_epochs=5, lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = make_schedule(optimizer, config, steps_per_epoch=10)
+    rates = []
+    for step in range(20):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates.index(max(rates)) == 10
+    assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"epochs": 0}, "epochs"),
         ({"lr": -1.0}, "lr"),
-        ({"warmup_epochs": 20}, "warmup_epochs must be less than epochs=20, got 20"),
         ({"epocs": 3}, "unknown field 'epocs'; nearest is 'epochs'"),
         ({"min_lr": 1.0}, "min_lr must be at most lr"),
         ({"bce_loss": True}, "smoothing must be 0 with bce_loss, got 0.1"),
