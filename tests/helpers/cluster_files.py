@@ -22,6 +22,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray._private.runtime_env.packaging import create_package
 
+from psvit_ray import __version__
+
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,8 +63,8 @@ def image(name: str) -> Iterator[str]:
         yield f"image {name} must be pinned to a version"
     elif "psvit-ray" in repository:
         ours = re.fullmatch(r"([\d.]+)-ray([\d.]+)-py311", tag)
-        if not ours or ours[1] != PROJECT["version"] or ours[2] not in required("ray"):
-            wanted = f"{PROJECT['version']}-rayVERSION-py311"
+        if not ours or ours[1] != __version__ or ours[2] not in required("ray"):
+            wanted = f"{__version__}-rayVERSION-py311"
             yield f"image {name} must be {wanted}, with Ray {required('ray')}"
     elif repository == "rayproject/ray" and tag.split("-")[0] not in required("ray"):
         yield f"image {name} must have Ray {required('ray')}"
