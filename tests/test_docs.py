@@ -107,6 +107,7 @@ def start(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         app.main()
     elif argv[0] == "-m":
         monkeypatch.setattr(sys, "argv", argv[1:])
+        monkeypatch.delitem(sys.modules, argv[1], raising=False)  # another test may have it
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:
         monkeypatch.setattr(sys, "argv", argv)

@@ -263,7 +263,7 @@ def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> No
         if number == 2:
             alive: Any = list_actors(
                 ray.get_runtime_context().gcs_address,
-                filters=[("class_name", "=", "Scorer"), ("state", "=", "ALIVE")],
+                filters=[("class_name", "=", "InferenceActor"), ("state", "=", "ALIVE")],
             )
             os.kill(alive[0].pid, signal.SIGKILL)
     here = score_batches(exported.model, table, exported.preprocessing, batch_size=20)
