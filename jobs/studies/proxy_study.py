@@ -91,14 +91,9 @@ def work(job: ProxyStudy) -> int:
         for name, train in fidelities.items()
     }
     source, *_ = [load_source(group[0]) for group in configurations.values()]
-    everything = [
-        configuration
-        for each in zip(*configurations.values(), strict=True)
-        for configuration in each
-    ]
     with train_each(
         job.launch,
-        everything,
+        configurations,
         source,
         job.trials,
         default_name=f"{Path(job.recipe).stem}-proxies",

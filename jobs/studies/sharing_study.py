@@ -76,14 +76,9 @@ def work(job: SharingStudy) -> int:
         for name, pattern in patterns.items()
     }
     source = load_source(configurations[PROPOSED][0])
-    interleaved = [
-        configuration
-        for each in zip(*configurations.values(), strict=True)
-        for configuration in each
-    ]
     with train_each(
         job.launch,
-        interleaved,
+        configurations,
         source,
         job.trials,
         default_name=f"{Path(job.recipe).stem}-sharings",

@@ -39,11 +39,9 @@ def work(job: CompareJob) -> int:
         raise ValueError("search must be on data with test images; a test split is needed")
     if notes:
         print("\n".join(notes))
-    by_seed = zip(*configurations.values(), strict=True)
-    interleaved = [configuration for pair_of_seed in by_seed for configuration in pair_of_seed]
     with train_each(
         job.launch,
-        interleaved,
+        configurations,
         source,
         job.trials,
         default_name=f"{job.search}-compare",

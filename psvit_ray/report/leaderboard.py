@@ -11,7 +11,7 @@ import yaml
 from psvit_ray.report.pareto_picture import pareto_png
 from psvit_ray.report.summary import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
-from psvit_ray.search.rows import Row, csv_bytes, spec_columns, write_files
+from psvit_ray.search.rows import Row, spec_columns, table_csv, write_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 
@@ -96,6 +96,6 @@ def best_yaml(winner: Record, title: str) -> str:
 
 def _tables(table: list[Row]) -> dict[str, bytes]:
     return {
-        "leaderboard.csv": csv_bytes(table),
+        "leaderboard.csv": table_csv(table),
         "leaderboard.json": json.dumps(table, indent=1, allow_nan=False).encode(),
     }

@@ -30,7 +30,7 @@ def _join(numbers: Iterable[int]) -> str:
     return "|".join(str(number) for number in numbers)
 
 
-def csv_bytes(table: Sequence[Row], *, first: str = "rank") -> bytes:
+def table_csv(table: Sequence[Row], *, first: str = "rank") -> bytes:
     """The table as CSV; `first` is the only column of a table without rows."""
     return csv_file.csv_bytes(list(table[0]) if table else [first], (row.values() for row in table))
 

@@ -178,7 +178,7 @@ class _Scores:
 
     @property
     def metrics(self) -> dict[str, float]:
-        return {"holdout/loss": self.holdout.loss, "holdout/top1": self.holdout.top1}
+        return {"holdout/loss": self.holdout.loss, TOP1: self.holdout.top1}
 
 
 def _scores(state: TrainState, source: Source, execution: Execution, *, test: bool) -> _Scores:

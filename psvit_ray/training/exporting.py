@@ -12,6 +12,7 @@ from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.text.secrets import without_secrets, without_secrets_in
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import TrainConfig
+from psvit_ray.training.results import TOP1
 
 
 def training_info(
@@ -41,7 +42,7 @@ def training_info(
         epoch=checkpoint.epoch,
         step=checkpoint.step,
         seed=train.seed,
-        holdout_top1=last["metrics"]["holdout/top1"] if measured else None,
+        holdout_top1=last["metrics"][TOP1] if measured else None,
         test_top1=test_top1 if measured and checkpoint.epoch == train.epochs else None,
         macs=count_macs(spec),
         params=count_params(spec),

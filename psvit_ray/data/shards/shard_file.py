@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from psvit_ray.arch.spec import Value
 from psvit_ray.data.images.decode import (
     GREY_MODES,
     BadImage,
@@ -30,7 +29,7 @@ from psvit_ray.data.images.decode import (
 from psvit_ray.data.quarantine import BadImageRow
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.parquet_table import row_groups
-from psvit_ray.data.sources.shard_manifest import PROGRESS
+from psvit_ray.data.sources.shard_manifest import PROGRESS, ShardFile
 from psvit_ray.storage.files import printable_path
 from psvit_ray.storage.folder import Folder
 
@@ -49,15 +48,9 @@ GROUP_ROWS = 32
 GROUP_BYTES = 4 << 20
 
 
-class WrittenShard(Value):
+class WrittenShard(ShardFile):
     """The content of a shard that was written."""
 
-    rows: int
-    """Number of images."""
-    bytes: int
-    """Size of the file."""
-    sha256: str
-    """Hash of the file."""
     classes: tuple[int, ...]
     """Number of images of each class."""
     bad: tuple[BadImageRow, ...]

@@ -19,7 +19,7 @@ from psvit_ray.search.oneshot.finalists import HOW, finalist_records, finalists,
 from psvit_ray.search.oneshot.plan import standard_error
 from psvit_ray.search.oneshot.scores import Score, generations, rank_scores, score_rows
 from psvit_ray.search.record import Record
-from psvit_ray.search.rows import csv_bytes, write_files
+from psvit_ray.search.rows import table_csv, write_files
 from psvit_ray.storage.folder import Folder
 
 
@@ -55,9 +55,9 @@ def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, byte
     """Content of `candidates.csv`, `traits.csv` and `finalists.csv`."""
     best_finalists = finalists(records)
     return {
-        "candidates.csv": csv_bytes(score_rows(scores)),
-        "traits.csv": csv_bytes(traits.trait_rows(traits.trait_choices(scores)), first="trait"),
-        "finalists.csv": csv_bytes(
+        "candidates.csv": table_csv(score_rows(scores)),
+        "traits.csv": table_csv(traits.trait_rows(traits.trait_choices(scores)), first="trait"),
+        "finalists.csv": table_csv(
             finalist_table.finalist_rows(best_finalists, scores), first="how"
         ),
     }

@@ -30,11 +30,12 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.search.oneshot.scores import Score, generations, score_rows
 from psvit_ray.search.record import FINAL_STATUSES, Record, Status
-from psvit_ray.search.rows import csv_bytes
+from psvit_ray.search.rows import table_csv
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Guard
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.results import TOP1
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
@@ -338,7 +339,7 @@ class Tracker:
                 ]
                 self._parent.client.log_batch(self._parent.run_id, points)
                 self._steps[CANDIDATES].add(generation.number)
-        table = csv_bytes(score_rows(scores)).decode()
+        table = table_csv(score_rows(scores)).decode()
         self._parent.client.log_text(self._parent.run_id, table, f"{CANDIDATES}.csv")
 
     def _open(self, record: Record) -> Run:
@@ -380,7 +381,7 @@ class Tracker:
             if run.data.metrics.get(name) != value:
                 metrics.append(Metric(name, value, now, step))
 
-        tops = [(point.metrics.get("holdout/top1", math.nan), point) for point in record.curve]
+        tops = [(point.metrics.get(TOP1, math.nan), point) for point in record.curve]
         if finite := [(top1, point) for top1, point in tops if math.isfinite(top1)]:
             top1, best = max(finite, key=lambda pair: pair[0])
             add("best/holdout_top1", top1, best.step)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -247,7 +247,7 @@ def run_trials(
 @contextlib.contextmanager
 def train_each(
     launch: SessionConfig,
-    configurations: Sequence[Configuration],
+    groups: Mapping[str, Sequence[Configuration]],
     source: Source,
     trials: Trials,
     *,
@@ -257,8 +257,12 @@ def train_each(
     """Trains each configuration once, under a name of their own: a resume must be of the same ones.
     The name is held until the caller has written its results.
 
-    Raises ValueError as `open_session`.
+    The groups, all of one length, are trained in turns, so that one that is cut off leaves as many
+    of each. Raises ValueError as `open_session`.
     """
+    configurations = [
+        configuration for turn in zip(*groups.values(), strict=True) for configuration in turn
+    ]
     with open_session(
         launch,
         default_name=default_name,
