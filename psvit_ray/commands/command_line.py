@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands.exits import end, fail, leave, printable_output
+from psvit_ray.commands.shorter import shortened as shortened_recipe
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.text.messages import nearest, short_repr, shortened
 from psvit_ray.text.yaml_file import read_text, read_yaml
@@ -79,9 +80,9 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
     recipe, sections = "", {}
     if "recipe" in fields:
         recipe = _value_of("--recipe", argv) or fields["recipe"].default
-        sections = read_recipe(recipe)
-    if (arch := _value_of("--arch", argv)) and arch.endswith((".yaml", ".yml")):
-        sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
+        sections = shortened_recipe(
+            recipe_sections(recipe, _value_of("--arch", argv)), _value_of("--epochs", argv)
+        )
     default = job.model_construct(**_defaults(job, recipe, sections))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if "--help" in argv or "-h" in argv:
@@ -98,6 +99,15 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
         raise ValueError(shortened(message, MAX_MESSAGE)) from None
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+
+
+def recipe_sections(recipe: str, arch: str | None) -> dict[str, Any]:
+    """The sections of a recipe, with the training of `arch` where that is a search's best.yaml.
+    Raises ValueError for files that are neither."""
+    sections = read_recipe(recipe)
+    if arch and arch.endswith((".yaml", ".yml")):
+        sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
+    return sections
 
 
 def recipe_names() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from psvit_ray.commands import command_line
 from psvit_ray.commands.options import TrainJob
+from psvit_ray.commands.shorter import shorter_note
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration
@@ -40,7 +41,12 @@ def work(job: TrainJob) -> int:
         resources=job.resources,
     ) as session:
         resources = amounts_per_worker(job.resources)
-        notes = [*source.notes, shuffle_advice(source.train, job.train.shuffle_window)]
+        sections = command_line.recipe_sections(job.recipe, job.arch)
+        notes = [
+            shorter_note(sections, job),
+            *source.notes,
+            shuffle_advice(source.train, job.train.shuffle_window),
+        ]
         notes += [f"init: {loaded}"] if loaded else []
         notes += [gpu_settings_note(job.train, resources)]
         print("\n".join(printable(note) for note in notes if note))

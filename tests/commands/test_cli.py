@@ -988,7 +988,8 @@ def test_the_recipe_gives_defaults_and_the_command_line_wins() -> None:
         "tune_psvit --epochs 9 --num-trials 5 --max-gmacs 0.5 --name a --storage=/s --seed 4"
     )
     train = DIGITS["train"]
-    assert job.train == TrainConfig.model_validate(train | {"epochs": 9, "seed": 4})
+    expected = train | {"epochs": 9, "seed": 4, "warmup_epochs": 0.6}  # 2 of 30 epochs
+    assert job.train == TrainConfig.model_validate(expected)
     assert (job.search.num_trials, job.search.max_gmacs) == (5, 0.5)
     assert job.search.space.model_dump(mode="json", exclude_defaults=True)["stages"][0] == {
         "depth": [1, 2, 3],
@@ -997,6 +998,23 @@ def test_the_recipe_gives_defaults_and_the_command_line_wins() -> None:
         "mlp_ratio": [2.0],
     }
     assert (job.launch.name, job.launch.storage, job.launch.resume) == ("a", "/s", "never")
+
+
+def test_what_a_recipe_counts_in_epochs_shrinks_with_them_alone_and_is_said(run: Run) -> None:
+    """The recipe has 30 epochs, warms up for 2 and stops no trial within 6."""
+    job = parse("tune_psvit --epochs 2")
+    assert (job.train.warmup_epochs, job.search.grace_epochs) == (0.133, 1)
+    given = parse("tune_psvit --epochs 10 --warmup-epochs 2 --grace-epochs=5")
+    assert (given.train.warmup_epochs, given.search.grace_epochs) == (2, 5)
+    longer = parse("tune_psvit --epochs 60")
+    assert (longer.train.warmup_epochs, longer.search.grace_epochs) == (2, 6)
+    line = "epochs: 10, of 30 in the recipe; {}grace_epochs from 6 to 2\n"
+    assert (
+        line.format("warmup_epochs from 2 to 0.667, ")
+        in run("tune_psvit --dry-run --epochs 10").out
+    )
+    assert line.format("") in run("tune_psvit --dry-run --epochs 10 --warmup-epochs 2").out
+    assert "in the recipe" not in run("tune_psvit --dry-run --epochs 60").out
 
 
 def test_a_recipe_given_by_path_is_read_with_either_way_of_writing_a_flag(tmp_path: Path) -> None:
