@@ -30,7 +30,7 @@ from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import Record, RecordStore, best
 from psvit_ray.storage.folder import Folder
 
-DRAWS = 10_000
+RESAMPLES = 10_000
 
 
 class RegretJob(Value):
@@ -91,7 +91,7 @@ class Truth:
         others = (self.top1.sum(axis=1, keepdims=True) - self.top1) / (num_seeds - 1)
         best_mean = self.top1.mean(axis=1).max()
         regrets = []
-        for _ in range(DRAWS):
+        for _ in range(RESAMPLES):
             order = rng.permutation(num_specs)
             seeds = rng.integers(num_seeds, size=order.shape)
             spent = self.seconds[order, seeds].cumsum()

@@ -107,11 +107,11 @@ class ScalingJob(Value):
 
 def work(job: ScalingJob) -> int:
     tables = {
-        "steps": steps,
-        "agreement": agreement,
-        "loader": loader,
-        "search": search,
-        "candidates": candidates,
+        "steps": step_rows,
+        "agreement": agreement_rows,
+        "loader": loader_rows,
+        "search": search_rows,
+        "candidates": candidate_rows,
     }
     rates_of(job)  # what is wrong is said before anything is printed
     print("\n\n".join(aligned(tables[section](job)) for section in job.only))
@@ -135,7 +135,7 @@ def rates_of(job: ScalingJob) -> dict[str, float]:
     return {size: published[size] * deit / psvit for size, (deit, psvit) in macs.items()}
 
 
-def step_of(
+def estimated_step(
     job: ScalingJob, size: str, gpus: int, gbit: float, compression: str = "none"
 ) -> StepTime:
     """Time of a training step of a size on `gpus` GPUs."""
@@ -150,7 +150,7 @@ def step_of(
     )
 
 
-def steps(job: ScalingJob) -> Rows:
+def step_rows(job: ScalingJob) -> Rows:
     """Table of the time of a training step, by size, GPUs and link."""
     rows = [
         ["psvit_2d", "GPUs", "Gbit/s", "compute ms", "gradients ms", "step ms", "images/s"]
@@ -159,7 +159,9 @@ def steps(job: ScalingJob) -> Rows:
     for size in job.sizes:
         for gpus in job.gpus:
             for gbit in job.gbit if gpus > job.gpus_per_host else (0.0,):
-                plain, packed = (step_of(job, size, gpus, gbit, kind) for kind in step_time.BYTES)
+                plain, packed = (
+                    estimated_step(job, size, gpus, gbit, kind) for kind in step_time.BYTES
+                )
                 images = gpus * job.images_per_gpu
                 rows.append(
                     [size, str(gpus), f"{gbit:g}" if gbit else "-", _ms(plain.compute_s)]
@@ -172,7 +174,7 @@ def steps(job: ScalingJob) -> Rows:
     return rows
 
 
-def agreement(job: ScalingJob) -> Rows:
+def agreement_rows(job: ScalingJob) -> Rows:
     """Table of the agreement of workers, which a step hides where it takes longer itself."""
     rows = [["GPUs", "agreement ms", *(f"{size}: images a GPU that hide it" for size in job.sizes)]]
     for gpus in job.gpus:
@@ -182,7 +184,7 @@ def agreement(job: ScalingJob) -> Rows:
     return rows
 
 
-def loader(job: ScalingJob) -> Rows:
+def loader_rows(job: ScalingJob) -> Rows:
     """Table of the cores that decode the images of a host's GPUs."""
     rows = [
         ["psvit_2d", "images/s of a host's GPUs", "cores: crop and flip", "DeiT's augmentation"]
@@ -202,7 +204,7 @@ def loader(job: ScalingJob) -> Rows:
     return rows
 
 
-def search(job: ScalingJob) -> Rows:
+def search_rows(job: ScalingJob) -> Rows:
     """Table of searches whose trials train the first size on ImageNet and report every epoch."""
     size, rate = next(iter(rates_of(job).items()))
     rows = [
@@ -223,7 +225,7 @@ def search(job: ScalingJob) -> Rows:
     return rows
 
 
-def candidates(job: ScalingJob) -> Rows:
+def candidate_rows(job: ScalingJob) -> Rows:
     """Table of one-shot searches with generations of AutoFormer's size, and of four candidates for
     each actor."""
     rows = [["actors", "population", "candidates/s", "of an actor alone"]]

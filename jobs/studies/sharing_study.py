@@ -1,6 +1,6 @@
 """Whether the sharing that a network's redundancy proposes beats random ones of the same cost.
 
-    python jobs/redundancy.py --model model/ --data photos/ --out redundancy/
+    psvit redundancy --model model/ --data photos/ --out redundancy/
     python -m jobs.studies.sharing_study --redundancy redundancy/ --recipe my.yaml
 
 The proposed sharing, random ones with as many groups in each stage, and the network without any
@@ -99,7 +99,7 @@ def proposal(where: str) -> SharingProposal:
         ) from None
     if content is None:
         raise ValueError(
-            f"redundancy must be a folder that jobs/redundancy.py wrote, got {folder}, without "
+            f"redundancy must be a folder that psvit redundancy wrote, got {folder}, without "
             f"{redundancy.JSON}"
         )
     try:
@@ -113,7 +113,7 @@ def proposal(where: str) -> SharingProposal:
     if not redundancy.followers(measured.pattern):
         raise ValueError(
             f"redundancy must propose to share something, got {measured.pattern}; lower the "
-            "threshold of jobs/redundancy.py, or give it --followers"
+            "threshold of psvit redundancy, or give it --followers"
         )
     return measured
 

@@ -43,15 +43,15 @@ def work(job: DoctorJob) -> int:
         step=None,
     )
     if isinstance(source, Source):
-        subject = replace(subject, step=step_of(job, source, len(subject.training)))
+        subject = replace(subject, step=measured_step(job, source, len(subject.training)))
     findings = list(doctor.examine(subject))
-    print(table(findings))
+    print(findings_table(findings))
     faults = failures(findings)
     print("", *faults, sep="\n") if faults else print(f"\nall well (hosts: {len(hosts)})")
     return 1 if faults else 0
 
 
-def step_of(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
+def measured_step(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     """Raises ValueError for a network or a batch that the data does not go with."""
     configuration = Configuration(
         spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
@@ -60,7 +60,7 @@ def step_of(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     return MeasuredStep(configuration, job.workers or max(places, 1), len(source.train))
 
 
-def table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding]) -> str:
     """A row for each host, a column for each check; - stands where a host was not asked."""
     cells = {
         (finding.host, finding.check): finding.message if finding.ok else "FAILS"

@@ -59,7 +59,8 @@ def work(job: PredictJob) -> int:
         job.data, sys.stdin, DataLayout(image_column=job.image_column)
     )
     given = exported.preprocessing
-    for note in survey(parts[0].table).unlike(given.tones).notes(given.tones, given.background):
+    surveyed = survey(*(part.table for part in parts)).unlike(given.tones)
+    for note in surveyed.notes(given.tones, given.background):
         print(note)
     top_k = min(job.top_k, len(exported.class_names))
     images = bad = 0

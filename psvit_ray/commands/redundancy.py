@@ -61,9 +61,9 @@ def work(job: RedundancyJob) -> int:
     check_decoder(job.decoder)
     out = writable(job.out, "out")
     check_new_folder(out)
-    model, preprocessing, exported = network(job)
+    model, preprocessing, exported = network_of(job)
     check_maps(model)
-    source, notes = source_for(job, preprocessing, exported)
+    source, notes = holdout_source(job, preprocessing, exported)
     if not isinstance(model, PSViT):  # trained on pictures of 8 bits
         tones, of_pictures = surveyed(source.name, source.train, {}, None, preprocessing.background)
         preprocessing = preprocessing.model_copy(update={"tones": tones})
@@ -100,7 +100,7 @@ def work(job: RedundancyJob) -> int:
     return 0
 
 
-def network(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, ExportedModel | None]:
+def network_of(job: RedundancyJob) -> tuple[nn.Module, Preprocessing, ExportedModel | None]:
     """The network in evaluation mode, its preprocessing and, where it is of one, the exported
     folder, by which its hold-out is known. Raises ValueError where there is no such network."""
     name = named(job.model)
@@ -146,7 +146,7 @@ def check_maps(model: nn.Module) -> None:
         raise ValueError(f"{error}; nearest is {TIMM}{near}") from None
 
 
-def source_for(
+def holdout_source(
     job: RedundancyJob, preprocessing: Preprocessing, exported: ExportedModel | None
 ) -> tuple[Source, list[str]]:
     """Split as in the network's training, and what a user should be told of that. Raises ValueError

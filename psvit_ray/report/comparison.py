@@ -18,7 +18,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.state import build_model
 
-BATCH = 64
+TIMED_BATCH = 64
 
 
 def pair(
@@ -156,4 +156,4 @@ def error_ratio_interval(
 
 def _shape(pairs: Mapping[str, Sequence[Configuration]]) -> tuple[int, int, int, int]:
     spec = next(iter(pairs.values()))[0].spec
-    return BATCH, spec.in_chans, spec.img_size, spec.img_size
+    return TIMED_BATCH, spec.in_chans, spec.img_size, spec.img_size

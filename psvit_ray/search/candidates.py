@@ -25,7 +25,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.search.config import Range, SearchConfig, Setting, with_settings
 from psvit_ray.training.config import Configuration, TrainConfig
 
-DRAWS = 256
+FIRST_POINT_DRAWS = 256
 DRAWS_OF_EACH = 20
 DEIT_HEAD_DIM = 64
 
@@ -211,7 +211,7 @@ def first_points(space: SearchSpace, limits: Limits, rng: random.Random) -> list
     One shares nothing, the other shares in pairs; each is the spec of the most MACs within the
     limits among 256 random ones.
     """
-    drawn = [space.sample(rng, limits) for _ in range(DRAWS)]
+    drawn = [space.sample(rng, limits) for _ in range(FIRST_POINT_DRAWS)]
     largest: dict[tuple[str, int], ArchSpec] = {}
     for spec, group in product(drawn, (1, 2)):
         other = _with_groups_of(space, spec, group)

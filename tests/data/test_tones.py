@@ -18,6 +18,7 @@ from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.shards.shard_file import contents
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.survey import survey
+from psvit_ray.data.sources.unlabelled import read_unlabelled
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.export.model_folder import Transform
 from psvit_ray.training.config import TrainConfig
@@ -140,6 +141,16 @@ def test_the_sample_is_of_the_whole_set_however_it_is_stored(tmp_path: Path, kin
     assert (looked.images, looked.floats, looked.transparent) == (64, None, 0)
     assert survey(table) == looked
     assert load(data).tones == Tones(integers=(0, 4095))  # of the last of all
+
+
+def test_the_sample_of_several_tables_is_of_all_of_them(tmp_path: Path) -> None:
+    pictures = [*[COLOUR] * 99, wide(4000)]
+    data = folder_of(tmp_path, **{f"split{i}": [picture] for i, picture in enumerate(pictures)})
+    parts = read_unlabelled([str(data / f"split{i}") for i in range(100)])
+    looked = survey(*(part.table for part in parts))
+    assert (looked.images, looked.integers) == (64, (0, 4000))
+    first = survey(parts[0].table, parts[99].table)
+    assert (first.images, first.integers) == (4, (0, 4000))
 
 
 def test_ordinary_pictures_and_arrays_say_nothing(tmp_path: Path) -> None:

@@ -605,14 +605,14 @@ def test_the_study_refuses_what_it_cannot_compare(refused: Refused, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     line = "sharing_study --redundancy"
     assert refused(f"{line} empty") == (
-        f"redundancy must be a folder that jobs/redundancy.py wrote, got {tmp_path}/empty, without "
+        f"redundancy must be a folder that psvit redundancy wrote, got {tmp_path}/empty, without "
         "redundancy.json"
     )
     assert refused(f"{line} empty --seeds 1") == "seeds must be at least 2, got 1"
     proposal(tmp_path / "none", pattern="1-1-1-1-1")
     assert refused(f"{line} none") == (
         "redundancy must propose to share something, got 1-1-1-1-1; lower the threshold of "
-        "jobs/redundancy.py, or give it --followers"
+        "psvit redundancy, or give it --followers"
     )
     proposal(tmp_path / "other", spec=None)
     assert refused(f"{line} other") == (

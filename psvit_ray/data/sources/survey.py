@@ -4,7 +4,7 @@ the user."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,14 +100,12 @@ class Survey:
 KINDS = {"integers": "16-bit", "floats": "floating-point"}
 
 
-def survey(table: ImageTable) -> Survey:
-    """Surveys a sample of a table, which is spread over it and always the same. Images that cannot
-    be read are skipped. Raises ValueError if the storage fails."""
-    if isinstance(table, ArrayTable) or not len(table):
-        return Survey()
+def survey(*tables: ImageTable) -> Survey:
+    """Surveys a sample of the tables together, which is spread over them and always the same.
+    Images that cannot be read are skipped. Raises ValueError if the storage fails."""
     number, transparent, pixels = 0, 0, 0
     wide: dict[str, list[ToneRange]] = {kind: [] for kind in KINDS}
-    for content in _contents(table, _sample(table)):
+    for content in _sampled(tables):
         with contextlib.suppress(BadImage):
             image = decode.open_header(content) if isinstance(content, bytes) else content
             number += 1
@@ -151,13 +149,25 @@ def surveyed(
     return tones, notes
 
 
-def _sample(table: ImageTable) -> np.ndarray:
-    """Positions of images that are spread over a table, in few of its blocks."""
+def _sampled(tables: Sequence[ImageTable]) -> Iterator[bytes | Image.Image]:
+    """Yields the images of a sample that can be read, from as many of the tables as it has
+    images."""
+    stored = [table for table in tables if len(table) and not isinstance(table, ArrayTable)]
+    if stored:
+        chosen = _spread(np.arange(len(stored)), SAMPLED_IMAGES)
+        for place in chosen:
+            yield from _contents(
+                stored[place], _sample(stored[place], SAMPLED_IMAGES // len(chosen))
+            )
+
+
+def _sample(table: ImageTable, images: int) -> np.ndarray:
+    """Positions of `images` images that are spread over a table, in few of its blocks."""
     if table.blocks is None:
-        return _spread(np.arange(len(table)), SAMPLED_IMAGES)
-    chosen = _spread(np.unique(table.blocks), SAMPLED_BLOCKS)
+        return _spread(np.arange(len(table)), images)
+    chosen = _spread(np.unique(table.blocks), min(SAMPLED_BLOCKS, images))
     rows = [np.flatnonzero(table.blocks == block) for block in chosen]
-    return np.concatenate([_spread(block, SAMPLED_IMAGES // SAMPLED_BLOCKS) for block in rows])
+    return np.concatenate([_spread(block, max(images // SAMPLED_BLOCKS, 1)) for block in rows])
 
 
 def _spread(numbers: np.ndarray, count: int) -> np.ndarray:

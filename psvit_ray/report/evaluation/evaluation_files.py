@@ -13,7 +13,7 @@ from psvit_ray.report.evaluation.metrics import LabelledPredictions, hardest, me
 from psvit_ray.text import csv_file
 from psvit_ray.text.printable import printable
 
-MAX_CLASSES_NAMED = 5
+MAX_RECALLS_SHOWN = 5
 
 Locate = Callable[[int], tuple[str, str]]
 """Function from the index of an image to its source and its path or row there."""
@@ -76,7 +76,7 @@ def summary(answers: LabelledPredictions) -> str:
         )
     recalls = [(row["recall"], row["class"]) for row in per_class(answers) if row["support"]]
     worst = ", ".join(
-        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MAX_CLASSES_NAMED]
+        f"{printable(name)} {recall:.1f} %" for recall, name in sorted(recalls)[:MAX_RECALLS_SHOWN]
     )
     return "\n".join([*lines, f"lowest recall: {worst}"])
 

@@ -80,7 +80,7 @@ def picture(
     axes.set_xlabel(f"{unit.name} of one image")
     style_axes(axes)
     figure.draw_without_rendering()  # lays it out: numbers are placed where there is room
-    _number(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
+    _write_ranks(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
     if trained:
         best = {
             finalist.spec: finalist
@@ -90,7 +90,7 @@ def picture(
         tops = [
             (ranks[spec], unit.value(finalist), _top(finalist)) for spec, finalist in best.items()
         ]
-        _number(above, tops)
+        _write_ranks(above, tops)
     return figure
 
 
@@ -205,7 +205,7 @@ def _ring(axes: Axes, chosen: Sequence[Score], unit: MacsUnit) -> None:
         )
 
 
-def _number(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
+def _write_ranks(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
     """Writes ranks at points (rank, x, y): around each point, where no other number stands and no
     other point is nearer; above it if there is no such place."""
     to_points = 72 / axes.figure.dpi

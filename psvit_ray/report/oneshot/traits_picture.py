@@ -24,7 +24,7 @@ NAMES = {
 }
 SHARES = "takes the map of the layer before"
 
-Rows = list[tuple[str, TraitChoice | None]]
+LabelledRows = list[tuple[str, TraitChoice | None]]
 """Rows of a label and its choice; None for a heading of a group."""
 
 
@@ -77,7 +77,7 @@ def _heading(choice: TraitChoice) -> str:
     return SHARES if name.startswith("share") else NAMES.get(name, name)
 
 
-def _draw(axes: Axes, rows: Rows, max_rows: int) -> None:
+def _draw(axes: Axes, rows: LabelledRows, max_rows: int) -> None:
     labels = [label if choice else "" for label, choice in rows]
     for y, (label, choice) in enumerate(rows):
         if choice is None:

@@ -35,7 +35,7 @@ EXPIRES_S = 30.0
 SETTLES_S = 1.0
 LOOK_S = 0.5
 LOCK = ".lease.lock"
-Result = TypeVar("Result")
+Outcome = TypeVar("Outcome")
 logger = logging.getLogger(__name__)
 
 
@@ -96,7 +96,7 @@ class Lease:
         if not self._wait:
             self._once_free(lambda: self._watch.look() == "free" or None)
 
-    def _once_free(self, attempt: Callable[[], Result | None]) -> Result:
+    def _once_free(self, attempt: Callable[[], Outcome | None]) -> Outcome:
         """The result of `attempt`, once it has one."""
         patience = time.monotonic() + (EXPIRES_S + HEARTBEAT_S if self._wait else 0)
         announced = False

@@ -74,7 +74,7 @@ def register(
         "psvit.pattern": config.spec.pattern,
         "psvit.data_digest": config.training.data_digest,
     }
-    with _one_line(tracking_uri), tempfile.TemporaryDirectory() as work:
+    with _as_value_error(tracking_uri), tempfile.TemporaryDirectory() as work:
         client = MlflowClient(tracking_uri)
         logged = client.create_logged_model(
             run.info.experiment_id, name=LOGGED_MODEL, source_run_id=run.info.run_id, tags=tags
@@ -141,7 +141,7 @@ def _run(tracking_uri: str, run_id: str) -> Run:
 
 
 @contextlib.contextmanager
-def _one_line(tracking_uri: str) -> Iterator[None]:
+def _as_value_error(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:

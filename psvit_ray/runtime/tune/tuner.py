@@ -38,7 +38,7 @@ from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.results import TOP1
 
-QUARANTINE = "quarantine"  # of each trial: a file has one writer at a time
+QUARANTINES = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
 
 
@@ -142,7 +142,7 @@ class _Tasks:
             worker=WorkerTask(
                 configuration=configuration,
                 checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
-                quarantine=(self.folder / QUARANTINE / configuration.key).uri,
+                quarantine=(self.folder / QUARANTINES / configuration.key).uri,
                 channel=self.channel,
                 fence=self.fence,
                 test=self.test,
@@ -235,9 +235,9 @@ def run_trials(
         tuner.fit()
     session.fence.check()
     recorder.interrupt(stop.reason)
-    for key in (session.folder / QUARANTINE).names():
+    for key in (session.folder / QUARANTINES).names():
         quarantine.add_to_quarantine(
-            session.folder, quarantine.read_quarantine(session.folder / QUARANTINE / key)
+            session.folder, quarantine.read_quarantine(session.folder / QUARANTINES / key)
         )
     untracked = tracker.close("interrupted" if stop_signal.number else "completed")
     recorder.note_run_ids()

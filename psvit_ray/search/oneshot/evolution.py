@@ -20,7 +20,7 @@ Genes = Mapping[str, Parameter]
 """Choices for all parameters of the space, also for those that do not apply to a spec: they may
 apply to its offspring."""
 
-DRAWS = 1_000  # for one that is new, or fast enough, before there is taken to be none
+MAX_DRAWS = 1_000  # for one that is new, or fast enough, before there is taken to be none
 MUTATIONS = 20
 
 
@@ -133,7 +133,7 @@ class Evolution:
             )
         rng = random.Random(0)
         fastest: tuple[float, ArchSpec] | None = None
-        for _ in range(DRAWS):
+        for _ in range(MAX_DRAWS):
             spec = self._space.sample(rng, self._budget.limits)
             if not self._budget.excess(spec):
                 return
@@ -142,8 +142,8 @@ class Evolution:
             fastest = min(fastest or candidate, candidate, key=lambda pair: pair[0])
         assert fastest
         raise ValueError(
-            f"max_latency_ms must be met by some configuration: of {DRAWS:,} drawn the fastest has "
-            f"{fastest[0]:.3g} ms ({fastest[1].pattern}), got {self._budget.max_latency_ms:g}"
+            f"max_latency_ms must be met by some configuration: of {MAX_DRAWS:,} drawn the fastest "
+            f"has {fastest[0]:.3g} ms ({fastest[1].pattern}), got {self._budget.max_latency_ms:g}"
         )
 
     def _offspring(self) -> dict[str, Parameter]:
@@ -187,7 +187,7 @@ class Evolution:
 
     def _drawn(self, rng: random.Random) -> ArchSpec | None:
         """A random spec that is new, each as likely as any other, or None if none is found."""
-        for _ in range(DRAWS):
+        for _ in range(MAX_DRAWS):
             spec = self._space.sample(rng, self._budget.limits)
             if spec not in self._known and not self._budget.excess(spec):
                 return spec
