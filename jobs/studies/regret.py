@@ -24,7 +24,7 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.oneshot.phases import SUPERNET
-from psvit_ray.runtime.session.session import read_records
+from psvit_ray.search.description import read_records
 from psvit_ray.search.oneshot.finalists import winner
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import Record, RecordStore, best

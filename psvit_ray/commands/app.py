@@ -58,6 +58,9 @@ def run(name: str, argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
     def work(job: object) -> int:
+        from psvit_ray.commands.paths import check_paths
+
+        check_paths(job)
         return importlib.import_module(f"psvit_ray.commands.{name}").work(job)
 
     job = getattr(options, f"{name.capitalize()}Job")

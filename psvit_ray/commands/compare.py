@@ -16,8 +16,8 @@ from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.report import comparison
-from psvit_ray.runtime.session.session import read_records
 from psvit_ray.runtime.tune.tuner import train_each
+from psvit_ray.search.description import read_records
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.source import load_source

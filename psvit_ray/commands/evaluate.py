@@ -31,7 +31,8 @@ from psvit_ray.report.evaluation import evaluation_files
 from psvit_ray.report.evaluation.metrics import LabelledPredictions
 from psvit_ray.report.progress import with_progress
 from psvit_ray.storage import files
-from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import new_folder
 from psvit_ray.text.messages import quoted_list
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
@@ -45,8 +46,7 @@ TRAINING: dict[Literal["train", "holdout", "test"], str] = {
 
 def work(job: EvaluateJob) -> int:
     check_decoder(job.decoder)
-    out = writable(job.out, "out")
-    check_new_folder(out)
+    out = Folder.at(job.out)
     exported = model_folder.load_model_folder(job.model)
     split, table, stored, notes = images_of(job, exported)
     given = exported.preprocessing

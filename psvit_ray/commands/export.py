@@ -22,13 +22,13 @@ from psvit_ray.data.splits import split_file
 from psvit_ray.export import formats
 from psvit_ray.export.config import CheckpointChoice, TrainingInfo
 from psvit_ray.export.formats import ConversionError
-from psvit_ray.runtime.session.session import read_description
 from psvit_ray.runtime.tracking import registry, store_uri
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.search.record import Record, RecordStore
+from psvit_ray.search.description import read_training
+from psvit_ray.search.record import Record
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
-from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.storage.outputs import new_folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager
 from psvit_ray.training.exporting import export_checkpoint, training_info
@@ -37,11 +37,10 @@ from psvit_ray.training.exporting import export_checkpoint, training_info
 def work(job: ExportJob) -> int:
     if job.alias and not job.register_as:
         raise ValueError("alias needs --register")
-    run, out = Folder.at(job.run), writable(job.out, "out")
-    check_new_folder(out)
+    run, out = Folder.at(job.run), Folder.at(job.out)
     if job.onnx:
         formats.check_onnx_installed()
-    record = record_of(run)
+    record = read_training(run)
     checkpoint = checkpoint_of(run, job.which)
     splits = split_file.read_split_file(run)
     storage, name = files.parent(run)
@@ -81,19 +80,6 @@ def work(job: ExportJob) -> int:
         where, model = shlex.quote(without_secrets(store)), shlex.quote(f"models:/{what}")
         print(f"MLFLOW_TRACKING_URI={where} mlflow models serve -m {model}")
     return 0
-
-
-def record_of(run: Folder) -> Record:
-    """Raises ValueError where it is no training."""
-    if read_description(run) is None:
-        raise ValueError(f"run must be a folder that train_psvit wrote, got {run}")
-    records = RecordStore(run).all()
-    if len(records) != 1:
-        raise ValueError(
-            f"run must hold one training, got {len(records)} configurations in {run}; of a search, "
-            "train the winner with psvit train --arch best.yaml"
-        )
-    return records[0]
 
 
 def checkpoint_of(run: Folder, which: CheckpointChoice) -> Checkpoint:

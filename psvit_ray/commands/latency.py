@@ -23,9 +23,8 @@ from psvit_ray.model.strategies import StrategyTiming, check_strategies
 from psvit_ray.model.timing import measure_table, tried_on
 from psvit_ray.report.rank_correlation import agreement
 from psvit_ray.report.summary import aligned
-from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
-from psvit_ray.storage.outputs import check_new_file, new_file, writable
+from psvit_ray.storage.outputs import new_file
 
 DRAWS_OF_EACH = 50
 TOLERATED = 1.1  # times as long as the other way: less is noise, or not worth a rule
@@ -34,13 +33,10 @@ TOLERATED = 1.1  # times as long as the other way: less is noise, or not worth a
 def work(job: LatencyJob) -> int:
     conditions, space, seed = job.conditions, job.search.space, job.search.search_seed
     torch.set_num_threads(job.threads)
-    out = Folder.at(job.out)
-    writable(files.parent(out)[0].uri, "out")
-    check_new_file(out)
     covering = cover(space, conditions.times, seed=seed)
     unseen = draw(job, excluded=covering)
     table = tried_on(measure_table(space, conditions, seed=seed), unseen)
-    with new_file(out) as file:
+    with new_file(Folder.at(job.out)) as file:
         file.write(table.model_dump_json(indent=2))
     print(report(table, len(covering)))
     if job.rule:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import torch
 from ray.exceptions import RayError
 
+from psvit_ray.commands import paths
 from psvit_ray.commands.options import PredictJob
 from psvit_ray.data.images.decode import check_decoder
 from psvit_ray.data.sources import unlabelled
@@ -33,8 +33,7 @@ from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
-from psvit_ray.storage.outputs import check_new_file, new_file, writable
-from psvit_ray.text.secrets import without_secrets
+from psvit_ray.storage.outputs import new_file
 
 FEW_IMAGES = 2000
 """Number of images below which starting Ray does not pay."""
@@ -44,14 +43,6 @@ IMAGES_OF_A_CALL = 256
 def work(job: PredictJob) -> int:
     check_decoder(job.decoder)
     out = Folder.at(job.out)
-    above, name = files.parent(out)
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix not in predictions.SUFFIXES:
-        raise ValueError(
-            f"out must end in {' or '.join(predictions.SUFFIXES)}, got {without_secrets(job.out)!r}"
-        )
-    writable(above.uri, "out")
-    check_new_file(out)
     exported = model_folder.load_model_folder(job.model)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
@@ -66,7 +57,7 @@ def work(job: PredictJob) -> int:
     images = bad = 0
     try:
         with new_file(out) as file:
-            write = predictions.writer(file, suffix, exported.class_names, top_k)
+            write = predictions.writer(file, paths.suffix_of(out), exported.class_names, top_k)
             total = sum(len(part.table) for part in parts)
             for name, answer in with_progress(answered(job, exported, parts, top_k), total):
                 write(name, answer)

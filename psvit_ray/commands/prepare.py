@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 
 from psvit_ray.commands.options import PrepareJob
 from psvit_ray.data.shards import plan
@@ -28,7 +27,6 @@ from psvit_ray.runtime.batch.prepare import PrepareInterrupted, check_out, prepa
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.session import exit_code
 from psvit_ray.storage.folder import Folder
-from psvit_ray.storage.outputs import writable
 from psvit_ray.text.printable import printable
 
 
@@ -37,9 +35,7 @@ def work(job: PrepareJob) -> int:
         return verify(Folder.at(job.out))
     if not job.data:
         raise ValueError("--data must be given")
-    out = writable(job.out, "out")
-    if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
-        raise ValueError(f"out must be outside data, got {out} in {job.data}")
+    out = Folder.at(job.out)
     splits = read_data(job.data, job)
     identity = plan.identity(splits, job.settings)
     manifest = check_out(out, identity, job.resume)

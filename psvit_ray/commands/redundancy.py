@@ -50,7 +50,8 @@ from psvit_ray.report import redundancy
 from psvit_ray.report.progress import with_progress
 from psvit_ray.report.redundancy import SharingProposal
 from psvit_ray.storage import files
-from psvit_ray.storage.outputs import check_new_folder, new_folder, writable
+from psvit_ray.storage.folder import Folder
+from psvit_ray.storage.outputs import new_folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import (
     TrainConfig,
@@ -59,8 +60,7 @@ from psvit_ray.training.config import (
 
 def work(job: RedundancyJob) -> int:
     check_decoder(job.decoder)
-    out = writable(job.out, "out")
-    check_new_folder(out)
+    out = Folder.at(job.out)
     model, preprocessing, exported = network_of(job)
     check_maps(model)
     source, notes = holdout_source(job, preprocessing, exported)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from psvit_ray.commands.options import ReportJob
 from psvit_ray.report import leaderboard
-from psvit_ray.runtime.session.session import read_records
 from psvit_ray.runtime.tracking import store_uri
+from psvit_ray.search.description import read_records
 from psvit_ray.storage.folder import Folder
 
 

@@ -12,12 +12,6 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.splits.layout import DataLayout
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
-ONNX = "model.onnx"
-TORCH_EXPORT = "model.pt2"
-
 CheckpointChoice = Literal["best", "last"]
 
 

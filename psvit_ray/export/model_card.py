@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from psvit_ray.export.config import ONNX, TORCH_EXPORT, ExportConfig, TrainingInfo
+from psvit_ray.export.config import ExportConfig, TrainingInfo
 from psvit_ray.export.formats import OPSET, TOLERANCE
+from psvit_ray.export.model_files import ONNX, TORCH_EXPORT
 from psvit_ray.text.markdown import code, text
 
 MAX_LISTED_CLASSES = 20

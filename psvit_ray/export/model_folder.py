@@ -25,10 +25,18 @@ from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import SplitFile
 from psvit_ray.export import formats
-from psvit_ray.export.config import CARD, CONFIG, ONNX, TORCH_EXPORT, WEIGHTS, ExportConfig
+from psvit_ray.export.config import ExportConfig
 from psvit_ray.export.model_card import model_card
+from psvit_ray.export.model_files import (
+    CARD,
+    CONFIG,
+    ONNX,
+    TORCH_EXPORT,
+    WEIGHTS,
+    read_config,
+    read_file,
+)
 from psvit_ray.model.psvit import PSViT
-from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 
 
@@ -119,10 +127,7 @@ def load_model_folder(folder: str | Path) -> ExportedModel:
     Raises ValueError if there is no exported model, or if its files were changed.
     """
     there = Folder.at(str(folder))
-    config, content = _read_file(there, CONFIG), _read_file(there, WEIGHTS)
-    if config is None:
-        hint = "; psvit export makes one of a run" if _read_file(there, "search.json") else ""
-        raise ValueError(f"model must be an exported folder, got {there}, without {CONFIG}{hint}")
+    config, content = read_config(there), read_file(there, WEIGHTS)
     try:
         checked = ExportConfig.model_validate_json(config)
     except ValidationError as error:
@@ -165,7 +170,7 @@ def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None
     """
     there = Folder.at(str(folder))
     sha256 = exported.config.sha256.get(split_file.SPLITS_FILE)
-    content = _read_file(there, split_file.SPLITS_FILE)
+    content = read_file(there, split_file.SPLITS_FILE)
     if sha256 is None:
         return None
     if content is None or _sha256(content) != sha256:
@@ -181,15 +186,6 @@ def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:
         model = PSViT(spec)
     model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def _read_file(folder: Folder, name: str) -> bytes | None:
-    try:
-        return folder.read(name)
-    except OSError as error:
-        raise ValueError(
-            f"model must be readable, got {folder}: {files.error_text(error)}"
-        ) from None
 
 
 def _sha256(content: bytes) -> str:

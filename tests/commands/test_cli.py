@@ -36,7 +36,7 @@ from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.image_source import load_data, read_data
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.lease import Lease
-from psvit_ray.runtime.session.session import DESCRIPTION
+from psvit_ray.search.description import DESCRIPTION
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text import yaml_file

@@ -82,6 +82,39 @@ def test_a_wrong_value_is_found_before_anything_heavy_is_loaded(command: str) ->
     assert error.count("\n") == 1
 
 
+WRONG_PATHS = {
+    "compare": ("--search z", "name must exist in "),
+    "report": ("--name z", "name must exist in "),
+    "export": ("--run z --out b", "run must be a folder that train_psvit wrote, got "),
+    "evaluate": ("--model z --data digits --out b", "model must be an exported folder, got "),
+    "predict": ("--model z --data a.png --out b.csv", "model must be an exported folder, got "),
+    "redundancy": ("--model z/ --data digits --out b", "model must be an exported folder, got "),
+    "prepare": ("--data z/ --out b", "data must exist, got 'z/'"),
+    "latency": ("--out there.json", "out must be new, got "),
+}
+MORE_WRONG_PATHS = [
+    ("evaluate", "--model there --data digitz --out b", "data must be a known source, got "),
+    ("predict", "--model there --data z.png --out b.csv", "data must exist, got 'z.png'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "said"),
+    [*((name, *pair) for name, pair in WRONG_PATHS.items()), *MORE_WRONG_PATHS],
+)
+def test_a_wrong_path_is_found_before_anything_heavy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, line: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").write_text("{}")
+    (tmp_path / "there.json").touch()
+    code, out, error, heavy = psvit(command, *line.split())
+    assert (code, out) == (2, "")
+    assert error.startswith(f"error: {said}")
+    assert heavy <= {"pyarrow", "PIL", "numpy"}
+
+
 def test_a_dry_run_of_bad_input_loads_neither_torch_nor_ray() -> None:
     for wrong, said in (
         (["--max-gmacs", "0.00000001"], "no configuration of the space meets max_gmacs=1e-08"),

@@ -35,10 +35,11 @@ from psvit_ray.data.tables import ArrayTable, ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.session.config import SessionConfig
-from psvit_ray.runtime.session.session import open_session, read_description
+from psvit_ray.runtime.session.session import open_session
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
 from psvit_ray.runtime.train.worker import WorkerTask
+from psvit_ray.search.description import read_description
 from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder

@@ -26,8 +26,8 @@ import psvit_ray
 from psvit_ray.data.sources import image_source
 from psvit_ray.data.splits import split_file
 from psvit_ray.export import model_folder
-from psvit_ray.export.config import ONNX, TORCH_EXPORT
 from psvit_ray.export.inference import score_batches, to_predictions
+from psvit_ray.export.model_files import ONNX, TORCH_EXPORT
 from psvit_ray.runtime.batch import inference_actors
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder

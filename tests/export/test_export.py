@@ -29,8 +29,8 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.export import model_folder
-from psvit_ray.export.config import CARD, CONFIG, ONNX, TORCH_EXPORT, WEIGHTS
 from psvit_ray.export.formats import ConversionError
+from psvit_ray.export.model_files import CARD, CONFIG, ONNX, TORCH_EXPORT, WEIGHTS
 from psvit_ray.model import PSViT
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from psvit_ray.export import formats
-from psvit_ray.export.config import WEIGHTS
 from psvit_ray.export.formats import ConversionError
+from psvit_ray.export.model_files import WEIGHTS
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import MANIFEST, Checkpoint
@@ -122,13 +122,15 @@ def test_another_store_is_told_from_the_one_of_the_run(
     assert not (tmp_path / "o").exists()
 
 
-def test_onnx_that_is_not_installed_is_said_before_anything_is_read(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch
+def test_onnx_that_is_not_installed_is_said_before_a_checkpoint_is_read(
+    refused: Refused, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_run(tmp_path / "a", checkpoint)
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError):
         importlib.import_module("onnxscript")
-    assert refused("export --run nowhere --out o --onnx") == (
+    assert refused("export --run a --out o --onnx") == (
         "onnx needs onnxscript, which is not installed: pip install 'psvit-ray[onnx]'"
     )
 

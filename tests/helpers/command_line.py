@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from psvit_ray.commands import command_line
+from psvit_ray.commands.paths import check_paths
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {
@@ -80,8 +81,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         name, *argv = shlex.split(line)
         monkeypatch.setattr(sys, "argv", [name, *argv])
         capsys.readouterr()
+
+        def checked(job_: Any) -> int:
+            check_paths(job_)
+            return (work or job(name).work)(job_)
+
         with pytest.raises(SystemExit) as ended:
-            command_line.run(getattr(job(name), CLASSES[name]), work or job(name).work)
+            command_line.run(getattr(job(name), CLASSES[name]), checked)
         signal.signal(signal.SIGINT, ctrl_c)
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 

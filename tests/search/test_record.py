@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from psvit_ray.runtime.session import session
+from psvit_ray.search import description
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import (
     Record,
@@ -122,14 +122,14 @@ def test_a_file_that_is_no_description_is_no_search_that_has_not_begun(
         r"restore it from a copy; .* begin under another --name \(what is here stays\)$"
     )
     with pytest.raises(ValueError, match=said):
-        session.read_description(Folder(str(tmp_path)))
+        description.read_description(Folder(str(tmp_path)))
 
 
 def test_records_without_a_description_are_no_search_that_has_not_begun(tmp_path: Path) -> None:
-    assert session.read_description(Folder(str(tmp_path))) is None
+    assert description.read_description(Folder(str(tmp_path))) is None
     RecordStore(Folder(str(tmp_path))).put(record(0))
     with pytest.raises(ValueError, match=r"search\.json is missing beside its record/; restore it"):
-        session.read_description(Folder(str(tmp_path)))
+        description.read_description(Folder(str(tmp_path)))
 
 
 @pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)

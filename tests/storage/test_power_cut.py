@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from psvit_ray.runtime.session import session
+from psvit_ray.search.description import read_description, write_description
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage import disk as real_disk
 from psvit_ray.storage.folder import Folder
@@ -49,10 +50,10 @@ class Promises:
 def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
     """A run that trains nothing: a checkpoint within each epoch, one at its end, of the same step,
     and then its record; all as a job does it."""
-    description = session.read_description(folder)
+    description = read_description(folder)
     session.check_resume("auto", folder, "a", description, IDENTITY)
     if description is None:
-        session.write_description(folder, IDENTITY)
+        write_description(folder, IDENTITY)
     promises.described = True
     store = RecordStore(folder)
     (record,) = store.all() or [
@@ -87,7 +88,7 @@ def _point(epoch: int) -> Point:
 
 def assert_goes_on(path: Path, first: Checkpoint, before: Promises) -> None:
     folder = Folder(str(path))
-    description = session.read_description(folder)
+    description = read_description(folder)
     assert description or not before.described
     records = RecordStore(folder).all()
     assert sum(record.epochs_done for record in records) >= before.recorded
@@ -97,7 +98,7 @@ def assert_goes_on(path: Path, first: Checkpoint, before: Promises) -> None:
     assert reached >= before.saved
     go_on(folder, first, Promises())
     if description:
-        again = session.read_description(folder)
+        again = read_description(folder)
         assert again
         assert again.search_id == description.search_id
     (record,) = RecordStore(folder).all()

@@ -11,7 +11,7 @@ import pytest
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.runtime.oneshot.phases import SUPERNET
-from psvit_ray.runtime.session.session import DESCRIPTION
+from psvit_ray.search.description import DESCRIPTION
 from psvit_ray.search.oneshot.scores import ScoreStore
 from psvit_ray.search.record import Record, RecordStore
 from psvit_ray.storage.folder import Folder

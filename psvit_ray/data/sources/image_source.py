@@ -37,6 +37,7 @@ TEST_IMAGES = 360
 TEST_SEED = 20210808  # the test images of digits are the same for every configuration
 
 TRAIN, HOLDOUT, TEST, UNUSED = range(len(ROLES))
+TORCHVISION = ("torchvision", "torchvision-download")
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,20 @@ def _classes_with(splits: Splits, table: ImageTable, images: int) -> list[str]:
     return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
 
 
+def check_exists(data: str) -> None:
+    """Raises ValueError, with the nearest name, where nothing is stored under the name that
+    `read_data` takes; reads no image and lists no folder."""
+    if data == "digits" or data.partition(":")[0] in TORCHVISION:
+        return
+    there = Folder.at(data or ".")
+    try:
+        missing = files.file_type(there) == fs.FileType.NotFound and not files.has_wildcards(there)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(data, error) from None
+    if missing or not data:
+        raise _unknown(without_secrets(data), there)
+
+
 def read_data(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     """Reads stored data: `digits`; a folder of class folders, or of splits that hold class folders;
     Parquet or Arrow as a file, a folder or a pattern; or `torchvision:NAME:FOLDER`. Folders and
@@ -271,7 +286,7 @@ def read_data(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     if data == "digits":
         layout.check_unused(data)
         return _digits()
-    if data.partition(":")[0] in ("torchvision", "torchvision-download"):
+    if data.partition(":")[0] in TORCHVISION:
         from psvit_ray.data.sources import torchvision_sets
 
         layout.check_unused(data)
@@ -281,9 +296,7 @@ def read_data(data: str, layout: DataLayout = AS_NAMED) -> Splits:
     try:
         return _stored(without_secrets(data), Folder.at(data), layout)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"data must be readable, got {without_secrets(data)!r}: {files.error_text(error)}"
-        ) from None
+        raise _unreadable(data, error) from None
 
 
 def _digits() -> Splits:
@@ -333,6 +346,12 @@ def _check_no_columns(layout: DataLayout, name: str) -> None:
     for field in ("image_column", "label_column"):
         if value := getattr(layout, field):
             raise ValueError(f"{field} must be empty, as {name!r} has no Parquet, got {value!r}")
+
+
+def _unreadable(data: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data must be readable, got {without_secrets(data)!r}: {files.error_text(error)}"
+    )
 
 
 def _unknown(name: str, there: Folder) -> ValueError:

@@ -34,6 +34,19 @@ class ImageGroup:
         return self.prefix + self.table.place(index)[1]
 
 
+def check_exists(data: Sequence[str]) -> None:
+    """Raises ValueError for a path of `data` that does not exist; lists no folder."""
+    for given in data:
+        there = Folder.at(given)
+        if given != STDIN and not files.has_wildcards(there):
+            try:
+                missing = files.file_type(there) == fs.FileType.NotFound
+            except (OSError, pa.ArrowInvalid) as error:
+                raise _unreadable(given, error) from None
+            if missing:
+                raise _missing(given)
+
+
 def read_unlabelled(
     data: Sequence[str], lines: Iterable[str] = (), layout: DataLayout = AS_NAMED
 ) -> list[ImageGroup]:
@@ -51,10 +64,7 @@ def read_unlabelled(
             try:
                 groups = _image_groups(given, layout)
             except (OSError, pa.ArrowInvalid) as error:
-                raise ValueError(
-                    f"data must be readable, got {without_secrets(given)!r}: "
-                    f"{files.error_text(error)}"
-                ) from None
+                raise _unreadable(given, error) from None
         if not sum(len(group.table) for group in groups):
             what = "standard input" if given == STDIN else repr(without_secrets(given))
             raise ValueError(f"data must hold images, got none in {what}")
@@ -88,7 +98,17 @@ def _image_groups(given: str, layout: DataLayout) -> list[ImageGroup]:
     if files.has_wildcards(there):
         root, paths = files.list_matching(there)
         return _below(root, f"{_shown(root.uri)}/", paths, layout)
-    raise ValueError(f"data must exist, got {without_secrets(given)!r}")
+    raise _missing(given)
+
+
+def _missing(given: str) -> ValueError:
+    return ValueError(f"data must exist, got {without_secrets(given)!r}")
+
+
+def _unreadable(given: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data must be readable, got {without_secrets(given)!r}: {files.error_text(error)}"
+    )
 
 
 def _below(root: Folder, prefix: str, paths: list[str], layout: DataLayout) -> list[ImageGroup]:

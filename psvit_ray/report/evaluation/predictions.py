@@ -9,8 +9,6 @@ from typing import TextIO
 from psvit_ray.export.inference import Prediction
 from psvit_ray.text import csv_file
 
-SUFFIXES = (".csv", ".jsonl")
-
 WriteRow = Callable[[str, Prediction], None]
 """Function that writes the row of an image: its name, and the answer to it."""
 

@@ -15,7 +15,7 @@ import torch
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
-from psvit_ray.export.config import CONFIG
+from psvit_ray.export.model_files import CONFIG
 from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.session.session import Session
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker

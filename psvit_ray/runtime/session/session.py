@@ -4,45 +4,34 @@ record and MLflow."""
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter
-
-from psvit_ray.arch.spec import Value
 from psvit_ray.data.sources.image_source import Source, check_unchanged
 from psvit_ray.data.splits import split_file
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.config import Resume, SessionConfig
 from psvit_ray.runtime.session.lease import Lease
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
-from psvit_ray.search.record import RECORDS, Record, RecordStore, differences
-from psvit_ray.storage import files, json_files
+from psvit_ray.search.description import (
+    DESCRIPTION,
+    SearchDescription,
+    known_names,
+    read_description,
+    write_description,
+)
+from psvit_ray.search.record import Record, RecordStore, differences
+from psvit_ray.storage import files
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.file_names import check_folder_name
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import writable
 from psvit_ray.text.markdown import code
-
-DESCRIPTION = "search.json"
-
-
-class SearchDescription(Value):
-    """Content of `search.json`, which describes a search or training."""
-
-    search_id: Annotated[str, Field(min_length=1)]
-    """Id that tags the runs of this search in MLflow, so that a resume finds them."""
-    identity: dict[str, Any]
-    """Settings that a resume must not change."""
-    data_digest: str = ""
-    """Digest of the images and their splits; empty where an older version began the search."""
 
 
 @dataclass(frozen=True)
@@ -150,53 +139,6 @@ def open_session(
         )
 
 
-def write_description(
-    folder: Folder, identity: dict[str, Any], data_digest: str = ""
-) -> SearchDescription:
-    """Writes the description that begins a search, before any record."""
-    search_id = uuid.uuid4().hex
-    description = SearchDescription(search_id=search_id, identity=identity, data_digest=data_digest)
-    folder.write(DESCRIPTION, description.model_dump_json(indent=2).encode())
-    return description
-
-
-def read_description(folder: Folder) -> SearchDescription | None:
-    """The description of a search, or None where none has begun.
-
-    Raises ValueError, which says how to go on, for a file that does not describe one, and where
-    records stand without any.
-    """
-    remedy = (
-        "restore it from a copy; without one, what it was a search of is not known: begin under "
-        "another --name (what is here stays)"
-    )
-    kind = TypeAdapter(SearchDescription)
-    description = json_files.read_json(folder, DESCRIPTION, kind, "a search's description", remedy)
-    if description is None and (folder / RECORDS).names():
-        raise ValueError(f"{folder / DESCRIPTION} is missing beside its {RECORDS}/; {remedy}")
-    return description
-
-
-def read_records(storage: Folder, name: str) -> list[Record]:
-    """The records of a search or training. Raises ValueError if none has this name."""
-    check_folder_name(name, "name")
-    if read_description(storage / name) is None:
-        near = difflib.get_close_matches(name, _known(storage), n=1, cutoff=0.0)
-        hint = f"; nearest is {near[0]!r}" if near else ""
-        raise ValueError(f"name must exist in {storage}, got {name!r}{hint}")
-    return RecordStore(storage / name).all()
-
-
-def _known(storage: Folder) -> list[str]:
-    return [name for name in storage.names() if DESCRIPTION in _names(storage / name)]
-
-
-def _names(folder: Folder) -> list[str]:
-    with contextlib.suppress(OSError):  # a file, or a folder that is not to be listed
-        return folder.names()
-    return []
-
-
 def check_resume(
     resume: Resume,
     folder: Folder,
@@ -214,7 +156,7 @@ def check_resume(
         description = SearchDescription.model_construct(**description)
     if description is None:
         if resume == "must":
-            known = _known(files.parent(folder)[0])
+            known = known_names(files.parent(folder)[0])
             there = f"; there are {', '.join(known)}" if known else ""
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return
