@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm, LayerScale, Mlp
 from torch import Tensor, nn
@@ -26,9 +27,10 @@ class ExplicitMap(NamedTuple):
 
     weights: Tensor  # (B, H, N, N)
 
-    def apply(self, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    def apply(self, v: Tensor, dropout: nn.Dropout) -> Tensor:
         """Values (B, H, N, D) to their weighted sums (B, H, N, D)."""
-        return F.dropout(self.weights, dropout_p, training=dropout_p > 0) @ v
+        weights: Tensor = dropout(self.weights)
+        return weights @ v
 
 
 class FusedMap(NamedTuple):
@@ -38,9 +40,10 @@ class FusedMap(NamedTuple):
     q: Tensor  # (B, H, N, D)
     k: Tensor  # (B, H, N, D)
 
-    def apply(self, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    def apply(self, v: Tensor, dropout: nn.Dropout) -> Tensor:
         """Values (B, H, N, D) to their weighted sums (B, H, N, D)."""
-        return F.scaled_dot_product_attention(self.q, self.k, v, dropout_p=dropout_p)
+        rate = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(self.q, self.k, v, dropout_p=rate)
 
 
 AttentionMap = ExplicitMap | FusedMap
@@ -51,7 +54,9 @@ export and checkpoint pass it through. With dropout each layer draws its own mas
 def make_map(q: Tensor, k: Tensor, strategy: Strategy, num_layers: int) -> AttentionMap:
     """The map of queries and keys (B, H, N, D), in the form that is faster for the `num_layers`
     layers that use it."""
-    if strategy == "auto":
+    if strategy == "auto" and isinstance(q, torch.fx.Proxy):
+        strategy = "fused"  # a traced graph has no device yet, and this is right on any
+    elif strategy == "auto":
         strategy = choose_strategy(
             q.device.type, q.dtype, q.shape[-2], num_layers, gradients=q.requires_grad
         )
@@ -94,7 +99,11 @@ def choose_strategy(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of a share group's leader (`qkv`) or of a follower (`v` only)."""
+    """Multi-head self-attention of a share group's leader (`qkv`) or of a follower (`v` only).
+
+    With the strategy `explicit`, `attn_drop` is called on the map (B, H, N, N) in every layer,
+    where forward hooks and timm's `AttentionExtract` read it, as in timm's own attention.
+    """
 
     def __init__(
         self,
@@ -104,19 +113,21 @@ class Attention(nn.Module):
         group_size: int | None = 1,
         attn_drop: float = 0.0,
         strategy: Strategy = "auto",
+        **dd: Any,
     ) -> None:
         """`group_size` is the number of layers that use this leader's map; None makes a
-        follower."""
+        follower; `dd` are the device and
+        dtype of the parameters."""
         super().__init__()
         self.num_heads = num_heads
         self.group_size = group_size
-        self.attn_drop = attn_drop
         self.strategy = strategy
         if group_size is None:
-            self.v = nn.Linear(dim, dim)
+            self.v = nn.Linear(dim, dim, **dd)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+            self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(
         self, x: Tensor, attention: AttentionMap | None = None
@@ -124,12 +135,12 @@ class Attention(nn.Module):
         """Output (B, N, C) for tokens (B, N, C), and the map that was used. A leader computes it; a
         follower needs its leader's as `attention`."""
         if self.group_size is None:
-            v = self._heads(self.v(x))
+            v = self.v(x)
         else:
-            q, k, v = (self._heads(y) for y in self.qkv(x).chunk(3, dim=-1))
-            attention = make_map(q, k, self.strategy, self.group_size)
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            attention = make_map(self._heads(q), self._heads(k), self.strategy, self.group_size)
         assert attention is not None, "a follower needs its leader's map"
-        x = attention.apply(v, self.attn_drop if self.training else 0.0)
+        x = attention.apply(self._heads(v), self.attn_drop)
         return self.proj(x.transpose(1, 2).flatten(2)), attention
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -150,16 +161,17 @@ class Block(nn.Module):
         attn_drop: float = 0.0,
         drop_path: float = 0.0,
         strategy: Strategy = "auto",
+        **dd: Any,
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = LayerNorm(dim, **dd)
         self.attn = Attention(
-            dim, num_heads, group_size=group_size, attn_drop=attn_drop, strategy=strategy
+            dim, num_heads, group_size=group_size, attn_drop=attn_drop, strategy=strategy, **dd
         )
-        self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, hidden_dim)
-        self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
+        self.ls1 = LayerScale(dim, **dd) if layer_scale else nn.Identity()
+        self.norm2 = LayerNorm(dim, **dd)
+        self.mlp = Mlp(dim, hidden_dim, **dd)
+        self.ls2 = LayerScale(dim, **dd) if layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(
@@ -208,10 +220,10 @@ class TokenPool2d(nn.Module):
     """Token pooling that halves each side of the token grid (odd sides round up) and changes the
     width."""
 
-    def __init__(self, dim: int, dim_out: int, *, grid_size: int, op: PoolOp) -> None:
+    def __init__(self, dim: int, dim_out: int, *, grid_size: int, op: PoolOp, **dd: Any) -> None:
         super().__init__()
         self.grid_size = grid_size
-        self.conv, self.pool = _conv_and_pool(2, dim, dim_out, op)
+        self.conv, self.pool = _conv_and_pool(2, dim, dim_out, op, dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, C) to tokens (B, N/4, C')."""
@@ -223,10 +235,10 @@ class TokenPool1d(nn.Module):
     """Token pooling that halves the sequence of patch tokens (an odd length rounds up) and changes
     the width. The class token bypasses the pool."""
 
-    def __init__(self, dim: int, dim_out: int, *, op: PoolOp) -> None:
+    def __init__(self, dim: int, dim_out: int, *, op: PoolOp, **dd: Any) -> None:
         super().__init__()
-        self.cls_proj = nn.Linear(dim, dim_out)
-        self.conv, self.pool = _conv_and_pool(1, dim, dim_out, op)
+        self.cls_proj = nn.Linear(dim, dim_out, **dd)
+        self.conv, self.pool = _conv_and_pool(1, dim, dim_out, op, dd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, 1 + N, C), the class token first, to tokens (B, 1 + N/2, C')."""
@@ -235,24 +247,28 @@ class TokenPool1d(nn.Module):
         return torch.cat((self.cls_proj(cls_token), x), dim=1)  # (B, 1 + N/2, C')
 
 
-def token_pool(dim: int, dim_out: int, *, grid_size: int | None, op: PoolOp) -> nn.Module:
+def token_pool(
+    dim: int, dim_out: int, *, grid_size: int | None, op: PoolOp, **dd: Any
+) -> nn.Module:
     """A token pooling from `dim` to `dim_out` channels: 2-D on a grid of side `grid_size`, 1-D
     where that is None."""
     if grid_size is None:
-        return TokenPool1d(dim, dim_out, op=op)
-    return TokenPool2d(dim, dim_out, grid_size=grid_size, op=op)
+        return TokenPool1d(dim, dim_out, op=op, **dd)
+    return TokenPool2d(dim, dim_out, grid_size=grid_size, op=op, **dd)
 
 
-def _conv_and_pool(ndim: int, dim: int, dim_out: int, op: PoolOp) -> tuple[nn.Module, nn.Module]:
+def _conv_and_pool(
+    ndim: int, dim: int, dim_out: int, op: PoolOp, dd: dict[str, Any]
+) -> tuple[nn.Module, nn.Module]:
     """The convolution that changes the width, and the pooling after it; `conv` pools with its
     stride and needs none."""
     conv = nn.Conv1d if ndim == 1 else nn.Conv2d
     if op == "conv":
-        return conv(dim, dim_out, kernel_size=3, stride=2, padding=1), nn.Identity()
+        return conv(dim, dim_out, kernel_size=3, stride=2, padding=1, **dd), nn.Identity()
     if op == "max":
         pool: nn.Module = (nn.MaxPool1d if ndim == 1 else nn.MaxPool2d)(2, ceil_mode=True)
     else:
         # The last window of an odd side is the mean of its tokens, not of zeros beside them.
         average = nn.AvgPool1d if ndim == 1 else nn.AvgPool2d
         pool = average(2, ceil_mode=True, count_include_pad=False)
-    return conv(dim, dim_out, kernel_size=1), pool
+    return conv(dim, dim_out, kernel_size=1, **dd), pool

@@ -6,19 +6,34 @@ counted), C channels of a stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from math import isqrt
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
-from timm.layers import LayerNorm, PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.layers import (
+    LayerNorm,
+    PatchEmbed,
+    calculate_drop_path_rates,
+    resample_abs_pos_embed,
+    trunc_normal_,
+    use_fused_attn,
+)
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
-from psvit_ray.model.layers import Block, Stage, Strategy, run_group, token_pool
+from psvit_ray.model.layers import (
+    Block,
+    Stage,
+    Strategy,
+    TokenPool2d,
+    run_group,
+    token_pool,
+)
 
 
 class PSViT(nn.Module):
@@ -37,6 +52,8 @@ class PSViT(nn.Module):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         attention: Strategy = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Builds the network with initial weights.
 
@@ -47,7 +64,10 @@ class PSViT(nn.Module):
             drop_path_rate: Stochastic depth of the last layer; that of earlier layers grows
                 linearly from 0.
             attention: Strategy for computing attention maps; every one computes the same function
-                (`layers.choose_strategy`).
+                (`layers.choose_strategy`). With `timm.layers.set_fused_attn(False)`, `auto` is
+                `explicit`.
+            device: Device of the parameters; None takes torch's default.
+            dtype: Dtype of the parameters; None takes torch's default.
 
         Raises ValueError for rates outside [0, 1) and for an unknown strategy.
         """
@@ -61,9 +81,13 @@ class PSViT(nn.Module):
                 raise ValueError(f"{name} must be at least 0 and less than 1, got {rate}")
         if attention not in ("auto", "explicit", "fused"):
             raise ValueError(f"attention must be auto, explicit or fused, got {attention!r}")
+        if attention == "auto" and not use_fused_attn():
+            attention = "explicit"
 
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         first, last = spec.stages[0].embed_dim, spec.stages[-1].embed_dim
         self.spec = spec
+        self._given_args: dict[str, Any] = {}
         self.num_classes = spec.num_classes
         self.in_chans = spec.in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = last
@@ -72,10 +96,12 @@ class PSViT(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, first)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, first)) if self.num_prefix_tokens else None
+        self.patch_embed = PatchEmbed(spec.img_size, spec.patch_size, spec.in_chans, first, **dd)
+        self.cls_token = (
+            nn.Parameter(torch.empty(1, 1, first, **dd)) if self.num_prefix_tokens else None
+        )
         length = spec.num_tokens[0] + self.num_prefix_tokens
-        self.pos_embed = nn.Parameter(torch.empty(1, length, first))
+        self.pos_embed = nn.Parameter(torch.empty(1, length, first, **dd))
 
         rates: Iterator[Any] = iter(calculate_drop_path_rates(drop_path_rate, spec.depth))
         self.stages = nn.ModuleList()
@@ -90,31 +116,30 @@ class PSViT(nn.Module):
                     attn_drop=attn_drop_rate,
                     drop_path=next(rates),
                     strategy=attention,
+                    **dd,
                 )
                 for group_size in group_sizes(stage)
             ]
-            pool = pool_before(spec, i) if i else nn.Identity()
+            pool = pool_before(spec, i, partial(token_pool, **dd)) if i else nn.Identity()
             self.stages.append(Stage(pool, blocks, stage.share_groups))
-        # Reduction is the side, in pixels, of the area that a token represents.
-        shrink = 2.0**0.5 if spec.pooling == "1d" else 2
-        self.feature_info = [
-            {
-                "num_chs": stage.embed_dim,
-                "reduction": spec.patch_size * shrink**i,
-                "module": f"stages.{i}",
-            }
-            for i, stage in enumerate(spec.stages)
-        ]
-        self.norm: nn.Module = LayerNorm(last)
+        self.feature_info = _feature_info(spec)
+        self.norm: nn.Module = LayerNorm(last, **dd)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head: nn.Module = nn.Linear(last, spec.num_classes)
-        self.init_weights()
+        self.head: nn.Module = nn.Linear(last, spec.num_classes, **dd)
+        self.init_weights(needs_reset=False)
 
-    def init_weights(self) -> None:
-        """Initialises weights as timm's ViT: truncated normal of deviation 0.02, zero biases.
-        Convolutions keep torch's default."""
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialises all weights as timm's ViT: truncated normal of deviation 0.02, zero biases,
+        torch's default in convolutions. It is for a network from the meta device after `to_empty`.
+
+        `needs_reset` is False where modules have just drawn torch's default.
+        """
         if self.pos_embed.is_meta:
             return  # initialising on the meta device takes torch longer than on the CPU
+        if needs_reset:
+            for module in self.modules():
+                if hasattr(module, "reset_parameters"):
+                    cast(Any, module).reset_parameters()
         trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
@@ -151,7 +176,8 @@ class PSViT(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        return_prefix_tokens: bool = False,
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
         """Outputs of the stages, as timm's: `(features, intermediates)`, or only intermediates.
 
         Args:
@@ -162,6 +188,8 @@ class PSViT(nn.Module):
             output_fmt: "NCHW" for grids (B, C, G, G), "NLC" for patch tokens (B, N, C), both
                 without the class token.
             intermediates_only: Return the intermediates alone.
+            return_prefix_tokens: Return pairs of each intermediate and its class token (B, 1, C),
+                in `2d` (B, 0, C).
 
         Raises ValueError for another format, and for "NCHW" where a 1-D pool left no grid.
         """
@@ -174,19 +202,42 @@ class PSViT(nn.Module):
                 f"stages {taken}"
             )
         x = self._embed(x)
-        intermediates: list[Tensor] = []
+        intermediates: list[Any] = []
         for i, stage in enumerate(self.stages):
             if stop_early and i > last:
                 return intermediates if intermediates_only else (x, intermediates)
             x = stage(x, self.grad_checkpointing)
             if i in taken:
                 y = self.norm(x) if norm and i == len(self.stages) - 1 else x
-                y = y[:, self.num_prefix_tokens :]
+                prefix, y = y[:, : self.num_prefix_tokens], y[:, self.num_prefix_tokens :]
                 if output_fmt == "NCHW":
                     side = isqrt(self.spec.num_tokens[i])
                     y = y.transpose(1, 2).unflatten(2, (side, side)).contiguous()  # (B, C, G, G)
-                intermediates.append(y)
+                intermediates.append((y, prefix) if return_prefix_tokens else y)
         return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | list[int] | tuple[int, ...] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """Outputs of the last `n` stages, or of the stages `n`, as DINO and timm's ViT call them:
+        patch tokens (B, N, C), or with `reshape` grids (B, C, G, G); the rest is as in
+        `forward_intermediates`."""
+        return cast(
+            list[Any],
+            self.forward_intermediates(
+                x,
+                n,
+                norm=norm,
+                output_fmt="NCHW" if reshape else "NLC",
+                intermediates_only=True,
+                return_prefix_tokens=return_prefix_tokens,
+            ),
+        )
 
     def prune_intermediate_layers(
         self,
@@ -232,12 +283,60 @@ class PSViT(nn.Module):
             self._respec(num_classes=num_classes)
             like = self.pos_embed
             head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            self.head = _init_linear(head)
+            self.head = _init_linear(head).train(self.training)
         else:
             self.head = nn.Identity()
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = global_pool
+
+    def set_input_size(
+        self,
+        img_size: int | Sequence[int] | None = None,
+        patch_size: int | Sequence[int] | None = None,
+    ) -> None:
+        """Changes the sides of the images and of the patches, of which None keeps one. Positions
+        and the patch kernel are resized as those of timm's ViT.
+
+        Raises ValueError, and changes nothing, for sides that differ and where no spec has the
+        size.
+        """
+        sizes = {"img_size": img_size, "patch_size": patch_size}
+        self._respec(**{n: square_side(n, size) for n, size in sizes.items() if size is not None})
+        embed, spec = self.patch_embed, self.spec
+        grid_before = embed.grid_size
+        embed.set_input_size((spec.img_size,) * 2, (spec.patch_size,) * 2)
+        positions = resample_abs_pos_embed(
+            self.pos_embed,
+            new_size=list(embed.grid_size),
+            old_size=list(grid_before),
+            num_prefix_tokens=self.num_prefix_tokens,
+        )
+        self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        for stage, tokens in zip(cast(Any, self.stages)[1:], spec.num_tokens, strict=False):
+            if isinstance(stage.pool, TokenPool2d):
+                stage.pool.grid_size = isqrt(tokens)
+        self.feature_info = _feature_info(spec)
+        update_model_input_size(self, embed.img_size, patch_size=patch_size and spec.patch_size)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """Arguments of `timm.create_model` that make this network again, which timm's `save_for_hf`
+        writes: those that it was made with, and the spec that it has now."""
+        args = self._given_args
+        if not {"spec", "pattern"} & args.keys():
+            return args
+        described = {*ArchSpec.model_fields, "pattern"} - {"img_size", "in_chans", "num_classes"}
+        kept = {name: value for name, value in args.items() if name not in described}
+        return kept | {"spec": self.spec.model_dump(mode="json", exclude_defaults=True)}
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        self._given_args = args
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuses `torch.jit.script`, which has no words for maps that are passed on."""
+        raise NotImplementedError("a PSViT cannot be scripted; use torch.export or torch.compile")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each share group in the backward pass instead of keeping its activations."""
@@ -313,6 +412,29 @@ def pool_before(
     dims = spec.stages[stage - 1].embed_dim, spec.stages[stage].embed_dim
     grid_size = isqrt(spec.num_tokens[stage - 1]) if spec.pooling == "2d" else None
     return make(*dims, grid_size=grid_size, op=spec.pool_op)
+
+
+def square_side(name: str, size: int | Sequence[int]) -> int:
+    """The side of a square, given as an int or a pair. Raises ValueError, naming the argument, for
+    sides that differ."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"{name} must be one side of a square image, got {size}")
+    return sides.pop()
+
+
+def _feature_info(spec: ArchSpec) -> list[dict[str, Any]]:
+    """timm's description of the stages. Reduction is the side, in pixels, of the area that a token
+    represents."""
+    shrink = 2.0**0.5 if spec.pooling == "1d" else 2
+    return [
+        {
+            "num_chs": stage.embed_dim,
+            "reduction": spec.patch_size * shrink**i,
+            "module": f"stages.{i}",
+        }
+        for i, stage in enumerate(spec.stages)
+    ]
 
 
 def _init_linear(linear: nn.Linear) -> nn.Linear:

@@ -181,17 +181,18 @@ def test_dropped_attention_has_the_right_mean_and_a_mask_of_its_own_each_time(
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 6, 8)
     map_ = make_map(q, k, strategy, 2)
-    one, other = map_.apply(v, 0.5), map_.apply(v, 0.5)  # two layers under one map
+    half = nn.Dropout(0.5)
+    one, other = map_.apply(v, half), map_.apply(v, half)  # two layers under one map
     assert not torch.equal(one, other)
     # Values that are the identity show the mask itself: each weight is 0 or doubled.
     weights = make_map(q, k, "explicit", 2).weights
     eye = torch.eye(6, 8).expand(1, 2, 6, 8)
-    shown = map_.apply(eye, 0.5)[..., :6]
+    shown = map_.apply(eye, half)[..., :6]
     kept = shown != 0
     torch.testing.assert_close(shown[kept], 2 * weights[kept])
     assert 0 < kept.float().mean() < 1
-    mean = torch.stack([map_.apply(v, 0.3) for _ in range(4000)]).mean(0)
-    assert (mean - map_.apply(v)).abs().max() < 0.1
+    mean = torch.stack([map_.apply(v, nn.Dropout(0.3)) for _ in range(4000)]).mean(0)
+    assert (mean - map_.apply(v, half.eval())).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("strategy", ["explicit", "fused"])
@@ -362,7 +363,7 @@ def test_timm_lists_the_presets_and_builds_them_with_its_arguments() -> None:
     changes = {"num_classes": 7, "in_chans": 1, "img_size": 64}
     assert model.spec == PRESETS["psvit_2d_tiny"].model_copy(update=changes)
     assert (model.num_classes, model.in_chans, model.drop_rate) == (7, 1, 0.1)
-    assert {block.attn.attn_drop for block in model.blocks} == {0.2}
+    assert {block.attn.attn_drop.p for block in model.blocks} == {0.2}
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0.3 * i / 12 for i in range(13)])
     assert model(torch.randn(2, 1, 64, 64)).shape == (2, 7)
@@ -371,7 +372,6 @@ def test_timm_lists_the_presets_and_builds_them_with_its_arguments() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"pretrained": True}, "no pretrained weights are published for psvit_2d_tiny"),
         ({"img_size": (64, 32)}, "img_size must be one side of a square"),
         ({"img_size": 100}, "img_size must be a multiple of patch_size=16, got 100"),
         ({"global_pool": "max"}, "global_pool must be 'avg' or ''"),
