@@ -44,6 +44,10 @@ class PSViT(nn.Module):
     DeiT, with timm's parameter names but for `blocks`, here `stages.0.blocks`.
     """
 
+    pretrained_cfg: dict[str, Any]
+    """timm's description of weights and images; of networks from `timm.create_model` and of loaded
+    ones."""
+
     def __init__(
         self,
         spec: ArchSpec,
