@@ -59,13 +59,14 @@ from psvit_ray.search.proposals import Proposal, Proposals
 from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, PositiveNumber, TrainConfig
+from psvit_ray.training.results import TOP1
 from psvit_ray.training.source import load_source
 
 RECORDED = Path(__file__).parent / "recorded_curve.json"
 NAME = "simulated"
 ROWS = 10  # of the driver's table
 MIB = 2**20
-BEST_FIRST = "metrics.`best/holdout_top1` DESC"
+BEST_FIRST = f"metrics.`{TOP1}` DESC"
 Rows = list[list[str]]
 
 

@@ -39,6 +39,7 @@ def work(job: TrainJob) -> int:
         source=source,
         num_workers=workers.min_workers,
         resources=job.resources,
+        role="training",
     ) as session:
         resources = amounts_per_worker(job.resources)
         sections = command_line.recipe_sections(job.recipe, job.arch)

@@ -570,7 +570,7 @@ def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: P
     client = MlflowClient(f"sqlite:///{trained}/out/mlflow.db")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(ids)
-    assert sorted(each.data.tags["psvit.role"] for each in runs) == ["configuration", "search"]
+    assert sorted(each.data.tags["psvit.role"] for each in runs) == ["configuration", "training"]
     for each in runs:
         assert each.data.tags["psvit.data_digest"] == source.digest
         assert each.inputs

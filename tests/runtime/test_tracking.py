@@ -139,7 +139,7 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
     assert parent.data.tags["psvit.role"] == "search"
     assert parent.data.tags["mlflow.note.content"] == experiment.description
 
-    assert [run.info.run_name for run in children] == ["000 2|1", "001 2|1"]
+    assert [run.info.run_name for run in children] == ["000 2|1", "001 failed: 2|1"]
     assert [run.info.status for run in children] == ["FINISHED", "FAILED"]
     assert [tracker.run_id(one.key) for one in (first, second)] == [
         run.info.run_id for run in children
@@ -148,9 +148,20 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
     for run, one in zip(children, (first, second), strict=True):
         train = one.configuration.train.model_dump()
         assert run.data.params == {
-            "stage1.depth": "2",
+            "pattern": "2|1",
+            "is_deit": "False",
             "pooling": "2d",
-            "lr": "0.003",
+            "pool_op": "conv",
+            "num_pools": "1",
+            "pools_after": "2",
+            "class_token": "False",
+            "depth": "3",
+            "shared_fraction": "0.333",
+            "patch_size": "2",
+            "widths": "16+24",
+            "width_last": "24",
+            "heads": "2+2",
+            "mlp_widths": "32+48",
             **{f"train.{name}": str(value) for name, value in train.items()},
         }
         tags = {name: v for name, v in run.data.tags.items() if name.startswith("psvit.")}
@@ -168,13 +179,11 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
             "psvit.reason": one.reason,
         }
     assert everything(experiment, children[0]) == {
-        "cost/gmacs": [(0, first.gmacs)],
+        "cost/mmacs": [(0, first.macs / 1e6)],
         "cost/params_m": [(0, first.params_m)],
         "epoch": [(20, 1.0), (40, 2.0), (60, 3.0)],
         "holdout/top1": [(20, 50.0), (40, 80.0), (60, 70.0)],
         "train/loss": [(20, 1.0), (40, 1 / 2), (60, 1 / 3)],
-        "best/holdout_top1": [(40, 80.0)],
-        "best/epoch": [(40, 2.0)],
         "test/top1": [(60, 75.5)],
     }
     assert os.listdir(tmp_path) == []  # MLflow's default is a folder where it was started
@@ -184,7 +193,7 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
     ("ended", "status"),
     [
         ("completed", "FINISHED"),
-        ("stopped", "FINISHED"),
+        ("stopped", "KILLED"),
         ("failed", "FAILED"),
         ("interrupted", "KILLED"),
     ],
@@ -271,7 +280,8 @@ def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -
     written(experiment, done, record(1, (50.0, 70.0), "completed"), record(2, (1.0,), "stopped"))
     parent, after = runs(experiment)
     assert parent.info.status == "FINISHED"
-    assert [run.info.status for run in after] == ["FINISHED"] * 3
+    assert [run.info.status for run in after] == ["FINISHED", "FINISHED", "KILLED"]
+    assert [run.info.run_name for run in after] == ["000 2|1", "001 2|1", "002 stopped early: 2|1"]
     assert [run.info.run_id for run in after[:2]] == [run.info.run_id for run in before]
     # What had ended is as it was, the time of its end too.
     assert after[0].info.end_time == before[0].info.end_time
@@ -279,8 +289,6 @@ def test_a_resume_goes_on_with_the_runs_that_are_there(experiment: Experiment) -
     assert everything(experiment, after[0]) == everything(experiment, before[0])
     went_on = everything(experiment, after[1])
     assert went_on["holdout/top1"] == [(20, 50.0), (40, 70.0)]
-    assert went_on["best/holdout_top1"] == [(20, 50.0), (40, 70.0)]
-    assert after[1].data.metrics["best/holdout_top1"] == 70.0
 
 
 def test_all_that_a_run_lacks_is_one_call_and_what_has_ended_needs_none(
@@ -295,24 +303,22 @@ def test_all_that_a_run_lacks_is_one_call_and_what_has_ended_needs_none(
     monkeypatch.setattr(MlflowClient, "log_batch", counting)
     late = record(0, tuple(map(float, range(mlflow_tracker.POINTS + 1))), "stopped")
     written(experiment, late)
-    costs, best = 2, 2
-    assert metrics == [costs, 3 * mlflow_tracker.POINTS, 3, best]
+    costs = 2
+    assert metrics == [costs, 3 * mlflow_tracker.POINTS, 3]
     _, before = runs(experiment)
     assert len(everything(experiment, before[0])["epoch"]) == mlflow_tracker.POINTS + 1
     written(experiment, late)
-    assert len(metrics) == 4
+    assert len(metrics) == 3
     assert runs(experiment)[1][0].data.to_dictionary() == before[0].data.to_dictionary()
 
 
-def test_nan_and_infinity_are_points_but_never_the_best(experiment: Experiment) -> None:
+def test_nan_and_infinity_are_points(experiment: Experiment) -> None:
     diverged = record(0, (math.nan, 30.0, math.inf, math.nan), "failed", reason="loss is nan")
     for _ in range(2):
         written(experiment, diverged, record(1, (math.nan,), "failed"))
-    _, (run, nothing) = runs(experiment)
-    history = everything(experiment, run)
-    assert [step for step, _ in history["holdout/top1"]] == [20, 40, 60, 80]
-    assert history["best/holdout_top1"] == [(40, 30.0)]
-    assert "best/holdout_top1" not in nothing.data.metrics
+    _, (run, other) = runs(experiment)
+    assert [step for step, _ in points(experiment, run, "holdout/top1")] == [20, 40, 60, 80]
+    assert [step for step, _ in points(experiment, other, "holdout/top1")] == [20]
 
 
 def test_searches_of_one_store_do_not_mix(experiment: Experiment) -> None:
@@ -346,7 +352,7 @@ def test_what_was_not_taken_when_a_run_was_opened_is_added_later(
     _, (run,) = runs(experiment)
     assert run.data.params["pooling"] == "2d"
     history = everything(experiment, run)
-    assert history["cost/gmacs"] == [(0, record(0).gmacs)]
+    assert history["cost/mmacs"] == [(0, record(0).macs / 1e6)]
     assert history["holdout/top1"] == [(20, 50.0), (40, 60.0)]
     assert {"refused", "answer lost"} <= set(troubles)
 
@@ -356,7 +362,10 @@ def test_a_record_that_the_store_refuses_does_not_hold_up_the_others(
 ) -> None:
     monkeypatch.setattr(mlflow_tracker, "RETRY_S", 0.01)
     monkeypatch.setattr(mlflow_tracker, "FLUSH_S", 0.5)
-    refused = record(0).model_copy(update={"params": {"a name: no": 1, "*": 2}})
+    refused = record(0, (50.0,))
+    (point,) = refused.curve
+    unnamed = point.model_copy(update={"metrics": {"*": 1.0}})
+    refused = refused.model_copy(update={"curve": (unnamed,)})
     tracker = Tracker(experiment)
     tracker.put(refused)
     until(lambda: "did not take" in caplog.text)
@@ -762,7 +771,7 @@ def test_the_data_of_a_search_is_a_dataset_of_each_run_once(experiment: Experime
         assert each.inputs
         (given,) = each.inputs.dataset_inputs
         dataset = given.dataset
-        assert (dataset.name, dataset.digest) == ("s3://bucket/flowers", digest)
+        assert (dataset.name, dataset.digest) == ("flowers", digest)
         assert (dataset.source_type, json.loads(dataset.source)) == (
             "s3",
             {"uri": "s3://bucket/flowers"},

@@ -17,7 +17,7 @@ from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import resolve_folder
 from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tracking.gauges import Gauges
-from psvit_ray.runtime.tracking.mlflow_tracker import experiment_name
+from psvit_ray.runtime.tracking.mlflow_tracker import data_set_name, experiment_name
 from psvit_ray.search.description import read_records
 from psvit_ray.storage import files
 from psvit_ray.storage.file_names import MAX_NAME_BYTES, check_file_name, check_folder_name
@@ -137,10 +137,36 @@ def test_a_name_that_the_registry_does_not_take_is_refused(
 
 def test_an_experiment_has_a_name_that_mlflows_databases_take() -> None:
     assert experiment_name("digits") == "psvit/digits"
-    long = ["/data/" + "ü" * 400 + end for end in "ab"]
+    long = ["ü" * 400 + end for end in "ab"]
     assert [len(experiment_name(data)) for data in long] == [256, 256]
     assert experiment_name(long[0]) != experiment_name(long[1])
-    assert experiment_name("/a\nb") == "psvit//a\\nb"
+    assert experiment_name("/a\nb") == "psvit/a\\nb"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("digits", "digits"),
+        ("/data/photos/", "photos"),
+        ("../photos", "photos"),
+        ("s3://bucket/flowers", "flowers"),
+        ("s3://bucket", "bucket"),
+        ("/data/shards/train-*.parquet", "shards"),
+        ("gs://bucket/birds.parquet", "birds"),
+        ("torchvision:CIFAR10:/data/sets", "CIFAR10"),
+        ("/", "data"),
+    ],
+)
+def test_an_experiment_is_called_as_the_data_set_not_as_its_path(data: str, name: str) -> None:
+    assert data_set_name(data) == name
+
+
+def test_a_data_set_in_the_working_directory_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "birds").mkdir()
+    monkeypatch.chdir(tmp_path / "birds")
+    assert data_set_name(".") == "birds"
 
 
 # Paths

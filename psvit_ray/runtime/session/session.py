@@ -76,6 +76,7 @@ def open_session(
     source: Source,
     num_workers: int,
     resources: cluster.WorkerResources,
+    role: mlflow_tracker.Role = "search",
 ) -> Iterator[Session]:
     """Opens a session: makes all checks, joins Ray, takes the lease, opens the run in MLflow.
 
@@ -83,6 +84,7 @@ def open_session(
         default_name: Beginning of the name where the user gave none.
         identity: Settings that a resume must not change, as JSON values.
         num_workers: Workers that the cluster must be able to hold together.
+        role: What MLflow calls the run.
 
     Raises ValueError for anything that cannot work, before anything is written.
     """
@@ -114,6 +116,7 @@ def open_session(
             name=mlflow_tracker.experiment_name(source.name),
             search_id=description.search_id,
             run_name=name,
+            role=role,
             description=f"{code(name)} in {code(str(storage))}",
             data=source.name,
             data_digest=source.digest,

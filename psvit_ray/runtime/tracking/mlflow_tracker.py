@@ -13,14 +13,15 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
+import re
 import subprocess
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
@@ -28,29 +29,35 @@ from mlflow.exceptions import MlflowException
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.tracking import store_uri
+from psvit_ray.runtime.tracking.configuration_run import (
+    KIND,
+    RUN_STATUS,
+    STATUS,
+    costs,
+    has_ended,
+    run_name,
+    run_params,
+    status_name,
+)
 from psvit_ray.search.oneshot.scores import Score, generations, score_rows
-from psvit_ray.search.record import FINAL_STATUSES, Record, Status
+from psvit_ray.search.record import Record, Status
 from psvit_ray.search.rows import table_csv
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Guard
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.results import TOP1
 
 RETRY_S = 5.0
 FLUSH_S = 60.0
 CANDIDATES = "candidates"
 MAX_REASON = 1000  # MLflow refuses a tag that is much longer
-MAX_EXPERIMENT_NAME, MAX_RUN_NAME = 256, 250  # columns of MLflow's databases
-LONGEST_DATASET_NAME = 500
+MAX_EXPERIMENT_NAME = 256  # a column of MLflow's databases
+MAX_DATASET_NAME = 500
 POINTS = 50  # of a batch: MLflow takes 1,000 metrics, of which an epoch has some ten
-MLFLOW_STATUS: dict[Status, str] = {
-    "completed": "FINISHED",
-    "stopped": "FINISHED",
-    "failed": "FAILED",
-    "interrupted": "KILLED",
-}
 logger = logging.getLogger(__name__)
+
+
+Role = Literal["search", "training", "comparison"]
 
 
 class Experiment(Value):
@@ -60,6 +67,8 @@ class Experiment(Value):
     name: str
     search_id: str
     run_name: str
+    role: Role = "search"
+    """What the parent run is of; its children are of the role `configuration`."""
     description: str = ""
     data: str = ""
     """Name of the data that all its runs are trained on."""
@@ -68,11 +77,23 @@ class Experiment(Value):
 
 def experiment_name(data: str) -> str:
     """Name of the experiment of all runs on `data`, short enough for MLflow's databases."""
-    name = f"psvit/{printable(data)}"
+    name = f"psvit/{printable(data_set_name(data))}"
     if len(name) <= MAX_EXPERIMENT_NAME:
         return name
     digest = hashlib.sha256(data.encode()).hexdigest()[:12]
     return f"{name[: MAX_EXPERIMENT_NAME - len(digest) - 1]}-{digest}"
+
+
+def data_set_name(data: str) -> str:
+    """Name of a data set that is given by path, URI, pattern or as `torchvision:NAME:ROOT`: what a
+    person calls it, wherever it lies."""
+    kind, _, rest = data.partition(":")
+    if kind.startswith("torchvision"):
+        return rest.partition(":")[0]
+    _, is_uri, path = data.partition("://")
+    parts = PurePosixPath(path if is_uri else os.path.abspath(data)).parts
+    plain = [part for part in parts if part != "/" and not re.search(r"[*?[]", part)]
+    return re.sub(r"\.(parquet|arrow)$", "", plain[-1]) if plain else "data"
 
 
 class _ParentRun:
@@ -109,10 +130,14 @@ class _ParentRun:
         if self.run_id:
             return
         self.experiment_id = self._open_experiment()
-        tags = {"psvit.search_id": self._experiment.search_id, "psvit.role": "search"}
-        run = self.find(tags)
+        of_search = f"tags.`psvit.search_id` = '{self._experiment.search_id}'"
+        run = self.find(f"{of_search} and tags.`psvit.role` != 'configuration'")
         if run is None:
-            tags |= _source_tags() | {"mlflow.note.content": self._experiment.description}
+            tags = _source_tags() | {
+                "psvit.search_id": self._experiment.search_id,
+                "psvit.role": self._experiment.role,
+                "mlflow.note.content": self._experiment.description,
+            }
             run = self.client.create_run(
                 self.experiment_id, run_name=self._experiment.run_name, tags=tags
             )
@@ -136,9 +161,8 @@ class _ParentRun:
                 self.client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id
 
-    def find(self, tags: dict[str, str]) -> Run | None:
-        """The run with these tags, restored if it was deleted."""
-        filter_string = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    def find(self, filter_string: str) -> Run | None:
+        """The run that a filter finds, restored if it was deleted."""
         runs = self.client.search_runs([self.experiment_id], filter_string, ViewType.ALL)
         run = min(runs, key=lambda run: run.info.lifecycle_stage == "deleted", default=None)
         if run and run.info.lifecycle_stage == "deleted":
@@ -155,7 +179,7 @@ class _ParentRun:
         self.client.set_tag(run.info.run_id, "psvit.data_digest", digest)
         scheme, has_scheme, _ = data.partition("://")
         dataset = Dataset(
-            name=data[-LONGEST_DATASET_NAME:],
+            name=data_set_name(data)[:MAX_DATASET_NAME],
             digest=digest,
             source_type=scheme if has_scheme else "local",
             source=json.dumps({"uri": data}),
@@ -232,7 +256,7 @@ class Tracker:
         """Ends the parent run with `status`. Returns how many configurations could not be written:
         they stand in the record, and a resume writes them."""
         with self._changed:
-            self._closing, self._parent_status = True, MLFLOW_STATUS[status]
+            self._closing, self._parent_status = True, RUN_STATUS[status]
             self._give_up = time.monotonic() + FLUSH_S
             self._changed.notify()
         self._thread.join(FLUSH_S + 30)
@@ -289,7 +313,7 @@ class Tracker:
         if key not in self._run_ids:
             run = self._open(record)
             self._run_ids[key], self._statuses[key] = run.info.run_id, run.info.status
-            if _has_ended(run, record):
+            if has_ended(run.info.status, run.data.tags, record):
                 return
         run_id = self._run_ids[key]
         if key not in self._steps:
@@ -299,7 +323,7 @@ class Tracker:
 
         now = int(time.time() * 1000)
         tags = [
-            RunTag("psvit.status", record.status),
+            RunTag(STATUS, status_name(record.status)),
             RunTag("psvit.reason", printable(record.reason)[:MAX_REASON]),
         ]
         lacking = [point for point in record.curve if point.step not in steps]
@@ -312,12 +336,11 @@ class Tracker:
             ]
             self._parent.client.log_batch(run_id, metrics=metrics, tags=tags)
             steps.update(point.step for point in points)
-        status = MLFLOW_STATUS.get(record.status, "RUNNING")
-        if record.status in MLFLOW_STATUS:
+        if record.status in RUN_STATUS:
             self._end(record, now)
-        elif self._statuses[key] != status:
-            self._parent.client.update_run(run_id, status=status)
-        self._statuses[key] = status
+        elif self._statuses[key] != "RUNNING":
+            self._parent.client.update_run(run_id, status="RUNNING", name=run_name(record))
+        self._statuses[key] = RUN_STATUS.get(record.status, "RUNNING")
 
     def _write_scores(self, scores: Sequence[Score]) -> None:
         if CANDIDATES not in self._steps:
@@ -347,27 +370,26 @@ class Tracker:
         did not take when it was opened."""
         spec, train = record.configuration.spec, record.configuration.train
         tags = {"psvit.search_id": self._search_id, "psvit.key": record.key}
-        run = self._parent.find(tags)
+        run = self._parent.find(" and ".join(f"tags.`{n}` = '{v}'" for n, v in tags.items()))
         if run is None:
             tags |= _source_tags() | {
                 "mlflow.parentRunId": self._parent.run_id,
                 "psvit.role": "configuration",
-                "psvit.kind": record.kind,
+                KIND: record.kind,
                 "psvit.spec_id": spec.spec_id,
                 "psvit.pattern": spec.pattern,
                 "psvit.seed": str(train.seed),
                 "psvit.data": train.data,
             }
-            name = f"{record.number:03d} {spec.pattern}"[:MAX_RUN_NAME]
             run = self._parent.client.create_run(
-                self._parent.experiment_id, run_name=name, tags=tags
+                self._parent.experiment_id, run_name=run_name(record), tags=tags
             )
         self._parent.note_data(run)
-        params = record.params | {f"train.{name}": v for name, v in train.model_dump().items()}
-        costs = {"cost/gmacs": record.gmacs, "cost/params_m": record.params_m}
         now = int(time.time() * 1000)
-        fresh = [Param(n, str(v)) for n, v in params.items() if n not in run.data.params]
-        unknown = [Metric(n, v, now, 0) for n, v in costs.items() if n not in run.data.metrics]
+        fresh = [Param(n, v) for n, v in run_params(record).items() if n not in run.data.params]
+        unknown = [
+            Metric(n, v, now, 0) for n, v in costs(record).items() if n not in run.data.metrics
+        ]
         if fresh or unknown:
             self._parent.client.log_batch(run.info.run_id, params=fresh, metrics=unknown)
         return run
@@ -375,33 +397,13 @@ class Tracker:
     def _end(self, record: Record, now: int) -> None:
         """Ends the run of a configuration; changes nothing of one that has ended so already."""
         run = self._parent.client.get_run(self._run_ids[record.key])
-        metrics: list[Metric] = []
-
-        def add(name: str, value: float, step: int) -> None:
-            if run.data.metrics.get(name) != value:
-                metrics.append(Metric(name, value, now, step))
-
-        tops = [(point.metrics.get(TOP1, math.nan), point) for point in record.curve]
-        if finite := [(top1, point) for top1, point in tops if math.isfinite(top1)]:
-            top1, best = max(finite, key=lambda pair: pair[0])
-            add("best/holdout_top1", top1, best.step)
-            add("best/epoch", best.epoch, best.step)
-        if record.test_top1 is not None:
-            add("test/top1", record.test_top1, record.curve[-1].step)
-        if metrics:
-            self._parent.client.log_batch(run.info.run_id, metrics=metrics)
-        if run.info.status != MLFLOW_STATUS[record.status]:
-            self._parent.client.set_terminated(run.info.run_id, MLFLOW_STATUS[record.status])
-
-
-def _has_ended(run: Run, record: Record) -> bool:
-    """Whether the run has ended as the record has. Its status is written last, so that all else is
-    there."""
-    return (
-        record.status in FINAL_STATUSES
-        and run.info.status == MLFLOW_STATUS[record.status]
-        and run.data.tags.get("psvit.status") == record.status
-    )
+        parent, run_id, top1 = self._parent, run.info.run_id, record.test_top1
+        if top1 is not None and run.data.metrics.get("test/top1") != top1:
+            parent.client.log_metric(run_id, "test/top1", top1, now, record.curve[-1].step)
+        if run.info.run_name != run_name(record):
+            parent.client.update_run(run_id, name=run_name(record))
+        if run.info.status != RUN_STATUS[record.status]:
+            parent.client.set_terminated(run_id, RUN_STATUS[record.status])
 
 
 def _brief(error: Exception) -> str:

@@ -273,6 +273,7 @@ def train_each(
         source=source,
         num_workers=trials.workers_per_trial,
         resources=trials.resources,
+        role="comparison",
     ) as session:
         yield (
             session,
