@@ -19,7 +19,8 @@ Step = tuple[str, str]
 
 WALKS: dict[str, list[Step]] = {
     "image": [
-        ("data/sources/image_source.py", "recognises splits, classes\nand columns of the data"),
+        ("data/sources/load_data.py", "recognises splits, classes\nand columns of the data"),
+        ("data/sources/image_source.py", "classes, and tables for training,\nhold-out and test"),
         ("data/loading/loader.py", "which images a step sees, by\nseed, epoch and step"),
         ("data/images/decode.py", "bytes to a picture, or to\na row of quarantine.csv"),
         ("data/loading/transforms.py", "crop, augmentation:\n(C, S, S)"),

@@ -41,7 +41,8 @@ from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.data.loading.augmentation import Augmentation
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.data.sources.image_source import Source, read_data
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.model.timing import interleaved

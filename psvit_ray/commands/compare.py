@@ -12,7 +12,6 @@ left out.
 from __future__ import annotations
 
 from psvit_ray.commands.options import CompareJob
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.report import comparison
@@ -58,7 +57,7 @@ def source_for(configuration: Configuration, search: Folder) -> tuple[Source, li
     source = load_source(configuration)
     if known is None or source.images is None or known.digest == source.digest:
         return source, []
-    notes = image_source.left_out(known, source.images)
+    notes = split_file.left_out(known, source.images)
     source = load_source(configuration, known)
     if not len(source.holdout):
         raise ValueError(f"data must have images that {search} held out: {notes[0]}")

@@ -20,8 +20,8 @@ import torch
 
 from psvit_ray.commands.options import EvaluateJob, EvaluationSplit
 from psvit_ray.data.images.decode import check_decoder
+from psvit_ray.data.sources.image_source import Source, numbers_in
 from psvit_ray.data.sources.survey import survey
-from psvit_ray.data.splits.splits import Splits, numbers_in
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.export.inference import score_batches
@@ -109,7 +109,7 @@ def answers_of(
 
 def images_of(
     job: EvaluateJob, exported: ExportedModel
-) -> tuple[EvaluationSplit, ImageTable, Splits, list[str]]:
+) -> tuple[EvaluationSplit, ImageTable, Source, list[str]]:
     """The split, its images, the data, and what a user should be told of them. Raises ValueError
     where the data does not have this split, or images that the model does not take."""
     data = TrainedData.read(job.data, job, exported, job.model)
@@ -122,13 +122,13 @@ def images_of(
                 "model"
             )
     there: list[EvaluationSplit] = ["train", "holdout"]
-    val_as_test = exported.config.training.settings["val_as_test"] and stored.val is not None
+    val_as_test = exported.config.training.settings["val_as_test"] and "val" in stored.tables
     if known:
         there = [split for split in TRAINING if len(known.indices(split))]
     elif stored.test is not None or val_as_test:
         there.append("test")
     usual = there[-1]
-    if stored.test is None and stored.val is None:
+    if list(stored.tables) == ["train"]:
         there.append("all")
         usual = usual if data.is_training_data else "all"
     split = job.split or usual
@@ -137,7 +137,7 @@ def images_of(
         raise ValueError(f"split must be {options} with data {stored.name!r}, got {split!r}")
     if split == "all":
         return split, stored.train, stored, []
-    images = stored.val if val_as_test else stored.test
+    images = stored.holdout if val_as_test else stored.test
     if split == "test" and images is not None and not known:
         return split, images, stored, []  # which do not depend on how the others are cut
     source, notes = data.divided()

@@ -17,7 +17,7 @@ from psvit_ray.commands.options import (
     RedundancyJob,
     ReportJob,
 )
-from psvit_ray.data.sources import image_source, unlabelled
+from psvit_ray.data.sources import load_data, unlabelled
 from psvit_ray.export.model_files import read_config
 from psvit_ray.search import description
 from psvit_ray.storage import files, outputs
@@ -39,7 +39,7 @@ def check_paths(job: object) -> None:
                 description.check_name(Folder.at(job.storage), name)
         case PrepareJob(verify=False) if job.data:
             out = outputs.writable(job.out, "out")
-            image_source.check_exists(job.data)
+            load_data.check_exists(job.data)
             if Path(job.data).is_dir() and f"{out}/".startswith(f"{Folder.at(job.data)}/"):
                 raise ValueError(f"out must be outside data, got {out} in {job.data}")
         case ExportJob():
@@ -48,13 +48,13 @@ def check_paths(job: object) -> None:
         case EvaluateJob():
             _check_new_folder(job.out)
             read_config(Folder.at(job.model))
-            image_source.check_exists(job.data)
+            load_data.check_exists(job.data)
         case RedundancyJob():
             _check_new_folder(job.out)
             is_folder = "/" in job.model or Path(job.model).exists()
             if is_folder and not job.model.startswith("timm:"):
                 read_config(Folder.at(job.model))
-            image_source.check_exists(job.data)
+            load_data.check_exists(job.data)
         case PredictJob():
             if suffix_of(Folder.at(job.out)) not in PREDICTION_SUFFIXES:
                 known, given = " or ".join(PREDICTION_SUFFIXES), without_secrets(job.out)

@@ -15,7 +15,7 @@ from functools import partial
 
 from psvit_ray.commands.options import PrepareJob
 from psvit_ray.data.shards import plan
-from psvit_ray.data.sources.image_source import read_data
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.sources.shard_manifest import (
     SHARD_MANIFEST,
     ShardManifest,
@@ -36,18 +36,18 @@ def work(job: PrepareJob) -> int:
     if not job.data:
         raise ValueError("--data must be given")
     out = Folder.at(job.out)
-    splits = read_data(job.data, job)
-    identity = plan.identity(splits, job.settings)
+    source = read_data(job.data, job)
+    identity = plan.identity(source, job.settings)
     manifest = check_out(out, identity, job.resume)
-    for note in [*splits.notes, *(f"{kind}: kept" for kind in survey(splits.train).kinds)]:
+    for note in [*source.notes, *(f"{kind}: kept" for kind in survey(source.train).kinds)]:
         print(printable(note))
     if manifest is None:
         cluster.join(verbose=job.verbose)
         cluster.check_shared(out, "out")
-        cluster.check_readable(splits.train, splits.name)
+        cluster.check_readable(source.train, source.name)
         try:
             manifest = prepare(
-                splits,
+                source,
                 out,
                 identity,
                 job.settings,

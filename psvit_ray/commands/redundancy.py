@@ -29,9 +29,10 @@ from psvit_ray.commands.options import RedundancyJob
 from psvit_ray.data.images.decode import check_decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.sources.survey import surveyed
+from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.export import model_folder
 from psvit_ray.export.model_folder import ExportedModel
@@ -53,9 +54,6 @@ from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.config import (
-    TrainConfig,
-)
 
 
 def work(job: RedundancyJob) -> int:
@@ -152,7 +150,7 @@ def holdout_source(
     """Split as in the network's training, and what a user should be told of that. Raises ValueError
     for images of one size, which are not made to fit, where the network takes another."""
     data = TrainedData.read(job.data, job, exported, named(job.model)) if exported else None
-    stored = data.stored if data else image_source.read_data(job.data, job)
+    stored = data.stored if data else read_data(job.data, job)
     for field in ("img_size", "in_chans"):
         of_model, of_data = getattr(preprocessing, field), getattr(stored, field)
         if of_data is not None and of_data != of_model:
@@ -160,10 +158,7 @@ def holdout_source(
                 f"{field} must be {of_data}, as in data {stored.name!r}, got {of_model} in the "
                 "model"
             )
-    if data:
-        return data.divided()
-    usual = TrainConfig()
-    return image_source.divided(stored, holdout=usual.holdout, split_seed=usual.split_seed), []
+    return data.divided() if data else (stored.divided(DataSettings()), [])
 
 
 def described(model: nn.Module) -> tuple[ArchSpec | None, str]:

@@ -11,19 +11,19 @@ from pathlib import Path
 from psvit_ray.commands import command_line
 from psvit_ray.commands.options import TrainJob
 from psvit_ray.commands.shorter import shorter_note
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.source import check_source, source_from_settings
 
 
 def work(job: TrainJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
     spec = command_line.read_arch(job.arch, job.base)
-    source = source_from_settings(job.train)
+    source = load_data(job.train)
     spec = command_line.fit_arch(spec, job.arch, source)
     configuration = Configuration(spec=spec, train=job.train)
-    check_source(configuration, source)
+    source.check_fits(configuration.trained_spec, job.train.batch_size)
     from psvit_ray.data.loading.loader import shuffle_advice
     from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
     from psvit_ray.runtime.session.session import exit_code, open_session

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
-from psvit_ray.data.splits.split_file import SplitFile
-from psvit_ray.data.splits.splits import Splits
+from psvit_ray.data.sources.load_data import read_data
+from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, DataSettings
+from psvit_ray.data.splits.split_file import SplitFile, left_out
 from psvit_ray.export.model_folder import ExportedModel, read_splits
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
@@ -23,7 +22,7 @@ DRAWN_ANEW = (
 class TrainedData:
     """Stored data, and how the training of a model split it."""
 
-    stored: Splits
+    stored: Source
     exported: ExportedModel
     is_training_data: bool
     """Whether the model was trained on this data, even if images were added to it since."""
@@ -44,7 +43,7 @@ class TrainedData:
         given = DataLayout.model_validate({f: getattr(layout, f) for f in DataLayout.model_fields})
         same_path = Folder.at(training.data) == Folder.at(without_secrets(data))
         is_training_data = same_path and given in (AS_NAMED, training.layout)
-        stored = image_source.read_data(data, training.layout if is_training_data else given)
+        stored = read_data(data, training.layout if is_training_data else given)
         known = read_splits(model, exported) if is_training_data else None
         return cls(stored, exported, is_training_data, known)
 
@@ -55,14 +54,15 @@ class TrainedData:
         Raises ValueError if no hold-out can be cut.
         """
         if self.known:
-            source = image_source.divided_as(self.stored, self.known)
+            source = self.stored.divided_as(self.known)
             assert source.images
-            return source, image_source.left_out(self.known, source.images)
+            return source, left_out(self.known, source.images)
         settings = self.exported.config.training.settings
-        source = image_source.divided(
-            self.stored,
-            holdout=settings["holdout"],
-            split_seed=settings["split_seed"],
-            val_as_test=settings["val_as_test"] and self.stored.val is not None,
+        source = self.stored.divided(
+            DataSettings(
+                holdout=settings["holdout"],
+                split_seed=settings["split_seed"],
+                val_as_test=settings["val_as_test"] and "val" in self.stored.tables,
+            )
         )
         return source, [DRAWN_ANEW] if self.is_training_data and source.cut_by_place else []

@@ -13,15 +13,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from psvit_ray.arch.cost import Limits
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import MAX_IMG_SIZE, ArchSpec, Finite, Value
-from psvit_ray.data.images.options import (
-    BACKGROUND,
-    Colour,
-    Decoder,
-    format_tone_range,
-    parse_tone_range,
-)
+from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.augmentation import Augmentation, Probability
-from psvit_ray.data.splits.layout import DataLayout
+from psvit_ray.data.splits.layout import DataSettings, PositiveFraction, Seed
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
@@ -31,11 +25,8 @@ or a generator."""
 PositiveNumber = Annotated[Finite, Field(gt=0, le=MAX_VALUE)]
 NonNegativeNumber = Annotated[Finite, Field(ge=0, le=MAX_VALUE)]
 Fraction = Annotated[Finite, Field(ge=0, lt=1)]
-PositiveFraction = Annotated[Finite, Field(gt=0, le=1)]
 PositiveCount = Annotated[int, Field(ge=1, le=MAX_VALUE)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=MAX_VALUE)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""A seed that every generator takes (torch's has 64 bits)."""
 Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
 """Epochs, up to a thousand times those of the longest published trainings."""
 BatchSize = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -54,27 +45,13 @@ Repeats = Annotated[int, Field(ge=1, le=1_000)]
 """Repeats of each configuration or image: all are listed before the first begins."""
 
 
-class TrainConfig(Augmentation, DataLayout):
+class TrainConfig(Augmentation, DataSettings):
     """Settings of the training of one network. Names are those of timm's `train.py` where it has
     one."""
 
-    data: str = "digits"
-    """Images to train on: digits, a folder that holds a folder for each class, Parquet (a file,
-    folder or pattern), or torchvision:NAME:ROOT."""
-    holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
-    """Fraction of the training images to hold out for validation where the data has no validation
-    split. Searches rank configurations by the top-1 on the hold-out."""
-    val_as_test: bool = False
-    """Use the data's validation split as test images, as is usual with ImageNet, and hold out
-    training images for validation."""
-    data_fraction: PositiveFraction = 1.0
-    """Fraction of the training images to train on, after the hold-out was cut; below 1 it gives a
-    cheaper proxy of the training."""
     img_size: PixelsOrZero = 0
     """Side of the images in training and evaluation, in pixels; 0 takes the architecture's. A
     smaller size gives a cheaper proxy; costs are still reported for the architecture's own size."""
-    split_seed: Seed = 0
-    """Seed for drawing the hold-out and `data_fraction`."""
     seed: Seed = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
 
@@ -144,12 +121,6 @@ class TrainConfig(Augmentation, DataLayout):
     """Interpolation of images that are resized for evaluation."""
     crop_pct: PositiveFraction = 0.875
     """Fraction of the shorter side that the center crop of evaluation keeps."""
-    tone_range: str = ""
-    """Values that become black and white in images of more than 8 bits, as LOW:HIGH, such as
-    0:4095; by default they are taken from a sample of the training images (8 to 16 bits; for floats
-    0:1, -1:1 or 0:255). Images with values outside are not used."""
-    background: Colour = BACKGROUND
-    """Colour behind transparent images, by name or as #rrggbb."""
     mean: Annotated[tuple[Probability, ...], tyro.conf.Suppress] = ()
     """Mean of each channel, from 0 to 1; by default that of the data, if known, else ImageNet's."""
     std: Annotated[tuple[PositiveNumber, ...], tyro.conf.Suppress] = ()
@@ -212,11 +183,6 @@ class TrainConfig(Augmentation, DataLayout):
         *kind, path = where.split(":", 2) if where.startswith("torchvision") else [where]
         is_path = "/" in path or os.path.exists(path)  # Path.exists raises where a name is too long
         return ":".join([*kind, Folder.at(path).uri]) if is_path else where
-
-    @field_validator("tone_range")
-    @classmethod
-    def _check_tone_range(cls, text: str) -> str:
-        return format_tone_range(parse_tone_range(text)) if text else text
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

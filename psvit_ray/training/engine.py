@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from psvit_ray.data.quarantine import BadImageRow
-from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.model.pretrained import LoadedWeights
 from psvit_ray.training.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ def run_training(
             f"({configuration.spec.pattern}), got one of {other.key} ({other.spec.pattern})"
         )
     if start:
-        check_unchanged(source, start.run.data_digest)
+        source.check_unchanged(start.run.data_digest)
     state = TrainState.of(run, execution.device, start)
     earlier = list(state.curve)
     with contextlib.closing(Steps(state, source, execution)) as steps:

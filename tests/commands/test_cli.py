@@ -33,7 +33,8 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.commands import command_line, estimate
 from psvit_ray.data.shards import plan
 from psvit_ray.data.shards.settings import ShardSettings
-from psvit_ray.data.sources.image_source import load_data, read_data
+from psvit_ray.data.sources.load_data import load_data, read_data
+from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.lease import Lease
 from psvit_ray.search.description import DESCRIPTION
@@ -50,7 +51,7 @@ from tests.helpers.command_line import (
     parse,
 )
 
-DIGITS_SOURCE = load_data("digits", holdout=0.2, split_seed=0)
+DIGITS_SOURCE = load_data(DataSettings())
 DIGITS = yaml.safe_load((ROOT / "psvit_ray" / "recipes" / "digits.yaml").read_text())
 
 

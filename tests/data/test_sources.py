@@ -18,9 +18,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from psvit_ray.data.sources import image_source, parquet_table
+from psvit_ray.data.sources import parquet_table
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.sources.parquet_table import ParquetTable, RowGroups
 from psvit_ray.data.tables import ArrayTable, ImageTable
 from tests.helpers.drawn import CLASS_NAMES, drawn_folder
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_is_read_as_torchvision_reads_it(folder: Path) -> None:
     theirs = torchvision.datasets.ImageFolder(str(folder))
-    ours = image_source.read_data(str(folder))
+    ours = read_data(str(folder))
     assert list(ours.class_names) == theirs.classes
     table = ours.train
     assert isinstance(table, FileTable)
@@ -144,7 +145,7 @@ def test_a_block_is_a_row_group_and_is_read_once(folder: Path, tmp_path: Path) -
     for number in range(2):
         part = slice(60 * number, 60 * number + 60)
         write_parquet(tmp_path / f"{number}.parquet", images[part], labels[part])
-    table = image_source.read_data(str(tmp_path)).train
+    table = read_data(str(tmp_path)).train
     assert isinstance(table, ParquetTable)
     of_a_file = np.arange(60) // 7
     assert np.array_equal(table.blocks, np.concatenate([of_a_file, of_a_file + 9]))
@@ -165,7 +166,7 @@ def test_few_row_groups_are_kept_and_two_whatever_their_size(
     for most, kept in ((int(group * 4.5), 4), (1, 2)):
         cache = RowGroups(most)
         monkeypatch.setattr(parquet_table, "row_groups", cache)
-        table = image_source.read_data(str(tmp_path / "x.parquet")).train
+        table = read_data(str(tmp_path / "x.parquet")).train
         for index in np.random.default_rng(0).permutation(len(table)):
             table.read(index)
             assert cache.bytes <= max(most, 2.2 * group)
@@ -183,7 +184,7 @@ def test_a_thousand_reads_take_no_more_memory_than_is_kept(
         for _ in range(50):
             file.write_table(pa.Table.from_pydict({"image": image, "label": [0, 1] * 10}, schema))
     monkeypatch.setattr(parquet_table, "row_groups", RowGroups(20_000_000))
-    table = image_source.read_data(str(path)).train
+    table = read_data(str(path)).train
     before = psutil.Process().memory_info().rss
     for index in np.random.default_rng(0).permutation(1000):
         table.read(index)
@@ -204,7 +205,7 @@ def test_a_table_pickles_small_and_is_read_by_other_processes(
         size = 60
     elif kind == "digits":
         data, size = "digits", 1437
-    table = image_source.read_data(data).train
+    table = read_data(data).train
     assert len(table) == size
     table.read(0)  # with its files open
     pickled = pickle.dumps(table)

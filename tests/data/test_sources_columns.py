@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from psvit_ray.data.images.decode import BadImage
-from psvit_ray.data.sources import image_source, parquet_table, unlabelled
+from psvit_ray.data.sources import parquet_table, unlabelled
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import Splits
 from tests.helpers.stored import IMAGE, contents, write_parquet
 
 IMAGES = [{"bytes": bytes([number]), "path": f"{number}.png"} for number in range(6)]
@@ -31,7 +32,7 @@ def table_of(path: Path, **columns: Any) -> str:
     return str(path)
 
 
-def classes_of(splits: Splits) -> list[str]:
+def classes_of(splits: Source) -> list[str]:
     """The class of each training image."""
     return [splits.class_names[label] for label in splits.train.labels]
 
@@ -45,7 +46,7 @@ def classes_of(splits: Splits) -> list[str]:
     ],
 )
 def test_labels_that_are_words_are_classes_sorted(labels: pa.Array, tmp_path: Path) -> None:
-    splits = image_source.read_data(
+    splits = read_data(
         table_of(tmp_path / "x.parquet", image=pa.array(IMAGES, IMAGE), label=labels)
     )
     assert splits.class_names == ("cat", "dog", "owl")
@@ -58,7 +59,7 @@ def test_words_of_several_files_and_splits_are_one_list(tmp_path: Path) -> None:
     table_of(tmp_path / "train-0.parquet", image=image, label=pa.array(["owl", "cafe\u0301"]))
     table_of(tmp_path / "train-1.parquet", image=image, label=pa.array(["bee", "owl"]))
     table_of(tmp_path / "test.parquet", image=image, label=pa.array(["owl", "caf\u00e9"]))
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     assert splits.class_names == ("bee", "caf\u00e9", "owl")
     assert splits.train.labels.tolist() == [2, 1, 0, 2]
     assert splits.test is not None
@@ -66,7 +67,7 @@ def test_words_of_several_files_and_splits_are_one_list(tmp_path: Path) -> None:
     assert "test has no image of class 'bee'" in splits.notes
     table_of(tmp_path / "train-2.parquet", image=image, label=pa.array([0, 1]))
     with pytest.raises(ValueError, match="labels of one kind in every file, got numbers and words"):
-        image_source.read_data(str(tmp_path))
+        read_data(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_labels_without_names_are_their_own(
     labels: pa.Array, names: tuple[str, ...], tmp_path: Path
 ) -> None:
     data = table_of(tmp_path / "x.parquet", image=pa.array(IMAGES, IMAGE), label=labels)
-    splits = image_source.read_data(data)
+    splits = read_data(data)
     assert splits.class_names == names
     assert classes_of(splits) == [str(label).lower() for label in labels.to_pylist()]
 
@@ -113,20 +114,18 @@ def test_several_columns_that_could_be_meant_are_refused_and_all_named(tmp_path:
     cifar100(tmp_path).to_parquet(data)
     said = "got 'fine_label', 'coarse_label' in train.parquet in .*; say --label-column fine_label"
     with pytest.raises(ValueError, match=f"one column of labels, {said}"):
-        image_source.read_data(data)
-    fine = image_source.read_data(data, DataLayout(label_column="fine_label"))
+        read_data(data)
+    fine = read_data(data, DataLayout(label_column="fine_label"))
     assert classes_of(fine) == ["bee", "cow", "elm"] * 2
     assert contents(fine.train) == [png(number) for number in range(6)]
     assert "images are column 'img'" in fine.notes
     assert "labels are column 'fine_label', not 'coarse_label'" in fine.notes
-    coarse = image_source.read_data(
-        data, DataLayout(label_column="coarse_label", image_column="img")
-    )
+    coarse = read_data(data, DataLayout(label_column="coarse_label", image_column="img"))
     assert classes_of(coarse) == ["animal", "animal", "tree"] * 2
     image = pa.array(IMAGES, IMAGE)
     data = table_of(tmp_path / "two.parquet", left=image, right=image, label=[0, 1] * 3)
     with pytest.raises(ValueError, match=r"got 'left', 'right' in .*; say --image-column left"):
-        image_source.read_data(data)
+        read_data(data)
     (part,) = unlabelled.read_unlabelled([data], layout=DataLayout(image_column="right"))
     assert contents(part.table) == [image["bytes"] for image in IMAGES]
 
@@ -147,7 +146,7 @@ def test_the_only_columns_of_their_types_are_taken(
         "bytes": pa.array([image["bytes"] for image in IMAGES], pa.large_binary()),
     }
     arrays = {k: kinds[v] if isinstance(v, str) else v for k, v in columns.items()}
-    splits = image_source.read_data(table_of(tmp_path / "x.parquet", **arrays))
+    splits = read_data(table_of(tmp_path / "x.parquet", **arrays))
     assert splits.class_names == names
     assert contents(splits.train) == [image["bytes"] for image in IMAGES]
 
@@ -168,18 +167,18 @@ def test_labels_that_cannot_be_are_one_line(
 ) -> None:
     data = table_of(tmp_path / "x.parquet", image=pa.array(IMAGES, IMAGE), label=labels)
     with pytest.raises(ValueError, match=said):
-        image_source.read_data(data, DataLayout(**layout))
+        read_data(data, DataLayout(**layout))
 
 
 def test_a_test_file_without_a_column_of_labels_is_left_out(tmp_path: Path) -> None:
     image = pa.array(IMAGES, IMAGE)
     table_of(tmp_path / "train.parquet", image=image, label=[0, 1] * 3)
     table_of(tmp_path / "test.parquet", image=image, id=range(6))
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     assert splits.test is None
     assert splits.notes == ("the 6 images of test have no labels and are not used",)
     with pytest.raises(ValueError, match="data must have labels, got none in alone"):
-        image_source.read_data(table_of(tmp_path / "alone.parquet", image=image))
+        read_data(table_of(tmp_path / "alone.parquet", image=image))
 
 
 def test_files_that_are_links_are_read_where_they_are_said_and_once(tmp_path: Path) -> None:
@@ -188,11 +187,11 @@ def test_files_that_are_links_are_read_where_they_are_said_and_once(tmp_path: Pa
         there = tmp_path / ("train", "test")[number] / "0.parquet"
         there.parent.mkdir()
         os.symlink(f"../pool/{number}.parquet", there)
-    splits = image_source.read_data(str(tmp_path), DataLayout(splits="train=train,test=test"))
+    splits = read_data(str(tmp_path), DataLayout(splits="train=train,test=test"))
     assert splits.train.place(0)[1] == "train/0.parquet:0"
     assert splits.test is not None
     assert splits.test.place(0)[1] == "test/0.parquet:0"
-    assert len(image_source.read_data(str(tmp_path), DataLayout(splits="train=.")).train) == 12
+    assert len(read_data(str(tmp_path), DataLayout(splits="train=.")).train) == 12
 
 
 def test_notes_that_nest_without_end_are_those_of_something_else(tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ def test_notes_that_nest_without_end_are_those_of_something_else(tmp_path: Path)
     noted = table.replace_schema_metadata({"huggingface": "[" * 5_000})
     pq.write_table(noted, tmp_path / "x.parquet")
     (tmp_path / "state.json").write_text("[" * 5_000)
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     assert splits.class_names == ("0", "1")
     assert contents(splits.train) == [image["bytes"] for image in IMAGES]
 
@@ -218,17 +217,17 @@ def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
     )
     fine = DataLayout(label_column="fine_label")
     parts.save_to_disk(str(tmp_path / "parts"), num_shards={"train": 2, "validation": 1, "test": 1})
-    splits = image_source.read_data(str(tmp_path / "parts"), fine)
+    splits = read_data(str(tmp_path / "parts"), fine)
     assert splits.class_names == ("bee", "cow", "elm")
     assert contents(splits.train) == [png(number) for number in range(10)]
     assert splits.train.labels.tolist() == [number % 3 for number in range(10)]
-    assert contents(splits.val) == [png(number) for number in range(3)]
+    assert contents(splits.holdout) == [png(number) for number in range(3)]
     assert contents(splits.test) == [png(4), png(8)]
     data.save_to_disk(str(tmp_path / "whole"))
     # What `map` leaves in the folder that it was called on.
     cache = tmp_path / "whole" / "cache-1.arrow"
     cache.write_bytes(next((tmp_path / "whole").glob("data-*.arrow")).read_bytes())
-    whole = image_source.read_data(str(tmp_path / "whole"), fine)
+    whole = read_data(str(tmp_path / "whole"), fine)
     assert contents(whole.train) == [png(number) for number in range(10)]
     assert whole.train.blocks is not None
     assert whole.train.blocks.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
@@ -238,17 +237,17 @@ def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
     assert contents(part.table) == [png(number) for number in range(10)]
     next((tmp_path / "whole").glob("data-*.arrow")).unlink()
     with pytest.raises(ValueError, match=r"got none for 'data-00000-of-00001\.arrow'"):
-        image_source.read_data(str(tmp_path / "whole"), fine)
+        read_data(str(tmp_path / "whole"), fine)
 
 
 def test_a_broken_arrow_file_is_named_and_its_batches_are_bad_images(tmp_path: Path) -> None:
     cifar100(tmp_path).save_to_disk(str(tmp_path / "x"))
     (file,) = (tmp_path / "x").glob("*.arrow")
-    table = image_source.read_data(str(tmp_path / "x"), DataLayout(label_column="fine_label")).train
+    table = read_data(str(tmp_path / "x"), DataLayout(label_column="fine_label")).train
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=rf"Arrow stream that can be read, got {file.name} in "):
-        image_source.read_data(str(tmp_path / "x"), DataLayout(label_column="fine_label"))
+        read_data(str(tmp_path / "x"), DataLayout(label_column="fine_label"))
     parquet_table.row_groups.clear()
     with pytest.raises(BadImage, match="broken row group"):
         table.read(5)
@@ -259,7 +258,7 @@ def test_whatever_is_broken_in_a_file_is_said_of_it(tmp_path: Path) -> None:
     cifar100(tmp_path).select_columns(["img", "fine_label"]).save_to_disk(str(tmp_path / "x"))
     (file,) = (tmp_path / "x").glob("*.arrow")
     whole = file.read_bytes()
-    table = image_source.read_data(str(tmp_path / "x")).train
+    table = read_data(str(tmp_path / "x")).train
     outcomes: set[type] = set()
     messages = []
     for at in range(0, len(whole), 4):
@@ -270,10 +269,10 @@ def test_whatever_is_broken_in_a_file_is_said_of_it(tmp_path: Path) -> None:
         except BadImage as error:
             outcomes.add(type(error))
         try:
-            outcomes.add(type(image_source.read_data(str(tmp_path / "x"))))
+            outcomes.add(type(read_data(str(tmp_path / "x"))))
         except ValueError as error:
             messages.append(str(error))
-    assert outcomes == {bytes, BadImage, Splits}
+    assert outcomes == {bytes, BadImage, Source}
     assert all(file.name in message or "train" in message for message in messages)
 
 
@@ -306,7 +305,7 @@ def test_a_path_in_parquet_leads_to_nothing_outside(
     os.mkfifo(here / "pipe.png")
     monkeypatch.chdir(tmp_path)  # which is looked in, too
     write_parquet(here / "x.parquet", [{"bytes": None, "path": path}] * 2, [0, 1])
-    table = image_source.read_data(str(here / "x.parquet")).train
+    table = read_data(str(here / "x.parquet")).train
     if not reason:
         assert table.read(0) == b"deep"
         return
@@ -331,7 +330,7 @@ def test_a_broken_page_is_bad_images_and_the_other_groups_are_read(
     )
     chunk = pq.ParquetFile(file).metadata.row_group(1).column(0)
     whole = file.read_bytes()
-    images = image_source.read_data(str(file)).train
+    images = read_data(str(file)).train
     # A bit of the page's data: its checksum no longer fits, whatever the codec makes of it.
     at = chunk.data_page_offset + chunk.total_compressed_size - 9
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -351,7 +350,7 @@ def test_a_parquet_file_that_changes_after_it_was_listed_is_bad_images(
 ) -> None:
     for number in range(2):
         write_parquet(tmp_path / f"{number}.parquet", IMAGES, [0, 1] * 3)
-    images = image_source.read_data(str(tmp_path)).train
+    images = read_data(str(tmp_path)).train
     file = tmp_path / "1.parquet"
     if change == "vanished":
         file.unlink()

@@ -13,7 +13,8 @@ import pytest
 from psvit_ray.data import quarantine
 from psvit_ray.data.images import file_bytes
 from psvit_ray.data.images.decode import BadImage
-from psvit_ray.data.sources import image_source, unlabelled
+from psvit_ray.data.sources import unlabelled
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.splits.layout import DataLayout
 from psvit_ray.data.tables import ImageTable
 from psvit_ray.storage import files
@@ -49,7 +50,7 @@ OWN = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(3)]
 def test_links_to_what_is_there_add_nothing_and_are_said(links: dict[str, str], pets: Path) -> None:
     for name, target in links.items():
         os.symlink(target, pets / name)
-    splits = image_source.read_data(str(pets))
+    splits = read_data(str(pets))
     assert splits.class_names == ("cat", "dog")
     assert paths_of(splits.train) == OWN
     assert splits.notes[0].startswith(
@@ -69,7 +70,7 @@ def test_linked_folders_and_files_from_elsewhere_are_used_once(pets: Path, tmp_p
     os.symlink(pool / "3.png", pets / "dog" / "b.png")
     os.symlink(pool / "3.png", pets / "dog" / "a.png")
     os.symlink(pool, pool / "owl" / "around")
-    splits = image_source.read_data(str(pets))
+    splits = read_data(str(pets))
     assert splits.class_names == ("cat", "dog", "owl")
     assert sorted(paths_of(splits.train)) == sorted(
         [*OWN, "dog/a.png", "owl/1.png", "owl/deep/2.png"]
@@ -84,7 +85,7 @@ def test_one_file_in_two_classes_is_refused(link: object, pets: Path, tmp_path: 
     with pytest.raises(
         ValueError, match=r"in one class, got dog/z.png, which is the file cat/z.png"
     ):
-        image_source.read_data(str(pets))
+        read_data(str(pets))
 
 
 def test_splits_that_are_links_into_a_pool_are_read_where_they_are_said(tmp_path: Path) -> None:
@@ -95,8 +96,8 @@ def test_splits_that_are_links_into_a_pool_are_read_where_they_are_said(tmp_path
         os.symlink(data / "pool" / f"{number}.png", there)
     os.symlink("../all/ant", data / "train" / "ant")
     with pytest.raises(ValueError, match=r"say --splits train=train,test=test"):
-        image_source.read_data(str(data))
-    splits = image_source.read_data(str(data), DataLayout(splits="train=train,test=test"))
+        read_data(str(data))
+    splits = read_data(str(data), DataLayout(splits="train=train,test=test"))
     assert splits.class_names == ("ant", "bee", "cow")
     assert paths_of(splits.train) == ["train/ant/5.png", "train/bee/a.png", "train/cow/b.png"]
     assert splits.test is not None
@@ -107,9 +108,9 @@ def test_a_split_that_is_a_link_to_another_is_refused(tmp_path: Path) -> None:
     data = folder_of(tmp_path, "train/ant/1.png", "train/bee/1.png", "test/ant/2.png")
     os.symlink("test", data / "val")
     with pytest.raises(ValueError, match="each image in one split, got val in val, which is test"):
-        image_source.read_data(str(data))
+        read_data(str(data))
     both = DataLayout(splits="train=train,test=test")
-    assert paths_of(image_source.read_data(str(data), both).train) == [
+    assert paths_of(read_data(str(data), both).train) == [
         "train/ant/1.png",
         "train/bee/1.png",
     ]
@@ -119,12 +120,12 @@ def test_a_link_with_a_suffix_of_its_own_names_the_file(tmp_path: Path) -> None:
     data = folder_of(tmp_path, "blobs/0a1b", "blobs/2c3d", "cat/", "dog/")
     os.symlink("../blobs/0a1b", data / "cat" / "1.png")
     os.symlink("../blobs/2c3d", data / "dog" / "1.png")
-    assert paths_of(image_source.read_data(str(data)).train) == ["cat/1.png", "dog/1.png"]
+    assert paths_of(read_data(str(data)).train) == ["cat/1.png", "dog/1.png"]
 
 
 def test_hard_links_of_a_class_are_one_image(pets: Path) -> None:
     os.link(pets / "cat" / "1.png", pets / "cat" / "9.png")
-    splits = image_source.read_data(str(pets))
+    splits = read_data(str(pets))
     assert paths_of(splits.train) == OWN
     assert splits.notes[0].endswith("such as cat/9.png, which is cat/1.png")
 
@@ -139,7 +140,7 @@ def test_what_is_no_file_or_has_no_end_is_a_bad_image(
     monkeypatch.setattr(file_bytes, "MAX_BYTES", 20)
     (pets / "dog" / "large.png").write_bytes(b"x" * 21)
     (pets / "dog" / "just.png").write_bytes(b"x" * 20)
-    table = image_source.read_data(str(pets)).train
+    table = read_data(str(pets)).train
     reasons = {}
     for index, path in enumerate(paths_of(table)):
         try:
@@ -172,7 +173,7 @@ def test_a_path_that_cannot_be_is_a_bad_image(tmp_path: Path) -> None:
 def test_a_storage_that_fails_is_no_bad_image(
     number: int, pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = image_source.read_data(str(pets)).train
+    table = read_data(str(pets)).train
 
     def fails(*_: object, **__: object) -> int:
         raise OSError(number, os.strerror(number))
@@ -194,7 +195,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
 
     monkeypatch.setattr(files.os, "scandir", scandir)
     with pytest.raises(ValueError, match=rf"data must be readable, got .*'{pets}/dog'"):
-        image_source.read_data(str(pets))
+        read_data(str(pets))
 
 
 def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_names_that_are_not_utf_8_keep_their_bytes(tmp_path: Path) -> None:
         there = os.path.join(os.fsencode(tmp_path), b"data", name)
         os.makedirs(os.path.dirname(there), exist_ok=True)
         Path(os.fsdecode(there)).write_bytes(name)
-    splits = image_source.read_data(str(tmp_path / "data"))
+    splits = read_data(str(tmp_path / "data"))
     assert splits.class_names == ("caf\\xe9", "tea")
     table = splits.train.take(np.arange(3))
     assert {table.read(index) for index in range(3)} == set(names)
@@ -220,5 +221,5 @@ def test_a_macs_and_a_nass_folders_are_no_classes(pets: Path) -> None:
     folder_of(
         pets, "__MACOSX/cat/._1.png", "@eaDir/x.png", ".cache/x.png", "dog/@eaDir/0.png/t.jpg"
     )
-    splits = image_source.read_data(str(pets))
+    splits = read_data(str(pets))
     assert (splits.class_names, paths_of(splits.train)) == (("cat", "dog"), OWN)

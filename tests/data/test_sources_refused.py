@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from psvit_ray.data.images.decode import BadImage
-from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.load_data import read_data
 from tests.helpers.drawn import drawn_folder
 from tests.helpers.stored import load, write_parquet
 
@@ -147,7 +147,7 @@ def test_unknown_data_is_refused_with_the_nearest(
             "holdout must leave at least an image for each class on either side, got 0.001 of "
             "1,437 images of 10 classes",
         ),
-        ({"fraction": 0.001}, "data_fraction must leave at least an image for each class"),
+        ({"data_fraction": 0.001}, "data_fraction must leave at least an image for each class"),
     ],
 )
 def test_a_cut_that_leaves_a_class_without_images_is_refused(
@@ -166,7 +166,7 @@ def test_data_of_single_images_has_no_hold_out(tmp_path: Path) -> None:
 
 def test_faults_of_one_image_are_bad_images(tmp_path: Path) -> None:
     drawn_folder(tmp_path, classes=2, per_class=2)
-    table = image_source.read_data(str(tmp_path)).train
+    table = read_data(str(tmp_path)).train
     (tmp_path / table.place(1)[1]).unlink()
     (tmp_path / table.place(2)[1]).unlink()
     (tmp_path / table.place(2)[1]).mkdir()
@@ -176,4 +176,4 @@ def test_faults_of_one_image_are_bad_images(tmp_path: Path) -> None:
         assert str(caught.value) == reason
     write_parquet(tmp_path / "x.parquet", [*IMAGES[:-1], None], LABELS)
     assert load(tmp_path / "x.parquet", holdout=0.5).num_classes == 3
-    assert image_source.read_data(str(tmp_path / "x.parquet")).train.read(11) == b""
+    assert read_data(str(tmp_path / "x.parquet")).train.read(11) == b""

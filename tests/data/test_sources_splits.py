@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import Splits, splits_in
+from psvit_ray.data.splits.splits import splits_in
 from tests.helpers.stored import folder_of, write_parquet
 
 IMAGES = [{"bytes": bytes([number]), "path": f"{number}.png"} for number in range(6)]
@@ -19,15 +20,13 @@ def split_folders(root: Path, *splits: str, classes: tuple[str, ...] = ("cat", "
     return folder_of(root, *(f"{split}/{name}/1.png" for split in splits for name in classes))
 
 
-def where(splits: Splits) -> dict[str, set[str]]:
+def where(splits: Source) -> dict[str, set[str]]:
     """The folders or files that each split's images are in."""
-    tables = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
         split: {
             re.sub(r"/[^/]+/[^/]+[.]png$|:.*", "", table.place(i)[1]) for i in range(len(table))
         }
-        for split, table in tables.items()
-        if table is not None
+        for split, table in splits.tables.items()
     }
 
 
@@ -80,7 +79,7 @@ def test_words_of_splits_are_those_of_the_datasets_library(name: str, splits: se
 def test_folders_that_are_splits_are_recognised_and_named(
     train: str, test: str, tmp_path: Path
 ) -> None:
-    splits = image_source.read_data(str(split_folders(tmp_path, train, test)))
+    splits = read_data(str(split_folders(tmp_path, train, test)))
     assert splits.class_names == ("cat", "dog")
     assert where(splits) == {"train": {train}, "test": {test}}
     assert splits.notes == (f"splits: train is {train}/, test is {test}/",)
@@ -102,7 +101,7 @@ def test_files_that_are_splits_are_recognised_and_named(
 ) -> None:
     for name in (train, test):
         write_parquet(tmp_path / f"{name}.parquet", IMAGES, [0, 1] * 3)
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     train, test = f"{train}.parquet", f"{test}.parquet"
     assert where(splits) == {"train": {train}, "test": {test}}
     assert splits.notes == (f"splits: train is {train}, test is {test}",)
@@ -119,11 +118,9 @@ def test_files_that_are_splits_are_recognised_and_named(
     ],
 )
 def test_classes_stay_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
-    splits = image_source.read_data(
-        str(folder_of(tmp_path, *(f"{name}/1.png" for name in classes)))
-    )
+    splits = read_data(str(folder_of(tmp_path, *(f"{name}/1.png" for name in classes))))
     assert splits.class_names == tuple(sorted(name.split("/")[0] for name in classes))
-    assert (splits.val, splits.test) == (None, None)
+    assert list(splits.tables) == ["train"]
     train = "train/ is a class, as it holds images and no class folders"
     assert splits.notes == ((train,) if "train" in classes else ())
 
@@ -169,7 +166,7 @@ def test_folders_that_may_be_splits_are_refused_with_what_to_say(
     paths: list[str], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        image_source.read_data(str(folder_of(tmp_path, *paths)))
+        read_data(str(folder_of(tmp_path, *paths)))
     assert said.replace("HERE", str(tmp_path)) in str(error.value)
 
 
@@ -189,7 +186,7 @@ def test_files_that_may_be_splits_are_refused_with_what_to_say(
     for name in names:
         write_parquet(tmp_path / f"{name}.parquet", IMAGES, [0, 1] * 3)
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        image_source.read_data(str(tmp_path))
+        read_data(str(tmp_path))
     assert said.replace("HERE", str(tmp_path)) in str(error.value)
 
 
@@ -206,12 +203,12 @@ def test_what_the_user_says_is_which_split(
 ) -> None:
     layout = DataLayout(splits=splits)
     split_folders(tmp_path / "folders", "trainset", "testset", "extra")
-    stored = image_source.read_data(str(tmp_path / "folders"), layout)
+    stored = read_data(str(tmp_path / "folders"), layout)
     assert where(stored) == places
     assert stored.class_names == ("cat", "dog")
     for name in ("trainset", "testset", "extra"):
         write_parquet(tmp_path / "files" / name / "0.parquet", IMAGES, [0, 1] * 3)
-    stored = image_source.read_data(str(tmp_path / "files"), layout)
+    stored = read_data(str(tmp_path / "files"), layout)
     files = {split: {f"{name}/0.parquet" for name in names} for split, names in places.items()}
     assert where(stored) == files
     unused = 3 - len(set().union(*places.values()))
@@ -220,9 +217,7 @@ def test_what_the_user_says_is_which_split(
 
 def test_what_is_said_may_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:
     split_folders(tmp_path, "seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred")
-    stored = image_source.read_data(
-        str(tmp_path), DataLayout(splits="train=seg_train,test=seg_test")
-    )
+    stored = read_data(str(tmp_path), DataLayout(splits="train=seg_train,test=seg_test"))
     assert where(stored) == {"train": {"seg_train/seg_train"}, "test": {"seg_test/seg_test"}}
     assert "2 of 6 images are in no split" in stored.notes
 
@@ -230,12 +225,12 @@ def test_what_is_said_may_lie_in_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_with_a_point_all_is_one_split(tmp_path: Path) -> None:
     folder_of(tmp_path / "folders", "exam/1.png", "test/1.png", "quiz/1.png")
     everything = DataLayout(splits="train=.")
-    stored = image_source.read_data(str(tmp_path / "folders"), everything)
+    stored = read_data(str(tmp_path / "folders"), everything)
     assert stored.class_names == ("exam", "quiz", "test")
     assert len(stored.train) == 3
     for name in ("train", "test"):
         write_parquet(tmp_path / f"files/{name}.parquet", IMAGES, [0, 1] * 3)
-    assert len(image_source.read_data(str(tmp_path / "files"), everything).train) == 12
+    assert len(read_data(str(tmp_path / "files"), everything).train) == 12
 
 
 @pytest.mark.parametrize(
@@ -252,17 +247,17 @@ def test_with_a_point_all_is_one_split(tmp_path: Path) -> None:
 def test_splits_that_cannot_be_are_refused(splits: str, said: str, tmp_path: Path) -> None:
     split_folders(tmp_path, "train", "test")
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        image_source.read_data(str(tmp_path), DataLayout(splits=splits))
+        read_data(str(tmp_path), DataLayout(splits=splits))
     assert said.replace("HERE", str(tmp_path)) in str(error.value)
     with pytest.raises(ValueError, match="splits must be empty with data 'digits'"):
-        image_source.read_data("digits", DataLayout(splits="train=x"))
+        read_data("digits", DataLayout(splits="train=x"))
 
 
 def test_a_class_that_a_split_lacks_is_said_and_one_that_train_lacks_is_refused(
     tmp_path: Path,
 ) -> None:
     folder_of(tmp_path, "train/ant/1.png", "train/bee/1.png", "train/cow/", "test/bee/1.png")
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     assert splits.class_names == ("ant", "bee", "cow")
     assert splits.test is not None
     assert splits.test.labels.tolist() == [1]
@@ -272,7 +267,7 @@ def test_a_class_that_a_split_lacks_is_said_and_one_that_train_lacks_is_refused(
     )
     folder_of(tmp_path, "test/bees/1.png")
     with pytest.raises(ValueError, match="got only in test: 'bees'; nearest is 'bee'"):
-        image_source.read_data(str(tmp_path))
+        read_data(str(tmp_path))
 
 
 def test_names_that_are_equal_in_unicode_are_one_class(tmp_path: Path) -> None:
@@ -282,7 +277,7 @@ def test_names_that_are_equal_in_unicode_are_one_class(tmp_path: Path) -> None:
         *(f"train/{name}/{name}.png" for name in (composed, decomposed, "tea")),
         f"test/{decomposed}/1.png",
     )
-    splits = image_source.read_data(str(tmp_path))
+    splits = read_data(str(tmp_path))
     assert splits.class_names == (composed, "tea")
     assert splits.train.labels.tolist() == [0, 0, 1]
     assert splits.test is not None
@@ -290,8 +285,6 @@ def test_names_that_are_equal_in_unicode_are_one_class(tmp_path: Path) -> None:
 
 
 def test_classes_that_differ_in_case_or_spaces_only_are_said(tmp_path: Path) -> None:
-    splits = image_source.read_data(
-        str(folder_of(tmp_path, "Cat/1.png", "cat/2.png", "dog /1.png"))
-    )
+    splits = read_data(str(folder_of(tmp_path, "Cat/1.png", "cat/2.png", "dog /1.png")))
     assert splits.class_names == ("Cat", "cat", "dog ")
     assert splits.notes == ("classes differ in case or spaces only: 'Cat', 'cat'",)

@@ -19,9 +19,9 @@ import pytest
 from mlflow import MlflowClient
 
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_folder import FileTable
-from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.data.sources.shard_manifest import (
     SHARD_MANIFEST,
     ShardFile,
@@ -29,6 +29,7 @@ from psvit_ray.data.sources.shard_manifest import (
     SplitManifest,
 )
 from psvit_ray.data.splits import split_file
+from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.data.splits.split_file import DataChanged, SplitFile
 from psvit_ray.data.splits.splits import drawn, held_out
 from psvit_ray.data.tables import ArrayTable, ImageTable
@@ -106,7 +107,7 @@ def changed_from(known: Source, data: Path) -> str:
     assert known.images
     kept = SplitFile.from_bytes(known.images.to_bytes(), "splits.parquet")
     with pytest.raises(DataChanged) as caught:
-        check_unchanged(load(data), known.digest, kept)
+        load(data).check_unchanged(known.digest, kept)
     said = str(caught.value)
     assert said.startswith(BEGIN)
     assert said.endswith(END)
@@ -243,7 +244,7 @@ def test_what_the_same_data_is_the_digest_is(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "cat" / "notes.txt").write_text("no image")
     os.utime(tmp_path / "b" / "cat" / "0.png", (1, 1))
-    other = load(tmp_path / "b", split_seed=9, holdout=0.5, fraction=0.5)
+    other = load(tmp_path / "b", split_seed=9, holdout=0.5, data_fraction=0.5)
     assert other.digest == known.digest
     sha256 = hashlib.sha256(b'["cat", "dog"]')
     for label, name in enumerate(CLASSES):
@@ -270,7 +271,7 @@ def test_digits_have_a_digest_of_pixels_and_labels() -> None:
 def test_the_file_names_each_image_once_with_its_class_and_split(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         files(tmp_path / split)
-    source = load(tmp_path, val_as_test=True, fraction=0.5)
+    source = load(tmp_path, val_as_test=True, data_fraction=0.5)
     assert source.images
     (tmp_path / "splits.parquet").write_bytes(source.images.to_bytes())
     rows = pq.read_table(tmp_path / "splits.parquet").to_pylist()
@@ -445,12 +446,12 @@ def test_a_checkpoint_goes_on_only_with_its_data() -> None:
 def test_a_run_that_noted_no_images_goes_on_where_the_cut_is_as_it_was(tmp_path: Path) -> None:
     for split in ("train", "val"):
         files(tmp_path / "split" / split)
-    check_unchanged(load(tmp_path / "split"), "")
-    for changes in ({"fraction": 0.5}, {"val_as_test": True}):
+    load(tmp_path / "split").check_unchanged("")
+    for changes in ({"data_fraction": 0.5}, {"val_as_test": True}):
         with pytest.raises(DataChanged, match=r"^data cannot be checked: the run began with"):
-            check_unchanged(load(tmp_path / "split", **changes), "")
+            load(tmp_path / "split", **changes).check_unchanged("")
     with pytest.raises(DataChanged, match=r"^data cannot be checked: the run began with"):
-        check_unchanged(load(files(tmp_path / "whole")), "")
+        load(files(tmp_path / "whole")).check_unchanged("")
 
 
 def test_the_same_images_cut_otherwise_are_refused(tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def test_the_same_images_cut_otherwise_are_refused(tmp_path: Path) -> None:
     moved = len(places(source.holdout) ^ places(other.holdout))
     assert moved
     with pytest.raises(DataChanged, match=f"{moved} images in another split"):
-        check_unchanged(other, source.digest, source.images)
+        other.check_unchanged(source.digest, source.images)
 
 
 def test_a_worker_takes_no_other_images_than_the_run_began_with(tmp_path: Path) -> None:
@@ -548,7 +549,7 @@ def line(there: Path, more: str = "") -> str:
 
 
 def test_the_digest_is_wherever_a_run_is_written_down(trained: Path, tmp_path: Path) -> None:
-    source = image_source.load_data(str(trained / "data"), holdout=0.2, split_seed=0)
+    source = load_data(DataSettings(data=str(trained / "data")))
     folder = Folder(str(trained / "out" / "a"))
     kept = split_file.read_split_file(folder)
     assert kept

@@ -85,7 +85,7 @@ def test_the_cut_of_a_set_that_never_grows_is_fair_disjoint_and_seeded() -> None
     other = cut(split_seed=4)
     assert other[1] != held
     assert other[2] == test
-    part, same_held, same_test = cut(fraction=0.5)
+    part, same_held, same_test = cut(data_fraction=0.5)
     assert len(part) == 539
     assert part < train
     assert (same_held, same_test) == (held, test)
@@ -108,9 +108,9 @@ def test_the_cut_of_a_folder_is_disjoint_seeded_and_leaves_the_test_images_alone
     other = cut(split_seed=4)
     assert other[1] != held
     assert other[2] == test
-    part, same_held, same_test = cut(fraction=0.5)
+    part, same_held, same_test = cut(data_fraction=0.5)
     assert part < train
-    assert cut(fraction=0.3)[0] < part
+    assert cut(data_fraction=0.3)[0] < part
     assert (same_held, same_test) == (held, test)
 
 
@@ -127,7 +127,7 @@ def test_a_class_of_one_image_has_none_in_the_holdout(tmp_path: Path) -> None:
     said = "not held out, as it is the only image: that of 'dotted-ring'"
     cut = f"hold-out: {held} of 109 training images, class by class"
     assert source.notes == (cut, said)
-    part = load(tmp_path / "x", fraction=0.01)
+    part = load(tmp_path / "x", data_fraction=0.01)
     assert np.bincount(part.train.labels, minlength=10).min() == 1
     some = f"training on {len(part.train)} of {train} images, class by class"
     assert part.notes == (cut, said, some)

@@ -16,7 +16,7 @@ from psvit_ray.data.images.options import parse_tone_range
 from psvit_ray.data.images.tone_range import Tones
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.shards.shard_file import contents
-from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.sources.survey import survey
 from psvit_ray.data.sources.unlabelled import read_unlabelled
 from psvit_ray.data.tables import ArrayTable
@@ -136,7 +136,7 @@ def test_the_sample_is_of_the_whole_set_however_it_is_stored(tmp_path: Path, kin
         images, labels = as_rows(data / "train")
         write_parquet(tmp_path / "parquet" / "x.parquet", images, labels, row_group_size=41)
         data = tmp_path / "parquet"
-    table = image_source.read_data(str(data)).train
+    table = read_data(str(data)).train
     looked = survey(table)
     assert (looked.images, looked.floats, looked.transparent) == (64, None, 0)
     assert survey(table) == looked
@@ -158,7 +158,7 @@ def test_ordinary_pictures_and_arrays_say_nothing(tmp_path: Path) -> None:
     source = load(data)
     assert source.tones == Tones()
     assert [note.partition(":")[0] for note in source.notes] == ["hold-out"]
-    digits = image_source.read_data("digits").train
+    digits = read_data("digits").train
     assert isinstance(digits, ArrayTable)
     assert survey(digits).images == 0
 

@@ -23,7 +23,7 @@ from ray.util.state import list_actors
 from torch import Tensor
 
 import psvit_ray
-from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.data.splits import split_file
 from psvit_ray.export import model_folder
 from psvit_ray.export.inference import score_batches, to_predictions
@@ -245,7 +245,7 @@ def assert_same_answers(ours: list[dict[str, str]], theirs: list[dict[str, str]]
 
 
 def test_what_an_actor_that_was_killed_had_is_answered(deployed: Deployed) -> None:
-    table = image_source.read_data(str(deployed.data)).train
+    table = read_data(str(deployed.data)).train
     exported = model_folder.load_model_folder(deployed.model)
     found = []
     for number, several in enumerate(

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from mlflow import MlflowClient
 from torch.nn.parallel import DistributedDataParallel
 
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.runtime.cluster.config import WorkerResources
 from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import Session, open_session
@@ -25,7 +26,7 @@ from psvit_ray.training.checkpoint import MANIFEST, Checkpoint, CheckpointManage
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
-from psvit_ray.training.source import load_source, source_from_settings
+from psvit_ray.training.source import load_source
 from tests.helpers.training import SPEC, in_group, join_group
 
 # 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
@@ -50,7 +51,7 @@ def session(
         SessionConfig.model_validate({"storage": str(folder), "name": name, **launch}),
         default_name="unused",
         identity={},
-        source=source_from_settings(TrainConfig()),
+        source=load_data(TrainConfig()),
         num_workers=num_workers,
         resources=WorkerResources(),
     ) as given:

@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import load_data
+from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.data.tables import ImageTable
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def load(data: str | Path, **changes: Any) -> Source:
-    return image_source.load_data(str(data), **{"holdout": 0.25, "split_seed": 3, **changes})
+    settings = {"data": str(data), "holdout": 0.25, "split_seed": 3, **changes}
+    return load_data(DataSettings.model_validate(settings))
 
 
 def contents(table: ImageTable | None) -> list[bytes]:

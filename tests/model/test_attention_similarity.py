@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.spec import ArchSpec, StageSpec, format_pattern, parse_pattern
-from psvit_ray.data.sources.image_source import load_data
+from psvit_ray.data.sources.load_data import load_data
+from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.export import model_folder
 from psvit_ray.model import PSViT, from_timm
 from psvit_ray.model.attention_similarity import (
@@ -365,7 +366,7 @@ def test_the_job_measures_the_hold_out_of_the_training(
 ) -> None:
     said = run(f"redundancy --model {model} --data digits --out o --threshold 0.8 --num-images 999")
     assert (said.code, said.err) == (0, "")
-    held = load_data("digits", holdout=0.4, split_seed=7).holdout
+    held = load_data(DataSettings(holdout=0.4, split_seed=7)).holdout
     network = model_folder.load_model_folder(model)
     pixels = torch.stack([torch.as_tensor(held.images[i]) for i in range(len(held))])  # type: ignore[attr-defined]
     expected = measure_redundancy(network.model, [network.preprocessing.normalize(pixels)])

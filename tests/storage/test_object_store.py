@@ -14,7 +14,7 @@ import pytest
 
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.data.sources import image_source
+from psvit_ray.data.sources.load_data import read_data
 from psvit_ray.runtime.session.lease import Lease, NameInUse
 from psvit_ray.storage import file_systems
 from psvit_ray.storage.fence import LEASE, LeaseLost
@@ -89,7 +89,7 @@ def test_a_store_that_cannot_be_reached_is_said_without_secrets(data: str, said:
     with pytest.raises(
         ValueError, match=re.escape(f"data must be readable, got '{shown}': ")
     ) as caught:
-        image_source.read_data(data)
+        read_data(data)
     assert said in str(caught.value)
     assert "hid" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -141,7 +141,7 @@ def test_a_store_that_never_answers_is_waited_for_with_a_bound_and_what_was_trie
     with pytest.raises(
         ValueError, match=re.escape(f"data must be readable, got '{shown}': {said}")
     ):
-        image_source.read_data(uri)
+        read_data(uri)
 
 
 def test_googles_own_reason_is_said_where_it_comes_in_time() -> None:
@@ -176,7 +176,7 @@ def test_a_store_that_refuses_the_credentials_is_said(
     monkeypatch.setattr(moto.settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)  # it now asks for them
     said = r"data must be readable, got 's3://.*': .* AWS Error ACCESS_DENIED"
     with pytest.raises(ValueError, match=said) as caught:
-        image_source.read_data(store.uri("some/where/images"))
+        read_data(store.uri("some/where/images"))
     assert SECRET_KEY not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -184,9 +184,9 @@ def test_a_store_that_refuses_the_credentials_is_said(
 def test_what_is_not_in_the_store_is_said(store: Store) -> None:
     for path in ("nothing", "some/where/images/trian", "some/*/images/*.parquet"):
         with pytest.raises(ValueError, match=r"data must (exist|match a file)"):
-            image_source.read_data(store.uri(path))
+            read_data(store.uri(path))
     with pytest.raises(ValueError, match="data must exist, got 's3://elsewhere/"):
-        image_source.read_data(store.uri("x").replace("bucket", "elsewhere"))
+        read_data(store.uri("x").replace("bucket", "elsewhere"))
 
 
 def test_of_two_drivers_at_once_in_a_store_one_wins_and_the_one_before_it_writes_no_more(

@@ -23,16 +23,15 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.images.decode import BadImage
 from psvit_ray.data.loading.loader import GlobalBatchSampler
 from psvit_ray.data.loading.transforms import Preprocessing
-from psvit_ray.data.sources import image_source
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.data.tables import ArrayTable, ImageTable
+from psvit_ray.data.sources.load_data import read_data
+from psvit_ray.data.tables import ArrayTable, StoredTable
 from psvit_ray.export.inference import score_batches, to_predictions
 from psvit_ray.training.config import Configuration, PathConfig, SupernetConfig, TrainConfig
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.evaluation import evaluate
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.paths import PathSampler
-from psvit_ray.training.source import check_source
 from tests.helpers.networks import exported, facts_of
 from tests.helpers.stored import write_parquet
 from tests.helpers.training import in_group, join_group
@@ -74,6 +73,7 @@ class Spoilt:
     """The first images, of which some cannot be read."""
 
     blocks = None
+    grows = False
 
     def __init__(self, num_images: int, unreadable: Sequence[int]) -> None:
         self.labels, self._unreadable = LABELS[:num_images], unreadable
@@ -90,6 +90,9 @@ class Spoilt:
         return "spoilt", str(index)
 
     def take(self, indices: np.ndarray) -> Any:
+        raise NotImplementedError
+
+    def listing(self) -> Any:
         raise NotImplementedError
 
 
@@ -122,9 +125,9 @@ def png(pixels: np.ndarray) -> dict[str, Any]:
 
 
 def train(case: Case, folder: str, execution: Execution, *, num_loaders: int = 0) -> Outcome:
-    table: ImageTable = IN_MEMORY
+    table: StoredTable = IN_MEMORY
     if case.parquet:
-        table = image_source.read_data(f"{folder}/all.parquet").train
+        table = read_data(f"{folder}/all.parquet").train
     table = table.take(np.arange(case.num_images))
     if case.unreadable:
         table = Spoilt(case.num_images, case.unreadable)
@@ -152,7 +155,7 @@ def train(case: Case, folder: str, execution: Execution, *, num_loaders: int = 0
         ),
     )
     try:
-        check_source(configuration, source)
+        source.check_fits(configuration.trained_spec, configuration.train.batch_size)
     except ValueError as error:
         return Outcome(str(error))
     *_, last = run_training(configuration, source, execution=execution)

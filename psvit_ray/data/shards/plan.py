@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.shards.shard_file import contents
-from psvit_ray.data.splits.splits import Splits
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.splits.layout import Split
 from psvit_ray.data.tables import ImageTable
 
 BYTES_OF_ROW = 60  # beside the image: path, label, and a share of the row group's header
@@ -31,45 +32,39 @@ WINDOW_SHARDS = 8
 class Shard:
     """A shard to be written."""
 
-    split: str
-    """Split of the images: train, val or test."""
+    split: Split
+    """Split of the images."""
     name: str
     """Name of the file."""
     indices: np.ndarray
     """Positions of its images in the split's table."""
 
 
-def tables_by_split(splits: Splits) -> dict[str, ImageTable]:
-    """The table of each split that there is."""
-    named = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {name: table for name, table in named.items() if table is not None}
-
-
-def identity(splits: Splits, settings: ShardSettings) -> dict[str, object]:
+def identity(source: Source, settings: ShardSettings) -> dict[str, object]:
     """All that decides the bytes of the shards but the content of images, which are identified by
     their names and labels."""
-    digest = hashlib.sha256(json.dumps(splits.class_names).encode())
-    for name, table in tables_by_split(splits).items():
+    digest = hashlib.sha256(json.dumps(source.class_names).encode())
+    for name, table in source.tables.items():
         digest.update(name.encode() + table.labels.astype("<i8").tobytes())
         for index in range(len(table)):
             digest.update(os.fsencode(table.place(index)[1]) + b"\0")
     return {
-        "data": splits.name,
-        "images": {name: len(table) for name, table in tables_by_split(splits).items()},
+        "data": source.name,
+        "images": {name: len(table) for name, table in source.tables.items()},
         "names_and_labels": digest.hexdigest()[:16],
         "settings": settings.model_dump(mode="json"),
         "versions": {"numpy": np.__version__, "pillow": PIL.__version__, "pyarrow": pa.__version__},
     }
 
 
-def plan(splits: Splits, settings: ShardSettings) -> list[Shard]:
+def plan(source: Source, settings: ShardSettings) -> list[Shard]:
     """All shards, with the images of each split shuffled.
 
     Their number follows from the mean size of a sample, as exact sizes are known only after
     decoding and resizing. Raises ValueError if no image of a sample can be used.
     """
     shards = []
-    for number, (split, table) in enumerate(tables_by_split(splits).items()):
+    for number, (split, table) in enumerate(source.tables.items()):
         # Two streams, so that drawing a sample does not change the order.
         sampling, mixing = (
             np.random.Generator(np.random.PCG64([settings.seed, number, use])) for use in range(2)

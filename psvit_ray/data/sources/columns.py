@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from psvit_ray.data.sources.image_source import class_name
 from psvit_ray.data.splits.layout import DataLayout
-from psvit_ray.data.splits.splits import class_name
 from psvit_ray.text.messages import nearest, quoted_list
 
 IS_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from psvit_ray.data import tables
 from psvit_ray.data.images import file_bytes
+from psvit_ray.data.sources.image_source import Source, class_name
 from psvit_ray.data.splits import split_folders
 from psvit_ray.data.splits.layout import DataLayout, Split
 from psvit_ray.data.splits.split_folders import Tree
-from psvit_ray.data.splits.splits import Splits, class_name, described_places
+from psvit_ray.data.splits.splits import described_places
 from psvit_ray.storage import files
 from psvit_ray.storage.files import Listing, printable_path
 from psvit_ray.storage.folder import Folder
@@ -75,7 +76,7 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
-def read_image_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+def read_image_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Source:
     """The splits of a folder of class folders, or of folders that are splits, by `layout` or by
     their names, and hold class folders. `listing` is that of `root`; `name` is the data's name in
     messages. Raises ValueError for data that cannot be used."""
@@ -114,7 +115,7 @@ def read_image_folder(name: str, root: Folder, listing: Listing, layout: DataLay
     if folders != {"train": [""]}:
         shown_of = {split: [f"{printable_path(f)}/" for f in folders[split]] for split in folders}
         notes += described_places(shown_of)
-    return Splits.of(name, names, by_split, notes)
+    return Source.of(name, names, by_split, notes)
 
 
 def _check_not_linked(listing: Listing, split: Split, folders: list[str]) -> None:

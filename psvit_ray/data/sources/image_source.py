@@ -1,58 +1,49 @@
-"""Sources of labelled images: classes, and tables of images for training, validation and test."""
+"""The data of a run as one value: its classes, and tables of images for training, hold-out and
+test."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import os
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import fs
 
-from psvit_ray.data.images.options import BACKGROUND, parse_tone_range
+from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.images.tone_range import DEFAULT_TONES, Tones
-from psvit_ray.data.sources import image_folder, parquet_files
-from psvit_ray.data.sources.parquet_table import is_table
-from psvit_ray.data.sources.survey import surveyed
-from psvit_ray.data.splits.layout import AS_NAMED, DataLayout
+from psvit_ray.data.splits.layout import DataSettings, Split
 from psvit_ray.data.splits.split_file import (
     ROLES,
     DataChanged,
     SplitFile,
-    changes,
     check_same,
+    left_out,
     split_numbers,
     unchanged,
 )
-from psvit_ray.data.splits.splits import Splits, cut, drawn, held_out
-from psvit_ray.data.tables import ArrayTable, ImageTable
-from psvit_ray.storage import files
-from psvit_ray.storage.folder import Folder
-from psvit_ray.text.messages import quoted_list
-from psvit_ray.text.secrets import without_secrets
-
-TEST_IMAGES = 360
-TEST_SEED = 20210808  # the test images of digits are the same for every configuration
+from psvit_ray.data.splits.splits import cut, drawn, held_out
+from psvit_ray.data.tables import StoredTable
+from psvit_ray.text.messages import nearest, quoted_list
 
 TRAIN, HOLDOUT, TEST, UNUSED = range(len(ROLES))
-TORCHVISION = ("torchvision", "torchvision-download")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The data of a run, in disjoint tables."""
+    """Labelled images in disjoint tables. As they are stored (see `read_data`), the hold-out is
+    the validation split, and empty without one; `divided` and `divided_as` split them for a run."""
 
     name: str
     """Name of the data in the configuration, without secrets."""
     class_names: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
-    train: ImageTable
+    train: StoredTable
     """Images to train on."""
-    holdout: ImageTable
+    holdout: StoredTable
     """Images for validation, by which searches rank."""
-    test: ImageTable | None
+    test: StoredTable | None
     """Images for the final score; None if there are none."""
     img_size: int | None = None
     """Side of the images in pixels if all have the same; None if they are resized."""
@@ -65,13 +56,56 @@ class Source:
     notes: tuple[str, ...] = ()
     """Notes for the user, one line each."""
     images: SplitFile | None = None
-    """All stored images, and the split of each."""
+    """All stored images, and the split of each; None as long as they are not split for a run."""
     cut_by_place: bool = False
     """Whether training images are held out, or left out, by a hash of their places."""
     tones: Tones = DEFAULT_TONES
     """Tone ranges of images of more than 8 bits."""
     by_file: bool = False
     """Whether the images are split by a split file instead of settings."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        class_names: Mapping[Split, tuple[str, ...]],
+        tables: Mapping[Split, StoredTable],
+        notes: Collection[str],
+    ) -> Source:
+        """Stored data, of tables whose labels are numbers of their own `class_names`. The classes
+        are those of train; other splits may lack some, or have them in another order. A single
+        split is all of the data, whatever its name.
+
+        Raises ValueError if a split is missing or empty, or has a class that train lacks.
+        """
+        notes = [*notes]
+        for split, table in tables.items():
+            if not len(table):
+                raise ValueError(f"data must have images in every split, got none in {split}")
+        if len(tables) == 1:
+            (only,) = tables
+            notes += [f"the only split, {only}, is all of it"] if only != "train" else []
+            class_names, tables = {"train": class_names[only]}, {"train": tables[only]}
+        elif "train" not in tables:
+            raise ValueError(f"data must have a split train, got only {', '.join(tables)}")
+        classes = tuple(dict.fromkeys(class_names["train"]))
+        same: dict[Split, StoredTable] = {}
+        for split, table in tables.items():
+            numbers = numbers_in(
+                classes, class_names[split], rule="the same classes in every split", where=split
+            )
+            labels = numbers[table.labels]
+            if not np.array_equal(labels, table.labels):
+                table = replace(cast(Any, table), labels=labels)
+            same[split] = table
+            lacking = np.bincount(labels, minlength=len(classes)) == 0
+            if lacking.any() and len(classes) > 1:
+                names = [name for name, lacks in zip(classes, lacking, strict=True) if lacks]
+                notes.append(f"{split} has no image of class {quoted_list(names)}")
+        notes += _near_names(classes)
+        train = same["train"]
+        holdout = same.get("val", train.take(np.arange(0)))
+        return cls(name, classes, train, holdout, same.get("test"), notes=tuple(notes))
 
     @property
     def digest(self) -> str:
@@ -83,285 +117,167 @@ class Source:
         """Number of classes."""
         return len(self.class_names)
 
+    @property
+    def tables(self) -> dict[Split, StoredTable]:
+        """The table of each stored split that there is."""
+        tables: dict[Split, StoredTable | None] = {
+            "train": self.train,
+            "val": self.holdout,
+            "test": self.test,
+        }
+        return {split: table for split, table in tables.items() if table is not None and len(table)}
 
-def load_data(
-    data: str,
-    layout: DataLayout = AS_NAMED,
-    *,
-    holdout: float,
-    split_seed: int,
-    fraction: float = 1.0,
-    val_as_test: bool = False,
-    tone_range: str = "",
-    background: str = BACKGROUND,
-    known: SplitFile | None = None,
-) -> Source:
-    """Reads `data` (see `read_data`), splits it by settings (see `divided`) or by the split file
-    `known` (see `divided_as`), and samples its images for tone ranges (see `survey`), which
-    `tone_range`, as LOW:HIGH, overrides.
+    def divided(self, settings: DataSettings) -> Source:
+        """This stored data, split for a run.
 
-    Raises ValueError for data that cannot be used.
-    """
-    splits = read_data(data, layout)
-    _check_classes(splits)
-    tones, notes = surveyed(
-        splits.name,
-        splits.train,
-        {"val": splits.val, "test": splits.test},
-        parse_tone_range(tone_range) if tone_range else None,
-        background,
-    )
-    if known:
-        source = divided_as(splits, known)
-    else:
-        source = divided(
-            splits,
-            holdout=holdout,
-            split_seed=split_seed,
-            fraction=fraction,
-            val_as_test=val_as_test,
-        )
-    return replace(source, tones=tones, notes=(*source.notes, *notes))
+        The hold-out is the validation split; without one, or if `val_as_test` keeps it for the
+        final score, the fraction `holdout` of the training images, class by class. `data_fraction`
+        is the part of the other training images to train on. The test images depend on none of
+        these, nor on `split_seed`. If images may be added to the data, each is held out or not by
+        its own name, so that none that was trained on is held out later (see `splits.held_out`).
 
-
-def _check_classes(splits: Splits) -> None:
-    """Raises ValueError if the training images are of fewer than two classes."""
-    classes = np.unique(splits.train.labels)
-    if len(classes) < 2:
-        got = ", ".join(repr(splits.class_names[number]) for number in classes)
-        raise ValueError(f"data must have at least 2 classes, got {got}")
-
-
-def divided(
-    splits: Splits,
-    *,
-    holdout: float,
-    split_seed: int,
-    fraction: float = 1.0,
-    val_as_test: bool = False,
-) -> Source:
-    """Splits stored data for a run.
-
-    The hold-out is the validation split; without one, or if `val_as_test` keeps it for the final
-    score, the fraction `holdout` of the training images, class by class. `fraction` is the part of
-    the other training images to train on. The test images depend on none of these, nor on
-    `split_seed`. If images may be added to the data, each is held out or not by its own name, so
-    that none that was trained on is held out later (see `splits.held_out`).
-
-    Raises ValueError if no hold-out can be cut.
-    """
-    notes = list(splits.notes)
-    role = {"val": HOLDOUT, "test": TEST}
-    if val_as_test:
-        if splits.val is None:
-            raise ValueError(f"val_as_test must be off, as data {splits.name!r} has no split val")
-        role = {"val": TEST, "test": UNUSED}
-        if splits.test is not None:
+        Raises ValueError if no hold-out can be cut.
+        """
+        notes = list(self.notes)
+        role = {"train": TRAIN, "val": HOLDOUT, "test": TEST}
+        if settings.val_as_test:
+            if "val" not in self.tables:
+                raise ValueError(f"val_as_test must be off, as data {self.name!r} has no split val")
+            role = {"train": TRAIN, "val": TEST, "test": UNUSED}
+            if self.test is not None:
+                notes.append(
+                    f"the {len(self.test):,} images of test are not used: val is, in their place"
+                )
+        roles = [np.full(len(table), role[split]) for split, table in self.tables.items()]
+        train = roles[0]
+        if HOLDOUT not in (role[split] for split in self.tables):
+            single = self._classes_with(self.train, 1)
+            held = self._held_out(settings)
+            train[held] = HOLDOUT
             notes.append(
-                f"the {len(splits.test):,} images of test are not used: val is, in their place"
+                f"hold-out: {len(held):,} of {len(train):,} training images, class by class"
             )
-    train = np.full(len(splits.train), TRAIN)
-    if splits.val is None or val_as_test:
-        single = _classes_with(splits, splits.train, 1)
-        held = _held_out(splits, holdout, split_seed)
-        train[held] = HOLDOUT
-        notes.append(f"hold-out: {len(held):,} of {len(train):,} training images, class by class")
-        if single:
-            notes.append(f"not held out, as it is the only image: that of {quoted_list(single)}")
-    if fraction < 1:
-        left = np.flatnonzero(train == TRAIN)
-        used = _part(splits, left, fraction, split_seed)
-        train[np.setdiff1d(left, used)] = UNUSED
-        notes.append(f"training on {len(used):,} of {len(left):,} images, class by class")
-    if absent := _classes_with(splits, splits.train.take(np.flatnonzero(train == TRAIN)), 0):
-        notes.append(f"no training image has class {quoted_list(absent)}")
-    others = {"val": splits.val, "test": splits.test}
-    roles = [np.full(len(table), role[word]) for word, table in others.items() if table is not None]
-    return _source(splits, np.concatenate([train, *roles]), notes)
+            if single:
+                notes.append(
+                    f"not held out, as it is the only image: that of {quoted_list(single)}"
+                )
+        if settings.data_fraction < 1:
+            left = np.flatnonzero(train == TRAIN)
+            used = self._part(left, settings)
+            train[np.setdiff1d(left, used)] = UNUSED
+            notes.append(f"training on {len(used):,} of {len(left):,} images, class by class")
+        if absent := self._classes_with(self.train.take(np.flatnonzero(train == TRAIN)), 0):
+            notes.append(f"no training image has class {quoted_list(absent)}")
+        return self._split(np.concatenate(roles), notes)
 
+    def divided_as(self, known: SplitFile) -> Source:
+        """This stored data, split by the split file `known`. Images that were added, renamed or
+        changed since then are left out, with a note of their number."""
+        stored = [*self.tables.values()]
+        now = SplitFile.of(self.class_names, stored, np.zeros(sum(map(len, stored))))
+        split = np.full(len(now), UNUSED)
+        where, same = unchanged(known, now)
+        split[where[same]] = split_numbers(known)[same]
+        return replace(self._split(split, [*self.notes, *left_out(known, now)]), by_file=True)
 
-def divided_as(splits: Splits, known: SplitFile) -> Source:
-    """Splits stored data by the split file `known`. Images that were added, renamed or changed
-    since then are left out, with a note of their number."""
-    now = SplitFile.of(splits.class_names, splits.tables, np.zeros(sum(map(len, splits.tables))))
-    split = np.full(len(now), UNUSED)
-    where, same = unchanged(known, now)
-    split[where[same]] = split_numbers(known)[same]
-    notes = [*splits.notes, *left_out(known, now)]
-    return replace(_source(splits, split, notes), by_file=True)
-
-
-def left_out(known: SplitFile, now: SplitFile) -> list[str]:
-    """A note of images that were added or changed since the data was split."""
-    if now.digest == known.digest:
-        return []
-    return [f"since the data was split, and left out: {'; '.join(changes(known, now))}"]
-
-
-def check_unchanged(source: Source, digest: str, known: SplitFile | None = None) -> None:
-    """Checks that the images of a run are those that it began with, which have `digest` and, if it
-    is at hand, the split file `known`. A run of an older version, without a digest, goes on if
-    images are cut as they were then.
-
-    Raises DataChanged if the images differ, or are split otherwise.
-    """
-    if not digest and source.cut_by_place:
-        raise DataChanged(
-            "data cannot be checked: the run began with a version that did not note its images, "
-            "and that cut the hold-out otherwise. Begin anew under another --name"
-        )
-    if digest and source.images:
-        check_same(known, digest, source.images)
-
-
-def _held_out(splits: Splits, size: float, seed: int) -> np.ndarray:
-    """Positions of the training images to hold out."""
-    if splits.train.grows:
-        return np.flatnonzero(held_out(splits.train, splits.class_names, size, seed))
-    return cut(splits.train, size, seed, "holdout")[1]
-
-
-def _part(splits: Splits, left: np.ndarray, size: float, seed: int) -> np.ndarray:
-    """Positions of the fraction `size` of the training images at `left`, which are not held out."""
-    table = splits.train.take(left)
-    if table.grows:
-        return left[drawn(table, splits.class_names, size, seed)]
-    return left[cut(table, size, seed, "data_fraction")[1]]
-
-
-def _source(splits: Splits, split: np.ndarray, notes: Sequence[str]) -> Source:
-    """The source in which each stored image has the split of `split` (N,), a position in
-    `ROLES`."""
-    tables: dict[int, ImageTable] = {}
-    start = 0
-    for table in splits.tables:
-        roles = split[start : start + len(table)]
-        start += len(table)
-        for role in {*roles.tolist()} - {UNUSED}:
-            tables[role] = table.take(np.flatnonzero(roles == role))
-    none = splits.train.take(np.arange(0))
-    return Source(
-        splits.name,
-        splits.class_names,
-        tables.get(TRAIN, none),
-        tables.get(HOLDOUT, none),
-        tables.get(TEST),
-        splits.img_size,
-        splits.in_chans,
-        splits.mean,
-        splits.std,
-        tuple(notes),
-        SplitFile.of(splits.class_names, splits.tables, split),
-        cut_by_place=splits.train.grows and bool((split[: len(splits.train)] != TRAIN).any()),
-    )
-
-
-def _classes_with(splits: Splits, table: ImageTable, images: int) -> list[str]:
-    """Names of the classes with exactly `images` images in `table`."""
-    counts = np.bincount(table.labels, minlength=len(splits.class_names))
-    return [name for name, n in zip(splits.class_names, counts, strict=True) if n == images]
-
-
-def check_exists(data: str) -> None:
-    """Raises ValueError, with the nearest name, where nothing is stored under the name that
-    `read_data` takes; reads no image and lists no folder."""
-    if data == "digits" or data.partition(":")[0] in TORCHVISION:
-        return
-    there = Folder.at(data or ".")
-    try:
-        missing = files.file_type(there) == fs.FileType.NotFound and not files.has_wildcards(there)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _unreadable(data, error) from None
-    if missing or not data:
-        raise _unknown(without_secrets(data), there)
-
-
-def read_data(data: str, layout: DataLayout = AS_NAMED) -> Splits:
-    """Reads stored data: `digits`; a folder of class folders, or of splits that hold class folders;
-    Parquet or Arrow as a file, a folder or a pattern; or `torchvision:NAME:FOLDER`. Folders and
-    tables may be in an object store; `layout` tells splits and columns that their names do not.
-
-    Raises ValueError for data that cannot be used.
-    """
-    if data == "digits":
-        layout.check_unused(data)
-        return _digits()
-    if data.partition(":")[0] in TORCHVISION:
-        from psvit_ray.data.sources import torchvision_sets
-
-        layout.check_unused(data)
-        return torchvision_sets.read_torchvision(data)
-    if not data:
-        raise _unknown(data, Folder.at("."))
-    try:
-        return _stored(without_secrets(data), Folder.at(data), layout)
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _unreadable(data, error) from None
-
-
-def _digits() -> Splits:
-    """scikit-learn's 1,797 handwritten digits: 8x8 pixels, grey, 10 classes."""
-    # Here, as no other data needs the 100 MiB of scikit-learn, nor torch to be listed.
-    import torch
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 1, 8, 8)
-    everything = ArrayTable(images, labels.astype(np.int64), "digits")
-    train, test = map(everything.take, cut(everything, TEST_IMAGES, TEST_SEED, "test"))
-    # Mean and standard deviation over all pixels.
-    return Splits("digits", tuple("0123456789"), train, None, test, 8, 1, (0.305,), (0.376,))
-
-
-def _stored(name: str, there: Folder, layout: DataLayout) -> Splits:
-    """The splits of a folder, a file or a pattern. Raises ValueError and OSError."""
-    file_type = files.file_type(there)
-    if file_type == fs.FileType.File:
-        above, file = files.parent(there)
-        if not is_table(file):
-            raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
-        return parquet_files.read_tables(name, above, [file], layout)
-    if file_type == fs.FileType.Directory:
-        listing = files.list_below(there)
-        table = next(filter(is_table, listing.files), None)
-        if table is None:
-            _check_no_columns(layout, name)
-            return image_folder.read_image_folder(name, there, listing, layout)
-        if image := next(filter(image_folder.is_image, listing.files), None):
+    def check_fits(self, spec: ArchSpec, batch_size: int) -> None:
+        """Raises ValueError if size, channels or classes of the images are not those of the spec,
+        or if a batch has more images than there are to train on."""
+        for name in ("img_size", "in_chans", "num_classes"):
+            got, expected = getattr(spec, name), getattr(self, name)
+            if expected is not None and got != expected:
+                raise ValueError(f"{name} must be {expected}, as in data {self.name!r}, got {got}")
+        if spec.in_chans not in (1, 3):
+            raise ValueError(f"in_chans must be 1 or 3, as pictures have, got {spec.in_chans}")
+        if batch_size > len(self.train):
             raise ValueError(
-                f"data must be images or Parquet, got {image} beside {table} in {there}"
+                f"batch_size must be at most {len(self.train):,}, the training images of data "
+                f"{self.name!r}, got {batch_size}"
             )
-        return parquet_files.read_table_folder(name, there, listing, layout)
-    if files.has_wildcards(there):
-        root, paths = files.list_matching(there)
-        if not paths:
-            raise ValueError(f"data must match a file, got none for {name!r}")
-        if strange := [path for path in paths if not is_table(path)]:
-            raise ValueError(f"data must match Parquet only, got {strange[0]} for {name!r}")
-        return parquet_files.read_tables(name, root, paths, layout)
-    raise _unknown(name, there)
+
+    def check_unchanged(self, digest: str, known: SplitFile | None = None) -> None:
+        """Checks that the images are those that a run began with, which have `digest` and, if it
+        is at hand, the split file `known`. A run of an older version, without a digest, goes on if
+        images are cut as they were then.
+
+        Raises DataChanged if the images differ, or are split otherwise.
+        """
+        if not digest and self.cut_by_place:
+            raise DataChanged(
+                "data cannot be checked: the run began with a version that did not note its "
+                "images, and that cut the hold-out otherwise. Begin anew under another --name"
+            )
+        if digest and self.images:
+            check_same(known, digest, self.images)
+
+    def _held_out(self, settings: DataSettings) -> np.ndarray:
+        """Positions of the training images to hold out."""
+        size, seed = settings.holdout, settings.split_seed
+        if self.train.grows:
+            return np.flatnonzero(held_out(self.train, self.class_names, size, seed))
+        return cut(self.train, size, seed, "holdout")[1]
+
+    def _part(self, left: np.ndarray, settings: DataSettings) -> np.ndarray:
+        """Positions of a part of the training images at `left`, which are not held out."""
+        table = self.train.take(left)
+        size, seed = settings.data_fraction, settings.split_seed
+        if table.grows:
+            return left[drawn(table, self.class_names, size, seed)]
+        return left[cut(table, size, seed, "data_fraction")[1]]
+
+    def _split(self, split: np.ndarray, notes: Sequence[str]) -> Source:
+        """The source in which each stored image has the split of `split` (N,), a position in
+        `ROLES`."""
+        tables: dict[int, StoredTable] = {}
+        start = 0
+        for table in self.tables.values():
+            roles = split[start : start + len(table)]
+            start += len(table)
+            for role in {*roles.tolist()} - {UNUSED}:
+                tables[role] = table.take(np.flatnonzero(roles == role))
+        none = self.train.take(np.arange(0))
+        return replace(
+            self,
+            train=tables.get(TRAIN, none),
+            holdout=tables.get(HOLDOUT, none),
+            test=tables.get(TEST),
+            notes=tuple(notes),
+            images=SplitFile.of(self.class_names, [*self.tables.values()], split),
+            cut_by_place=self.train.grows and bool((split[: len(self.train)] != TRAIN).any()),
+        )
+
+    def _classes_with(self, table: StoredTable, images: int) -> list[str]:
+        """Names of the classes with exactly `images` images in `table`."""
+        counts = np.bincount(table.labels, minlength=self.num_classes)
+        return [name for name, n in zip(self.class_names, counts, strict=True) if n == images]
 
 
-def _check_no_columns(layout: DataLayout, name: str) -> None:
-    for field in ("image_column", "label_column"):
-        if value := getattr(layout, field):
-            raise ValueError(f"{field} must be empty, as {name!r} has no Parquet, got {value!r}")
+def class_name(text: str) -> str:
+    """The normal form of a class name: Unicode's composed form, as a Mac decomposes names of
+    folders, with bytes that are not UTF-8 escaped."""
+    return unicodedata.normalize("NFC", os.fsencode(text).decode("utf-8", "backslashreplace"))
 
 
-def _unreadable(data: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"data must be readable, got {without_secrets(data)!r}: {files.error_text(error)}"
-    )
+def numbers_in(
+    known: tuple[str, ...], names: tuple[str, ...], *, rule: str, where: str
+) -> np.ndarray:
+    """Number of each class of `names` in `known`, (K,) int64. Raises ValueError, with the `rule`
+    and the nearest name, for a class that only `where` has."""
+    number = {class_name(name): number for number, name in enumerate(known)}
+    unknown = [name for name in names if class_name(name) not in number]
+    if unknown:
+        near = nearest(unknown[0], known)
+        hint = f"; nearest is {near!r}" if near else ""
+        raise ValueError(
+            f"data must have {rule}, got only in {where}: {quoted_list(unknown)}{hint}"
+        )
+    return np.array([number[class_name(name)] for name in names], dtype=np.int64)
 
 
-def _unknown(name: str, there: Folder) -> ValueError:
-    """An error for data that does not exist, with the nearest name."""
-    above, last = files.parent(there)
-    around = Path(above.uri).glob("[!.]*") if there.is_local else ()
-    beside = [path.name for path in around if path.is_dir() or path.suffix == ".parquet"]
-    if "/" not in name:
-        near = difflib.get_close_matches(name, ["digits", *beside], n=1, cutoff=0.0)[0]
-        return ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}")
-    hint = difflib.get_close_matches(last, beside, n=1, cutoff=0.0)
-    nearest = "".join(f"; nearest is {name.rstrip('/')[: -len(last)] + near!r}" for near in hint)
-    return ValueError(f"data must exist, got {name!r}{nearest}")
+def _near_names(names: tuple[str, ...]) -> list[str]:
+    """A note of classes whose names differ only in case or spaces."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    several = [name for group in alike.values() if len(group) > 1 for name in group]
+    return [f"classes differ in case or spaces only: {quoted_list(several)}"] if several else []

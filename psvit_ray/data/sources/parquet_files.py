@@ -17,6 +17,7 @@ from psvit_ray.data.images import file_bytes
 from psvit_ray.data.images.decode import BadImage
 from psvit_ray.data.sources import arrow_file, columns
 from psvit_ray.data.sources.columns import Columns
+from psvit_ray.data.sources.image_source import Source, class_name
 from psvit_ray.data.sources.parquet_table import (
     CACHE_BYTES,
     ParquetTable,
@@ -30,8 +31,6 @@ from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, Split
 from psvit_ray.data.splits.splits import (
     SPLIT_OF,
     WORDS,
-    Splits,
-    class_name,
     described_places,
     look_alikes,
     splits_advice,
@@ -78,7 +77,7 @@ class FileContent:
 
 def read_tables(
     name: str, root: Folder, paths: Sequence[str], layout: DataLayout, notes: Sequence[str] = ()
-) -> Splits:
+) -> Source:
     """The splits of these files below `root`. `name` is the data's name in messages, `notes` are
     those to begin with. Raises ValueError for data that cannot be used, and OSError."""
     by_split = (
@@ -98,7 +97,7 @@ def read_tables(
     return _splits(name, root, by_split, layout, None, notes)
 
 
-def read_table_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Splits:
+def read_table_folder(name: str, root: Folder, listing: Listing, layout: DataLayout) -> Source:
     """The splits of all files in a folder, by its manifest if it has one, else as `read_tables`."""
     paths = _of_datasets(root, listing)
     manifest = read_manifest(root)
@@ -367,7 +366,7 @@ def _splits(
     class_names: tuple[str, ...] | None,
     notes: Sequence[str],
     shards: Mapping[str, ShardFile] = MappingProxyType({}),
-) -> Splits:
+) -> Source:
     """The splits of files; `shards` are the entries of a manifest, by path."""
     chosen = _chosen_columns(root, next(iter(by_split.values()))[0], layout)
     notes = [*notes, *chosen.notes]
@@ -394,7 +393,7 @@ def _splits(
             "psvit prepare writes smaller ones"
         )
     tables = {split: _make_table(root, several, shards) for split, several in contents.items()}
-    return Splits.of(name, names, tables, notes)
+    return Source.of(name, names, tables, notes)
 
 
 def _unlabelled(contents: list[FileContent]) -> bool:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from psvit_ray.data.images.decode import BadImage, as_bad_image
 from psvit_ray.data.images.file_bytes import read_local
+from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits.layout import Split
-from psvit_ray.data.splits.splits import Splits
 from psvit_ray.data.tables import StoredTable, digest_of, listing
 from psvit_ray.storage.files import error_text, is_file_error
 
@@ -77,7 +77,7 @@ class VisionTable:
         return listing(places, contents=content)
 
 
-def read_torchvision(data: str) -> Splits:
+def read_torchvision(data: str) -> Source:
     """The splits of `torchvision:NAME:FOLDER`. Raises ValueError for a data set that torchvision
     does not have, that is not in the folder, or whose images do not have one label each."""
     prefix, kind, root = (*data.split(":", 2), "", "")[:3]
@@ -94,7 +94,7 @@ def read_torchvision(data: str) -> Splits:
         tables[split] = VisionTable(kind, root, word, rows, labels, _content_of(dataset))
     num_classes = 1 + max(int(table.labels.max(initial=-1)) for table in tables.values())
     names = {split: _class_names(dataset, num_classes) for split, (_, dataset) in sets.items()}
-    return Splits.of(data, names, tables, [])
+    return Source.of(data, names, tables, [])
 
 
 def _sets(kind: str, root: str, *, download: bool) -> dict[Split, tuple[str | None, Any]]:

@@ -1,15 +1,25 @@
-"""The layout of stored data: its splits and columns, where their names do not tell."""
+"""Settings of the data of a run: where it is, its splits and columns where their names do not tell,
+and how missing splits are cut."""
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
-from psvit_ray.arch.spec import Value
+from psvit_ray.arch.spec import Finite, Value
+from psvit_ray.data.images.options import (
+    BACKGROUND,
+    Colour,
+    format_tone_range,
+    parse_tone_range,
+)
 from psvit_ray.text.messages import quoted_list
 
 Split = Literal["train", "val", "test"]
+PositiveFraction = Annotated[Finite, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed that every generator takes (torch's has 64 bits)."""
 
 
 class DataLayout(Value):
@@ -53,3 +63,33 @@ class DataLayout(Value):
 
 AS_NAMED = DataLayout()
 """Layout that the names of folders, files and columns tell."""
+
+
+class DataSettings(DataLayout):
+    """The data of a run, and how it is split."""
+
+    data: str = "digits"
+    """Images to train on: digits, a folder that holds a folder for each class, Parquet (a file,
+    folder or pattern), or torchvision:NAME:ROOT."""
+    holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
+    """Fraction of the training images to hold out for validation where the data has no validation
+    split. Searches rank configurations by the top-1 on the hold-out."""
+    val_as_test: bool = False
+    """Use the data's validation split as test images, as is usual with ImageNet, and hold out
+    training images for validation."""
+    data_fraction: PositiveFraction = 1.0
+    """Fraction of the training images to train on, after the hold-out was cut; below 1 it gives a
+    cheaper proxy of the training."""
+    split_seed: Seed = 0
+    """Seed for drawing the hold-out and `data_fraction`."""
+    tone_range: str = ""
+    """Values that become black and white in images of more than 8 bits, as LOW:HIGH, such as
+    0:4095; by default they are taken from a sample of the training images (8 to 16 bits; for floats
+    0:1, -1:1 or 0:255). Images with values outside are not used."""
+    background: Colour = BACKGROUND
+    """Colour behind transparent images, by name or as #rrggbb."""
+
+    @field_validator("tone_range")
+    @classmethod
+    def _check_tone_range(cls, text: str) -> str:
+        return format_tone_range(parse_tone_range(text)) if text else text

@@ -224,6 +224,13 @@ def changes(known: SplitFile, now: SplitFile) -> list[str]:
     return lines or ["its images come in another order"]
 
 
+def left_out(known: SplitFile, now: SplitFile) -> list[str]:
+    """A note of images that were added or changed since the data was split as in `known`."""
+    if now.digest == known.digest:
+        return []
+    return [f"since the data was split, and left out: {'; '.join(changes(known, now))}"]
+
+
 def count_images(images: int) -> str:
     """A number of images, in words."""
     return "1 image" if images == 1 else f"{images:,} images"

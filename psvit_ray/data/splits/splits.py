@@ -1,26 +1,17 @@
-"""Stored splits, and how missing ones are cut from the training images.
-
-Every kind of data gives its stored splits as `Splits`; a missing hold-out is cut from the training
-images, in the same way for every kind.
-"""
+"""Words by which splits are recognised, and how a missing split is cut from the training images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
 from psvit_ray.data.splits.layout import Split
 from psvit_ray.data.tables import StoredTable
-from psvit_ray.text.messages import nearest, quoted_list
 
 WORDS: dict[Split, tuple[str, ...]] = {
     "train": ("training", "train"),
@@ -62,91 +53,6 @@ def splits_advice(by_split: Mapping[Split, str]) -> str:
     return f"say --splits {','.join(parts)}, or --splits train=. where none is a split"
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Stored data, from which no hold-out was cut. Fields are those of `Source`."""
-
-    name: str
-    class_names: tuple[str, ...]
-    train: StoredTable
-    val: StoredTable | None = None
-    test: StoredTable | None = None
-    img_size: int | None = None
-    in_chans: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def tables(self) -> list[StoredTable]:
-        """Tables of all splits that there are."""
-        return [table for table in (self.train, self.val, self.test) if table is not None]
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        class_names: Mapping[Split, tuple[str, ...]],
-        tables: Mapping[Split, StoredTable],
-        notes: Collection[str],
-    ) -> Splits:
-        """The splits of tables whose labels are numbers of their own `class_names`. The classes are
-        those of train; other splits may lack some, or have them in another order. A single split is
-        all of the data, whatever its name.
-
-        Raises ValueError if a split is missing or empty, or has a class that train lacks.
-        """
-        notes = [*notes]
-        for split, table in tables.items():
-            if not len(table):
-                raise ValueError(f"data must have images in every split, got none in {split}")
-        if len(tables) == 1:
-            (only,) = tables
-            notes += [f"the only split, {only}, is all of it"] if only != "train" else []
-            class_names, tables = {"train": class_names[only]}, {"train": tables[only]}
-        elif "train" not in tables:
-            raise ValueError(f"data must have a split train, got only {', '.join(tables)}")
-        classes = tuple(dict.fromkeys(class_names["train"]))
-        same: dict[Split, StoredTable] = {}
-        for split, table in tables.items():
-            numbers = numbers_in(
-                classes, class_names[split], rule="the same classes in every split", where=split
-            )
-            labels = numbers[table.labels]
-            if not np.array_equal(labels, table.labels):
-                table = replace(cast(Any, table), labels=labels)
-            same[split] = table
-            lacking = np.bincount(labels, minlength=len(classes)) == 0
-            if lacking.any() and len(classes) > 1:
-                names = [name for name, lacks in zip(classes, lacking, strict=True) if lacks]
-                notes.append(f"{split} has no image of class {quoted_list(names)}")
-        notes += _near_names(classes)
-        val, test = same.get("val"), same.get("test")
-        return cls(name, classes, same["train"], val, test, notes=tuple(notes))
-
-
-def class_name(text: str) -> str:
-    """The normal form of a class name: Unicode's composed form, as a Mac decomposes names of
-    folders, with bytes that are not UTF-8 escaped."""
-    return unicodedata.normalize("NFC", os.fsencode(text).decode("utf-8", "backslashreplace"))
-
-
-def numbers_in(
-    known: tuple[str, ...], names: tuple[str, ...], *, rule: str, where: str
-) -> np.ndarray:
-    """Number of each class of `names` in `known`, (K,) int64. Raises ValueError, with the `rule`
-    and the nearest name, for a class that only `where` has."""
-    number = {class_name(name): number for number, name in enumerate(known)}
-    unknown = [name for name in names if class_name(name) not in number]
-    if unknown:
-        near = nearest(unknown[0], known)
-        hint = f"; nearest is {near!r}" if near else ""
-        raise ValueError(
-            f"data must have {rule}, got only in {where}: {quoted_list(unknown)}{hint}"
-        )
-    return np.array([number[class_name(name)] for name in names], dtype=np.int64)
-
-
 def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
     """A note of the folders or files of each split, unless all have plain names."""
     plain = re.compile(r"(train|val|validation|valid|dev|test)(-\d+-of-\d+[^/]*)?(\.\w+)?(/.*)?")
@@ -157,15 +63,6 @@ def described_places(by_split: Mapping[Split, Collection[str]]) -> list[str]:
         first, *others = places
         parts.append(f"{split} is {first}" + (f" and {len(others):,} more" if others else ""))
     return [f"splits: {', '.join(parts)}"]
-
-
-def _near_names(names: tuple[str, ...]) -> list[str]:
-    """A note of classes whose names differ only in case or spaces."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault("".join(name.casefold().split()), []).append(name)
-    several = [name for group in alike.values() if len(group) > 1 for name in group]
-    return [f"classes differ in case or spaces only: {quoted_list(several)}"] if several else []
 
 
 def cut(table: StoredTable, size: float, seed: int, field: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from psvit_ray.data.shards import plan, shard_file
 from psvit_ray.data.shards.plan import Shard
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.shards.shard_file import WrittenShard
+from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.sources.shard_manifest import (
     PLAN,
     PROGRESS,
@@ -25,7 +26,6 @@ from psvit_ray.data.sources.shard_manifest import (
     SplitManifest,
     read_manifest,
 )
-from psvit_ray.data.splits.splits import Splits
 from psvit_ray.runtime.session.config import Resume
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.search.record import differences
@@ -71,7 +71,7 @@ def check_out(out: Folder, identity: dict[str, Any], resume: Resume) -> ShardMan
 
 
 def prepare(
-    splits: Splits,
+    source: Source,
     out: Folder,
     identity: dict[str, Any],
     settings: ShardSettings,
@@ -87,21 +87,21 @@ def prepare(
     written; what is there stays. Raises PrepareInterrupted after a signal.
     """
     try:
-        planned = _answer(_plan.remote(splits, settings))
+        planned = _answer(_plan.remote(source, settings))
         (out / PROGRESS).write(PLAN, json.dumps(identity, indent=2).encode())
         written = shard_file.finished_shards(out, (shard.name for shard in planned))
         todo = [shard for shard in planned if shard.name not in written]
         progress = _Progress(planned, todo, say)
         _check_bad(planned, written, max_bad_fraction, out)
         with catch_stop_signals() as stop_signal:
-            for shard, result in _write_all(splits, out, settings, todo, workers, stop_signal):
+            for shard, result in _write_all(source, out, settings, todo, workers, stop_signal):
                 written[shard.name] = result
                 progress.step(shard)
                 _check_bad(planned, written, max_bad_fraction, out)
         if stop_signal.number and len(written) < len(planned):
             message = f"{stop_signal.name}: {len(written)} of {len(planned)} shards are written"
             raise PrepareInterrupted(message, stop_signal.number)
-        return _finish(splits, out, identity, planned, written)
+        return _finish(source, out, identity, planned, written)
     except OSError as error:
         raise ValueError(
             f"data cannot be read, or out not be written: {without_secrets(str(error))}; "
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _write_all(
-    splits: Splits,
+    source: Source,
     out: Folder,
     settings: ShardSettings,
     todo: Sequence[Shard],
@@ -122,14 +122,14 @@ def _write_all(
     A task gets the part of a table that it writes. No more tasks wait than keep the workers busy:
     what they are given lies in Ray's memory.
     """
-    table_of = plan.tables_by_split(splits)
+    table_of = source.tables
     waiting = deque(todo)
     running: dict[Any, Shard] = {}
     while (waiting or running) and not stop_signal.number:
         while waiting and len(running) < (workers or 2 * _num_cpus()):
             shard = waiting.popleft()
             table = table_of[shard.split].take(shard.indices)
-            ref = _write.remote(out, shard.name, table, splits.class_names, settings)
+            ref = _write.remote(out, shard.name, table, source.class_names, settings)
             running[ref] = shard
         done, _ = ray.wait(list(running), timeout=LISTEN_EVERY_S)
         for ref in done:
@@ -186,7 +186,7 @@ def _bad_images(written: dict[str, WrittenShard]) -> list[quarantine.BadImageRow
 
 
 def _finish(
-    splits: Splits,
+    source: Source,
     out: Folder,
     identity: dict[str, Any],
     planned: Sequence[Shard],
@@ -194,12 +194,12 @@ def _finish(
 ) -> ShardManifest:
     manifest = ShardManifest(
         identity=identity,
-        class_names=splits.class_names,
+        class_names=source.class_names,
         splits={
             split: _split_manifest(
-                {s.name: written[s.name] for s in planned if s.split == split}, splits.class_names
+                {s.name: written[s.name] for s in planned if s.split == split}, source.class_names
             )
-            for split in plan.tables_by_split(splits)
+            for split in source.tables
         },
     )
     quarantine.add_to_quarantine(out, _bad_images(written))

@@ -20,6 +20,7 @@ import torch
 from ray.exceptions import RayError
 
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.runtime.cluster import ray_private
 from psvit_ray.runtime.cluster.host_calls import Host, call_on_hosts
 from psvit_ray.runtime.doctor import bandwidth, host_checks
@@ -29,7 +30,6 @@ from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import TrainConfig
-from psvit_ray.training.source import source_from_settings
 
 FIRST_S = 60.0
 """Seconds for the first answer of a host, which may have to fetch the job's files."""
@@ -80,7 +80,7 @@ Check = Callable[[CheckContext], Iterable[Finding]]
 def load_source_on(train: TrainConfig, driver: Host) -> Source | CheckResult:
     """The data, or what is wrong with it. It is read in a task, as a disk that hangs cannot be
     interrupted."""
-    answer = call_on_hosts([driver], source_from_settings, train, limit_s=LISTING_S)[driver]
+    answer = call_on_hosts([driver], load_data, train, limit_s=LISTING_S)[driver]
     if isinstance(answer, TimeoutError):
         advice = "see the disk or the network; of many small files, psvit prepare makes few"
         return CheckResult(False, f"the data is not listed within {LISTING_S:g} s", advice)

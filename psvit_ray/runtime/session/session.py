@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.splits import split_file
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.config import Resume, SessionConfig
@@ -171,7 +171,7 @@ def check_resume(
     if changed := differences(description.identity, json.loads(json.dumps(identity))):
         raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
     if source:
-        check_unchanged(source, description.data_digest, split_file.read_split_file(folder))
+        source.check_unchanged(description.data_digest, split_file.read_split_file(folder))
 
 
 def exit_code(signal: int | None) -> int:

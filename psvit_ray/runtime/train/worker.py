@@ -17,7 +17,8 @@ from ray.train.torch import get_device, prepare_model
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
-from psvit_ray.data.sources.image_source import Source, check_unchanged
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import DataChanged
 from psvit_ray.runtime.cluster.ray_train_private import WorkerCallback, preemption_notice
@@ -44,7 +45,6 @@ from psvit_ray.training.config import Configuration, PositiveNumber
 from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.results import FailedResult
-from psvit_ray.training.source import check_source, source_from_settings
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 LOOK_S = 0.25
@@ -81,10 +81,10 @@ class WorkerTask(Value):
         images are not those that the run began with."""
         folder = Folder(self.splits)
         known = split_file.read_split_file(folder) if self.split_by_file else None
-        source = source_from_settings(self.configuration.train, known)
+        source = load_data(self.configuration.train, known)
         if source.digest != self.data_digest:
-            check_unchanged(source, self.data_digest, split_file.read_split_file(folder))
-        check_source(self.configuration, source)
+            source.check_unchanged(self.data_digest, split_file.read_split_file(folder))
+        source.check_fits(self.configuration.trained_spec, self.configuration.train.batch_size)
         return source
 
 

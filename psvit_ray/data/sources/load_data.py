@@ -1,0 +1,161 @@
+"""Data by the name that a user gives it, as it is stored or split for a run."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs
+
+from psvit_ray.data.images.options import parse_tone_range
+from psvit_ray.data.sources import image_folder, parquet_files
+from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.parquet_table import is_table
+from psvit_ray.data.sources.survey import surveyed
+from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, DataSettings
+from psvit_ray.data.splits.split_file import SplitFile
+from psvit_ray.data.splits.splits import cut
+from psvit_ray.data.tables import ArrayTable
+from psvit_ray.storage import files
+from psvit_ray.storage.folder import Folder
+from psvit_ray.text.secrets import without_secrets
+
+TEST_IMAGES = 360
+TEST_SEED = 20210808  # the test images of digits are the same for every configuration
+TORCHVISION = ("torchvision", "torchvision-download")
+
+
+def load_data(settings: DataSettings, known: SplitFile | None = None) -> Source:
+    """Reads data (see `read_data`), splits it by the settings or by the split file `known`, and
+    samples its images for tone ranges (see `survey`), unless the settings give one.
+
+    Raises ValueError for data that cannot be used.
+    """
+    stored = read_data(settings.data, settings)
+    _check_classes(stored)
+    tones, notes = surveyed(
+        stored.name,
+        stored.train,
+        {split: table for split, table in stored.tables.items() if split != "train"},
+        parse_tone_range(settings.tone_range) if settings.tone_range else None,
+        settings.background,
+    )
+    source = stored.divided_as(known) if known else stored.divided(settings)
+    return replace(source, tones=tones, notes=(*source.notes, *notes))
+
+
+def _check_classes(source: Source) -> None:
+    """Raises ValueError if the training images are of fewer than two classes."""
+    classes = np.unique(source.train.labels)
+    if len(classes) < 2:
+        got = ", ".join(repr(source.class_names[number]) for number in classes)
+        raise ValueError(f"data must have at least 2 classes, got {got}")
+
+
+def check_exists(data: str) -> None:
+    """Raises ValueError, with the nearest name, where nothing is stored under the name that
+    `read_data` takes; reads no image and lists no folder."""
+    if data == "digits" or data.partition(":")[0] in TORCHVISION:
+        return
+    there = Folder.at(data or ".")
+    try:
+        missing = files.file_type(there) == fs.FileType.NotFound and not files.has_wildcards(there)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _unreadable(data, error) from None
+    if missing or not data:
+        raise _unknown(without_secrets(data), there)
+
+
+def read_data(data: str, layout: DataLayout = AS_NAMED) -> Source:
+    """Reads stored data: `digits`; a folder of class folders, or of splits that hold class folders;
+    Parquet or Arrow as a file, a folder or a pattern; or `torchvision:NAME:FOLDER`. Folders and
+    tables may be in an object store; `layout` tells splits and columns that their names do not.
+
+    Raises ValueError for data that cannot be used.
+    """
+    if data == "digits":
+        layout.check_unused(data)
+        return _digits()
+    if data.partition(":")[0] in TORCHVISION:
+        from psvit_ray.data.sources import torchvision_sets
+
+        layout.check_unused(data)
+        return torchvision_sets.read_torchvision(data)
+    if not data:
+        raise _unknown(data, Folder.at("."))
+    try:
+        return _stored(without_secrets(data), Folder.at(data), layout)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _unreadable(data, error) from None
+
+
+def _digits() -> Source:
+    """scikit-learn's 1,797 handwritten digits: 8x8 pixels, grey, 10 classes."""
+    # Here, as no other data needs the 100 MiB of scikit-learn, nor torch to be listed.
+    import torch
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = torch.from_numpy((pixels * 255 / 16).round().astype(np.uint8)).view(-1, 1, 8, 8)
+    everything = ArrayTable(images, labels.astype(np.int64), "digits")
+    train, test = map(everything.take, cut(everything, TEST_IMAGES, TEST_SEED, "test"))
+    # Mean and standard deviation over all pixels.
+    none = train.take(np.arange(0))
+    return Source("digits", tuple("0123456789"), train, none, test, 8, 1, (0.305,), (0.376,))
+
+
+def _stored(name: str, there: Folder, layout: DataLayout) -> Source:
+    """The data of a folder, a file or a pattern. Raises ValueError and OSError."""
+    file_type = files.file_type(there)
+    if file_type == fs.FileType.File:
+        above, file = files.parent(there)
+        if not is_table(file):
+            raise ValueError(f"data must be a folder or Parquet, got the file {name!r}")
+        return parquet_files.read_tables(name, above, [file], layout)
+    if file_type == fs.FileType.Directory:
+        listing = files.list_below(there)
+        table = next(filter(is_table, listing.files), None)
+        if table is None:
+            _check_no_columns(layout, name)
+            return image_folder.read_image_folder(name, there, listing, layout)
+        if image := next(filter(image_folder.is_image, listing.files), None):
+            raise ValueError(
+                f"data must be images or Parquet, got {image} beside {table} in {there}"
+            )
+        return parquet_files.read_table_folder(name, there, listing, layout)
+    if files.has_wildcards(there):
+        root, paths = files.list_matching(there)
+        if not paths:
+            raise ValueError(f"data must match a file, got none for {name!r}")
+        if strange := [path for path in paths if not is_table(path)]:
+            raise ValueError(f"data must match Parquet only, got {strange[0]} for {name!r}")
+        return parquet_files.read_tables(name, root, paths, layout)
+    raise _unknown(name, there)
+
+
+def _check_no_columns(layout: DataLayout, name: str) -> None:
+    for field in ("image_column", "label_column"):
+        if value := getattr(layout, field):
+            raise ValueError(f"{field} must be empty, as {name!r} has no Parquet, got {value!r}")
+
+
+def _unreadable(data: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data must be readable, got {without_secrets(data)!r}: {files.error_text(error)}"
+    )
+
+
+def _unknown(name: str, there: Folder) -> ValueError:
+    """An error for data that does not exist, with the nearest name."""
+    above, last = files.parent(there)
+    around = Path(above.uri).glob("[!.]*") if there.is_local else ()
+    beside = [path.name for path in around if path.is_dir() or path.suffix == ".parquet"]
+    if "/" not in name:
+        near = difflib.get_close_matches(name, ["digits", *beside], n=1, cutoff=0.0)[0]
+        return ValueError(f"data must be a known source, got {name!r}; nearest is {near!r}")
+    hint = difflib.get_close_matches(last, beside, n=1, cutoff=0.0)
+    nearest = "".join(f"; nearest is {name.rstrip('/')[: -len(last)] + near!r}" for near in hint)
+    return ValueError(f"data must exist, got {name!r}{nearest}")
