@@ -6,11 +6,22 @@ import math
 from collections import Counter
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.splits.layout import DataLayout
+
+TIMM_FIELDS = (
+    "architecture",
+    "num_classes",
+    "num_features",
+    "global_pool",
+    "label_names",
+    "model_args",
+    "pretrained_cfg",
+)
+"""Fields of `config.json` that timm reads (`timm_config`), beside those of `ExportConfig`."""
 
 CheckpointChoice = Literal["best", "last"]
 
@@ -56,7 +67,7 @@ class TrainingInfo(Value):
 
 
 class ExportConfig(Value):
-    """The content of `config.json`."""
+    """The content of `config.json`, without the fields for timm, which repeat it."""
 
     format_version: Literal[1] = 1
     """Version of this format."""
@@ -70,6 +81,13 @@ class ExportConfig(Value):
     """Hashes of the files with weights, and of `splits.parquet`, by name."""
     training: TrainingInfo
     """Training run of the weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_timms_fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in TIMM_FIELDS}
 
     def faults(self) -> list[str]:
         """Contradictions between the fields, one line each; empty if there are none."""

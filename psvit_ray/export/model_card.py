@@ -63,6 +63,14 @@ def _use(config: ExportConfig) -> str:
         'model, transform = psvit_ray.load("this folder")',
         "logits = model(transform(image)[None])  # image: of Pillow, any size and mode",
         "```",
+        "",
+        "As a model of timm's, with its functions and scripts:",
+        "",
+        "```python",
+        "import timm",
+        "import psvit_ray.model  # registers the architecture with timm",
+        'model = timm.create_model("local-dir:this folder", pretrained=True)',
+        "```",
     ]
     if ONNX in config.sha256:
         lines += [

@@ -7,12 +7,14 @@ run), `model.safetensors`, a model card, and other formats on request.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
+import timm
 import torch
 from PIL import Image
 from pydantic import ValidationError
@@ -20,7 +22,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from psvit_ray.arch.cost import count_macs, count_params
-from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import SplitFile
@@ -36,6 +37,7 @@ from psvit_ray.export.model_files import (
     read_config,
     read_file,
 )
+from psvit_ray.export.timm_config import pretrained_cfg, timm_fields
 from psvit_ray.model.psvit import PSViT
 from psvit_ray.storage.folder import Folder
 
@@ -106,7 +108,7 @@ def write_model_folder(
         name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in weights.items()
     }
-    model = _network(config.spec, weights)
+    model = _network(config, weights)
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, {"format": "pt"}))
     if splits:
         (folder / split_file.SPLITS_FILE).write_bytes(splits.to_bytes())
@@ -116,7 +118,8 @@ def write_model_folder(
         formats.write_torch_export(model, folder / TORCH_EXPORT)
     sha256 = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}
     config = config.model_copy(update={"sha256": sha256})
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    content = config.model_dump(mode="json") | timm_fields(config)
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(config, default_settings), encoding="utf-8")
     return ExportedModel(model, config)
 
@@ -148,7 +151,7 @@ def load_model_folder(folder: str | Path) -> ExportedModel:
             f"model folder was changed: {WEIGHTS} has another sha256 than {CONFIG} says in {there}"
         )
     try:
-        model = _network(checked.spec, safetensors.torch.load(content))
+        model = _network(checked, safetensors.torch.load(content))
     except (SafetensorError, RuntimeError):
         raise ValueError(
             f"model folder was changed: spec in {CONFIG} is not that of {WEIGHTS} in {there}"
@@ -179,11 +182,12 @@ def read_splits(folder: str | Path, exported: ExportedModel) -> SplitFile | None
     return SplitFile.from_bytes(content, str(there / split_file.SPLITS_FILE))
 
 
-def _network(spec: ArchSpec, weights: dict[str, Tensor]) -> PSViT:
-    """A network with these weights, in evaluation mode. No initial weights are drawn, so that no
-    random generator is touched."""
+def _network(config: ExportConfig, weights: dict[str, Tensor]) -> PSViT:
+    """A network with these weights, in evaluation mode, as timm's factory makes it. No initial
+    weights are drawn, so that no random generator is touched."""
+    described = pretrained_cfg(config) | {"label_names": config.class_names}
     with torch.device("meta"):
-        model = PSViT(spec)
+        model = cast(PSViT, timm.create_model("psvit", spec=config.spec, pretrained_cfg=described))
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
