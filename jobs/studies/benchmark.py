@@ -259,7 +259,7 @@ def checkpoints(job: BenchmarkJob) -> dict[str, Any]:
         began = time.perf_counter()
         for number, report in enumerate(run_training(configuration, source)):
             due = time.perf_counter()
-            written = kept.put(report.checkpoint(), top1=report.top1)
+            written = kept.put(report.checkpoint(), score=report.score)
             now = time.perf_counter()
             if number:  # the first warms up
                 stalls.append(now - due)
@@ -387,7 +387,7 @@ def scoring(job: BenchmarkJob) -> dict[str, Any]:
         )
         list(actors.scores(specs))  # an actor makes each part of a network once
         began, used = time.perf_counter(), time.process_time()
-        scored = {spec: top1 for spec, _, top1, _ in actors.scores(specs)}
+        scored = {spec: measures["top1"].value for spec, measures, _ in actors.scores(specs)}
         per_s[number].append(len(specs) / (time.perf_counter() - began))
         driver["asking"].append((time.process_time() - used) / len(specs))
         actors.close()

@@ -10,6 +10,7 @@ from psvit_ray.commands.options import TuneJob
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report.oneshot import oneshot_files as oneshot_report
+from psvit_ray.report.summary import ranking_note
 from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
 from psvit_ray.runtime.oneshot.phases import OneshotResult
 from psvit_ray.runtime.oneshot.phases import search as search_oneshot
@@ -34,7 +35,8 @@ def run(job: TuneJob, source: Source) -> int:
         resources=job.trials.resources,
     ) as session:
         per_worker = amounts_per_worker(job.trials.resources)
-        for note in [*source.notes, gpu_settings_note(train, per_worker)]:
+        head = ranking_note(train.metric, source.holdout.labels, source.class_names)
+        for note in [*source.notes, gpu_settings_note(train, per_worker), head]:
             if note:
                 print(note)
         strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]

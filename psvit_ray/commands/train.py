@@ -67,7 +67,14 @@ def work(job: TrainJob) -> int:
     if record.status != "completed":
         print(f"{record.status}: {record.reason}")
         return exit_code(trained.signal) or 1
-    test = "" if record.test_top1 is None else f", test top-1 {record.test_top1:.2f}"
-    print(f"hold-out top-1 {record.top1:.2f}{test}")
+    metric, values = record.metric, {"hold-out": record.value, "test": record.test_value}
+    commonest = {"always the commonest class": record.commonest}
+    print(
+        ", ".join(
+            f"{split} {metric.title} {metric.number(value)}"
+            for split, value in (values | commonest).items()
+            if value is not None
+        )
+    )
     print(f"weights and record: {session.folder}")
     return 0

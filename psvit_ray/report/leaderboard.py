@@ -47,8 +47,8 @@ def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder)
 
 def leaderboard_rows(records: Iterable[Record]) -> list[Row]:
     """Table of all configurations, the best first. `rank` is None for those not trained in full,
-    whose `status` and `reason` say why. Top-1 is in percent, on the hold-out after the last
-    epoch."""
+    whose `status` and `reason` say why. The ranking metric comes first, on the hold-out
+    after the last epoch, and beside it `commonest`, that of always the commonest class."""
     return [
         _row(rank if record.ranks else None, record)
         for rank, record in enumerate(ranking(records), start=1)
@@ -59,7 +59,9 @@ def _row(rank: int | None, record: Record) -> Row:
     spec = record.configuration.spec
     return {
         "rank": rank,
-        "holdout_top1": record.top1,
+        f"holdout_{record.metric.name}": record.value,
+        "commonest": record.commonest,
+        **({} if record.metric.name == "top1" else {"holdout_top1": record.top1}),
         "gmacs": record.gmacs,
         "params_m": record.params_m,
         "kind": record.kind,
@@ -78,10 +80,11 @@ def _row(rank: int | None, record: Record) -> Row:
 
 def best_yaml(winner: Record, title: str) -> str:
     """The recipe of the winner, which `psvit train --arch best.yaml` trains again."""
-    configuration = winner.configuration
+    configuration, metric = winner.configuration, winner.metric
     heading = (
         f"The best PSViT of the search {title}: {winner.pattern}",
-        f"{winner.top1:.2f} % top-1 on the hold-out after {winner.epochs_done} epochs",
+        f"{metric.text(metric.value_of(winner.score))} {metric.title} on the hold-out after "
+        f"{winner.epochs_done} epochs",
         f"{winner.gmacs:.4g} GMACs, {winner.params_m:.4g} M parameters",
         f"configuration {winner.key}, MLflow run {winner.run_id or '-'}",
         "psvit train --arch best.yaml",

@@ -16,7 +16,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from psvit_ray.report.macs_unit import Costed, MacsUnit
-from psvit_ray.search.record import Record, best, best_deit, pareto
+from psvit_ray.search.record import Record, best, best_deit, pareto, ranked_by
+from psvit_ray.training.results import RankingMetric
 
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#000000")  # told apart by the colour-blind
 DEIT_COLOUR = "#D55E00"
@@ -31,8 +32,9 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
     ranked = {name: [r for r in records if r.ranks] for name, records in searches.items()}
     shown = [record for records in ranked.values() for record in records]
     unit = MacsUnit.of(shown)
-    must = [record.top1 or 0.0 for record in [best(shown), best_deit(shown)] if record]
-    floor = accuracy_floor([record.top1 or 0.0 for record in shown], must)
+    metric = ranked_by(searches)
+    must = [record.score for record in [best(shown), best_deit(shown)] if record]
+    floor = score_floor([record.score for record in shown], must)
     for number, (name, records) in enumerate(ranked.items()):
         search = name if len(ranked) > 1 else ""
         _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
@@ -45,7 +47,7 @@ def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
         )
     axes.set_title(_title(searches, len(shown)), loc="left", fontsize=11)
     axes.set_xlabel(f"{unit.name} of one image")
-    style_axes(axes)
+    style_axes(axes, metric)
     return png(figure)
 
 
@@ -56,9 +58,15 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def style_axes(axes: Axes) -> None:
-    """Sets label, grid and spines of an axis of accuracy."""
-    axes.set_ylabel("hold-out top-1, %")
+def style_axes(axes: Axes, metric: RankingMetric) -> None:
+    """Sets label, ticks, grid and spines of an axis of scores: better is higher, and a loss is
+    named as it is."""
+    axes.set_ylabel(f"hold-out {metric.title}" + (f",{metric.unit}" if metric.unit else ""))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(
+            lambda score, _: f"{metric.value_of(score):g}" if score <= metric.highest else ""
+        )
+    )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -75,13 +83,18 @@ def png(figure: Figure) -> bytes:
     return image.getvalue()
 
 
-def accuracy_floor(top1: Sequence[float], must: Iterable[float] = ()) -> float:
-    """Lowest accuracy with a place of its own in the picture: a few configurations that learned
+def score_floor(scores: Sequence[float], must: Iterable[float] = ()) -> float:
+    """Lowest score with a place of its own in the picture: a few configurations that learned
     nothing would press all others against the top. It is at most the lowest of `must`."""
-    if not top1:
+    if not scores:
         return 0.0
-    floor = max(top1) - 3 * (max(top1) - median(top1))
-    return min([floor if max(top1) > median(top1) else min(top1), *must])
+    floor = max(scores) - 3 * (max(scores) - median(scores))
+    return min([floor if max(scores) > median(scores) else min(scores), *must])
+
+
+def below_label(metric: RankingMetric, floor: float) -> str:
+    """Label of what is drawn at the floor, as it has no place of its own."""
+    return f"{'below' if metric.sign > 0 else 'above'} {metric.value_of(floor):.3g}{metric.unit}"
 
 
 def _draw(
@@ -89,7 +102,7 @@ def _draw(
 ) -> None:
     """Draws the configurations of a search. `search` is empty where there is only one, which can be
     described at more length."""
-    front = [record for record in pareto(ranked) if (record.top1 or 0.0) >= floor]
+    front = [record for record in pareto(ranked) if record.score >= floor]
     if len(front) > 1:
         x, y = _points(front, unit)
         label = _new_label(axes, "Pareto front")
@@ -98,14 +111,14 @@ def _draw(
         edge = colour if is_deit and search else "white"
         style: dict[str, Any] = {"color": fill, "edgecolors": edge, "linewidths": 0.8, "zorder": 3}
         of_kind = [record for record in ranked if record.is_deit == is_deit]
-        inside = [record for record in of_kind if (record.top1 or 0.0) >= floor]
-        below = [record for record in of_kind if (record.top1 or 0.0) < floor]
+        inside = [record for record in of_kind if record.score >= floor]
+        below = [record for record in of_kind if record.score < floor]
         if inside:
             label = _new_label(axes, "DeiT" if is_deit else search or "PSViT")
             axes.scatter(*_points(inside, unit), marker=marker, s=size, label=label, **style)
         if below:
             x, _ = _points(below, unit)
-            label = _new_label(axes, f"below {floor:.3g} %")
+            label = _new_label(axes, below_label(below[0].metric, floor))
             style["alpha"] = 0.4
             axes.scatter(x, [floor] * len(x), marker="v", s=30, label=label, **style)
     winner, deit = best(ranked), best_deit(ranked)
@@ -121,7 +134,7 @@ def _new_label(axes: Axes, label: str) -> str | None:
 
 
 def _points(records: Sequence[Record], unit: MacsUnit) -> tuple[list[float], list[float]]:
-    return [unit.value(record) for record in records], [record.top1 or 0.0 for record in records]
+    return [unit.value(record) for record in records], [record.score for record in records]
 
 
 def _mark(
@@ -130,7 +143,8 @@ def _mark(
     spec = record.configuration.spec
     architecture = record.pattern if len(record.pattern) <= 24 else f"{spec.depth} layers"
     cost = f"{unit.value(record):.3g} {unit.name}"
-    x, y = unit.value(record), record.top1 or 0.0
+    x, y = unit.value(record), record.score
+    value = record.metric.text(record.metric.value_of(y))
     axes.scatter(
         [x],
         [y],
@@ -140,12 +154,10 @@ def _mark(
         edgecolors=colour,
         linewidths=1.5,
         zorder=4,
-        label=f"{name}: {y:.2f} %, {architecture}, patch {spec.patch_size}, {cost}"
-        if name
-        else None,
+        label=f"{name}: {value}, {architecture}, patch {spec.patch_size}, {cost}" if name else None,
     )
     axes.annotate(
-        f"{y:.2f} %",
+        value,
         (x, y),
         xytext=(0, 10 if above else -10),
         textcoords="offset points",
@@ -168,9 +180,6 @@ def style_cost_axis(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.08, y=0.15)  # room for the labels
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda top1, _: f"{top1:g}" if top1 <= 100 else "")
-    )
 
 
 def _title(searches: Mapping[str, Sequence[Record]], shown: int) -> str:

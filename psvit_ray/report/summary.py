@@ -7,12 +7,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from psvit_ray.export.measures import commonest_measures
 from psvit_ray.report.macs_unit import MacsUnit
-from psvit_ray.search.record import Record, Status, best, best_deit, ranking
+from psvit_ray.search.record import Record, Status, best, best_deit, ranked_by, ranking
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.results import RANKING, MetricName, RankingMetric
 
 MAX_ROWS = 10
 NOT_RANKED: dict[Status, str] = {
@@ -36,7 +40,11 @@ def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str
             shown.append((ranked.index(baseline) + 1, baseline))
         unit = MacsUnit.of(records)
         lines = [_cells(rank, record, unit) for rank, record in shown]
-        parts.append(aligned([_heading(unit), *lines]))
+        parts.append(aligned([_heading(unit, ranked[0].metric), *lines]))
+        values = [record.value for record in ranked[:2] if record.value is not None]
+        error = max(record.error or 0.0 for record in ranked[:2])
+        notes = commonest_line(ranked), tie_warning(ranked[0].metric, values, error)
+        parts += [note for note in notes if note]
     parts += [_comparison_line(records), _next_steps(records, folder, tracking_uri)]
     return "\n\n".join(parts)
 
@@ -45,13 +53,14 @@ def side_by_side(searches: Mapping[str, Iterable[Record]]) -> str:
     """The best PSViT and the best DeiT of each search."""
     by_name = {name: list(records) for name, records in searches.items()}
     unit = MacsUnit.of([record for records in by_name.values() for record in records])
-    lines = [["search", *_heading(unit)]]
+    heading = _heading(unit, ranked_by(by_name))
+    lines = [["search", *heading]]
     for name, records in by_name.items():
         ranked = [record for record in ranking(records) if record.ranks]
         winners = [record for record in (best(records), best_deit(records)) if record]
         lines += [[name, *_cells(ranked.index(record) + 1, record, unit)] for record in winners]
         if not winners:
-            lines.append([name, *["-"] * len(_heading(unit))])
+            lines.append([name, *["-"] * len(heading)])
     return aligned(lines)
 
 
@@ -63,10 +72,48 @@ def count_statuses(records: Sequence[Record]) -> str:
     return ", ".join(parts)
 
 
-def _heading(unit: MacsUnit) -> list[str]:
+def ranking_note(metric_name: MetricName, labels: np.ndarray, class_names: Sequence[str]) -> str:
+    """What a search ranks by, and what always the commonest class of the hold-out, of which
+    `labels` (N,) are the classes, comes to."""
+    metric = RANKING[metric_name]
+    value = metric.text(commonest_measures(labels, len(class_names))[metric.name])
+    answer = f"always {class_names[np.bincount(labels).argmax()]!r}"
+    if metric.name == "loss":
+        answer = "the classes' frequencies"
+    return (
+        f"ranked by {metric.title} on the {len(labels):,} images of the hold-out, on which "
+        f"{answer} as answer has {value}"
+    )
+
+
+def commonest_line(records: Sequence[Record]) -> str:
+    """What is reached by answering always with the commonest class, beside which scores stand;
+    empty where it is not known."""
+    known = [(r.metric, r.commonest) for r in records if r.commonest is not None]
+    if not known:
+        return ""
+    metric, value = known[0]
+    answer = "With the classes' frequencies" if metric.name == "loss" else "Always the commonest"
+    return f"{answer} as answer: {metric.text(value)} hold-out {metric.title}."
+
+
+def tie_warning(metric: RankingMetric, best_two: Sequence[float], error: float) -> str:
+    """A warning where the best two values differ by no more than the hold-out's standard error, or
+    an empty string."""
+    if len(best_two) < 2 or abs(best_two[0] - best_two[1]) > error:
+        return ""
+    gap = metric.difference(abs(best_two[0] - best_two[1]))
+    return (
+        f"Warning: the hold-out does not tell the best two apart: their {metric.title} differs by "
+        f"{gap}, its standard error is {metric.difference(error)}. A larger --holdout, or more "
+        "seeds, tell more."
+    )
+
+
+def _heading(unit: MacsUnit, metric: RankingMetric) -> list[str]:
     return [
         "rank",
-        "top-1 %",
+        metric.label,
         unit.name,
         "M params",
         "kind",
@@ -81,7 +128,7 @@ def _cells(rank: int, record: Record, unit: MacsUnit) -> list[str]:
     spec = record.configuration.spec
     return [
         str(rank),
-        f"{record.top1:.2f}",
+        "-" if record.value is None else record.metric.number(record.value),
         f"{unit.value(record):#.3g}",
         f"{record.params_m:#.3g}",
         "DeiT" if record.is_deit else f"PSViT-{spec.pooling.upper()}",
@@ -129,9 +176,14 @@ def _comparison_line(records: Sequence[Record]) -> str:
     if baseline is None:
         return "No DeiT to compare with: none within the limits was trained in full."
     frugal = best(records, max_macs=baseline.macs) or winner
-    errors = [100 - (record.top1 or 0.0) for record in (frugal, baseline)]
+    metric = winner.metric
+    values = [metric.value_of(record.score) for record in (frugal, baseline)]
+    name = metric.title
+    if metric.name == "top1":  # near 100 %, errors say more
+        name, values = "error", [100 - value for value in values]
+    psvit, deit = map(metric.text, values)
     return (
-        f"Hold-out error: {errors[0]:.2f} % PSViT {frugal.pattern}, {errors[1]:.2f} % DeiT, at "
+        f"Hold-out {name}: {psvit} PSViT {frugal.pattern}, {deit} DeiT, at "
         f"{frugal.macs / baseline.macs:.2f} x its MACs. One seed each: compare over several."
     )
 

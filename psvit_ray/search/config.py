@@ -37,7 +37,16 @@ Setting = bool | int | float | str
 
 NOT_SEARCHED = (
     *("data", "holdout", "val_as_test", "data_fraction", "img_size", "split_seed", "seed"),
-    *("epochs", "init", "init_checkpoint", "teacher", "teacher_checkpoint", "mean", "std"),
+    *(
+        "metric",
+        "epochs",
+        "init",
+        "init_checkpoint",
+        "teacher",
+        "teacher_checkpoint",
+        "mean",
+        "std",
+    ),
     *("micro_batch_size", "compile", "grad_checkpointing", "grad_compression", "num_loaders"),
     *("decoder", "shuffle_window", "max_bad_fraction", "max_loss_spike", "keep_checkpoints"),
     *("checkpoint_every", "checkpoint_steps", "checkpoint_minutes"),

@@ -18,9 +18,9 @@ from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.record import FINAL_STATUSES, Kind, Record
 from psvit_ray.search.tpe import OneSplitTPE
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.results import RANKING
 
 ATTEMPTS = 10  # of TPE, which may ask for the same again and again, before one is drawn
-WORST_TOP1 = 0.0
 
 
 class Proposal(Value):
@@ -44,7 +44,7 @@ class Proposal(Value):
 
 
 class Proposals:
-    """Proposals of a search by optuna's TPE (top-1 up, MACs down).
+    """Proposals of a search by optuna's TPE (score up, MACs down).
 
     Configurations that an earlier start left unfinished come first, then DeiT baselines, large
     specs of the space, and what TPE suggests from the results. No proposal is over the limits, none
@@ -59,6 +59,7 @@ class Proposals:
     ) -> None:
         records = list(records)
         self._num_trials = config.num_trials
+        self._worst = RANKING[train.metric].worst
         self._candidates = ConfigurationSpace(config, train)
         # A new start must not draw again what the one before it drew.
         self._rng = random.Random(f"{config.search_seed} {len(records)}")
@@ -82,7 +83,7 @@ class Proposals:
         for record in records:
             self._enter(record.configuration)
             if record.status in FINAL_STATUSES:
-                self.tell(record.key, None if record.status == "failed" else record.top1)
+                self.tell(record.key, None if record.status == "failed" else record.score)
         baselines = self._candidates.baselines(min(config.baselines, config.num_trials - 1))
         first = self._candidates.first_points(random.Random(config.search_seed))
         self._unfinished = deque(unfinished)
@@ -106,13 +107,13 @@ class Proposals:
         configuration = self._suggested() or self._drawn()
         return self._proposal("proposal", configuration) if configuration else None
 
-    def tell(self, key: str, top1: float | None) -> None:
-        """Takes the result of a configuration: its top-1 in percent, or None or NaN if it
-        failed."""
-        top1 = top1 if top1 is not None and math.isfinite(top1) else WORST_TOP1
-        self._outcomes[key] = top1
+    def tell(self, key: str, score: float | None) -> None:
+        """Takes the result of a configuration: its score, higher where it is better, or None or NaN
+        if it failed."""
+        score = score if score is not None and math.isfinite(score) else self._worst
+        self._outcomes[key] = score
         if trial := self._trials.pop(key, None):
-            self._finish(trial, top1)
+            self._finish(trial, score)
 
     def _proposal(self, kind: Kind, configuration: Configuration) -> Proposal:
         params = self._candidates.params(configuration)
@@ -124,7 +125,7 @@ class Proposals:
             trial, configuration = self._ask_study()
             key = configuration.key
             if not self._candidates.limits.allows(configuration.spec):
-                self._finish(trial, WORST_TOP1)
+                self._finish(trial, self._worst)
             elif key in self._outcomes:
                 self._finish(trial, self._outcomes[key])
             elif key in self._proposed:
@@ -174,8 +175,8 @@ class Proposals:
         trial.set_constraint("params", params / max_params - 1)
         return trial, configuration
 
-    def _finish(self, trial: optuna.Trial, top1: float) -> None:
-        self._study.tell(trial, [top1, trial.user_attrs["macs"] / 1e9])
+    def _finish(self, trial: optuna.Trial, score: float) -> None:
+        self._study.tell(trial, [score, trial.user_attrs["macs"] / 1e9])
 
 
 class FixedProposals:
@@ -213,4 +214,4 @@ class FixedProposals:
         kind = self._kinds.get(configuration.key, "fixed")
         return Proposal(kind=kind, params=params, configuration=configuration)
 
-    def tell(self, key: str, top1: float | None) -> None: ...
+    def tell(self, key: str, score: float | None) -> None: ...

@@ -4,10 +4,10 @@ from it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.arch.space import Parameter
@@ -15,7 +15,14 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.storage import json_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
-from psvit_ray.training.results import TOP1, FailedResult, Point, Result
+from psvit_ray.training.results import (
+    RANKING,
+    TOP1,
+    FailedResult,
+    Point,
+    RankingMetric,
+    Result,
+)
 
 Kind = Literal["baseline", "first", "proposal", "fixed", "supernet", "finalist", "finetuned"]
 Status = Literal["pending", "running", "interrupted", "completed", "stopped", "failed"]
@@ -47,6 +54,8 @@ class Record(Value):
     test_top1: float | None = None
     test_correct: str = ""
     """String with one character for each test image: `1` where it was classified correctly."""
+    test_metrics: dict[str, float] = Field(default_factory=dict)
+    """All measures on the test images, by name."""
 
     @property
     def key(self) -> str:
@@ -96,10 +105,49 @@ class Record(Value):
         return top1 if math.isfinite(top1) else None
 
     @property
+    def metric(self) -> RankingMetric:
+        """The metric that the configuration is ranked by."""
+        return RANKING[self.configuration.train.metric]
+
+    @property
+    def value(self) -> float | None:
+        """The ranking metric after the last epoch, as `top1`."""
+        return self.metric.value(self.curve[-1].metrics) if self.curve else None
+
+    @property
+    def score(self) -> float:
+        """The ranking metric after the last epoch, higher where it is better."""
+        return self.metric.score(self.value)
+
+    def score_at(self, point: Point) -> float:
+        """The score of an epoch."""
+        return self.metric.score(self.metric.value(point.metrics))
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of `value`, by the number of hold-out images; None where it is not
+        known."""
+        return self.curve[-1].metrics.get(f"{self.metric.key}_error") if self.curve else None
+
+    @property
+    def commonest(self) -> float | None:
+        """The ranking metric of always answering with the hold-out's commonest class; None where it
+        is not known."""
+        name = f"commonest/{self.metric.name}"
+        return self.curve[-1].metrics.get(name) if self.curve else None
+
+    @property
+    def test_value(self) -> float | None:
+        """The ranking metric on the test images; None where they were not scored."""
+        if self.metric.name == "top1":
+            return self.test_top1
+        return self.test_metrics.get(f"test/{self.metric.name}")
+
+    @property
     def ranks(self) -> bool:
         """Whether the record is ranked: only configurations that were trained in full are
         compared."""
-        return self.status == "completed" and self.top1 is not None
+        return self.status == "completed" and self.value is not None
 
     def reported(self, result: Result) -> Record:
         """The record with what a run reported added.
@@ -114,7 +162,11 @@ class Record(Value):
             points.setdefault(point.step, point)
         changes: dict[str, Any] = {"curve": tuple(points[step] for step in sorted(points))}
         if result.test_top1 is not None:
-            changes |= {"test_top1": result.test_top1, "test_correct": result.test_correct}
+            changes |= {
+                "test_top1": result.test_top1,
+                "test_correct": result.test_correct,
+                "test_metrics": result.test_metrics,
+            }
         return self.model_copy(update=changes)
 
 
@@ -157,15 +209,25 @@ class RecordStore:
 
 
 def ranking(records: Iterable[Record]) -> list[Record]:
-    """Ranked records first, by top-1 down and MACs up; then the others, in the order of
-    proposal."""
+    """Ranked records first, the best first, of equal ones that of fewer MACs; then the others, in
+    the order of proposal."""
 
     def place(record: Record) -> tuple[Any, ...]:
         if record.ranks:
-            return 0, -(record.top1 or 0.0), record.macs, record.key
+            return 0, -record.score, record.macs, record.key
         return 1, record.number, record.key
 
     return sorted(records, key=place)
+
+
+def ranked_by(searches: Mapping[str, Iterable[Record]]) -> RankingMetric:
+    """The metric that all these searches rank by; top-1 where there are no records. Raises
+    ValueError where they rank by several, as these do not compare."""
+    metrics = {name: record.metric for name, records in searches.items() for record in records}
+    if len(set(metrics.values())) > 1:
+        listed = ", ".join(f"{name!r} by {metric.name}" for name, metric in metrics.items())
+        raise ValueError(f"searches must rank by the same metric to stand together, got {listed}")
+    return next(iter(metrics.values()), RANKING["top1"])
 
 
 def best(records: Iterable[Record], *, max_macs: float = math.inf) -> Record | None:
@@ -190,12 +252,12 @@ def best_deit(records: Iterable[Record], *, max_macs: float = math.inf) -> Recor
 
 
 def pareto(records: Iterable[Record]) -> list[Record]:
-    """The Pareto front of the ranked records: those that no other beats in accuracy at no more
+    """The Pareto front of the ranked records: those that no other beats in score at no more
     MACs, by MACs up."""
     front: list[Record] = []
-    # Among equal MACs the most accurate comes first, and what follows must be more accurate.
+    # Among equal MACs the best comes first, and what follows must be better.
     for record in sorted(ranking(records), key=lambda record: record.macs):
-        if record.ranks and (not front or (record.top1 or 0.0) > (front[-1].top1 or 0.0)):
+        if record.ranks and (not front or record.score > front[-1].score):
             front.append(record)
     return front
 

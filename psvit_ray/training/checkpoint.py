@@ -61,8 +61,8 @@ class CheckpointManifest(Value):
     """Completed optimizer steps."""
     epoch: StrictCount
     """Completed epochs."""
-    top1: FiniteFloat | None = None
-    """Top-1 on the hold-out in percent; None if it was not measured."""
+    score: FiniteFloat | None = None
+    """Ranking metric on the hold-out, higher where it is better; None if it was not measured."""
     files: dict[Literal["run.json", "model.safetensors", "ema.safetensors", "state.pt"], FileInfo]
     """The checkpoint's other files."""
 
@@ -119,9 +119,9 @@ class Checkpoint:
         """The weights that are evaluated: the averaged ones, if there are any."""
         return self.model if self.ema is None else self.ema
 
-    def save(self, folder: Folder, *, top1: float | None = None) -> None:
-        """Writes the checkpoint to `folder`, in place of one that is there. `top1` is that on the
-        hold-out, in percent.
+    def save(self, folder: Folder, *, score: float | None = None) -> None:
+        """Writes the checkpoint to `folder`, in place of one that is there. `score` is that of
+        `CheckpointManifest`.
 
         Raises CheckpointError, with the folder and the bytes written, if it cannot be written.
         """
@@ -134,7 +134,7 @@ class Checkpoint:
                 size += len(content)
                 folder.write(name, content)
                 hashes[name] = {"sha256": _sha256(content), "bytes": len(content)}
-            manifest = {"step": self.step, "epoch": self.epoch, "top1": top1, "files": hashes}
+            manifest = {"step": self.step, "epoch": self.epoch, "score": score, "files": hashes}
             # Synced after all the others, and before an older checkpoint is deleted.
             folder.write(MANIFEST, json.dumps(manifest, indent=1).encode())
             folder.delete(UNFINISHED)
@@ -264,10 +264,10 @@ class CheckpointManager:
         self._broken: set[str] = set()
         self._last = (-1, -1)
 
-    def put(self, checkpoint: Checkpoint, *, top1: float | None = None) -> Future[None]:
+    def put(self, checkpoint: Checkpoint, *, score: float | None = None) -> Future[None]:
         """Starts to write a checkpoint, once the one before is written, and returns a future of
-        that; a checkpoint that is written already is not written again. `top1` is that on the
-        hold-out, in percent.
+        that; a checkpoint that is written already is not written again. `score` is that of
+        `CheckpointManifest`.
 
         Raises CheckpointError if the checkpoint before could not be written; the future raises it
         for this one.
@@ -278,7 +278,7 @@ class CheckpointManager:
             written.set_result(None)
             return written
         self._last = checkpoint.step, checkpoint.epoch
-        self._writing = self._writer.submit(self._write, checkpoint, top1)
+        self._writing = self._writer.submit(self._write, checkpoint, score)
         return self._writing
 
     def close(self) -> None:
@@ -314,7 +314,7 @@ class CheckpointManager:
         return None
 
     def best(self) -> Checkpoint | None:
-        """The checkpoint of highest top-1 on the hold-out; None if none was evaluated. Raises
+        """The checkpoint of the best score on the hold-out; None if none was evaluated. Raises
         BrokenCheckpoint."""
         name = self._best(checkpoint_names(self._folder))
         return load_checkpoint(self._folder / name) if name else None
@@ -327,12 +327,12 @@ class CheckpointManager:
         scores = {}
         for position, name in enumerate(names):
             with contextlib.suppress(BrokenCheckpoint):
-                if (top1 := _manifest(self._folder / name).top1) is not None:
-                    scores[name] = (top1, position)
+                if (score := _manifest(self._folder / name).score) is not None:
+                    scores[name] = (score, position)
         return max(scores, key=lambda name: scores[name], default=None)
 
-    def _write(self, checkpoint: Checkpoint, top1: float | None) -> None:
-        checkpoint.save(self._folder / checkpoint.name, top1=top1)
+    def _write(self, checkpoint: Checkpoint, score: float | None) -> None:
+        checkpoint.save(self._folder / checkpoint.name, score=score)
         self._broken.discard(checkpoint.name)
         names = [name for name in checkpoint_names(self._folder) if name not in self._broken]
         # Of two checkpoints of one step the later holds all that the earlier does.

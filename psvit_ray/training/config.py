@@ -18,6 +18,7 @@ from psvit_ray.data.loading.augmentation import Augmentation, Probability
 from psvit_ray.data.splits.layout import DataSettings, PositiveFraction, Seed
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
+from psvit_ray.training.results import MetricName
 
 MAX_VALUE = 1_000_000_000
 """Largest value of anything that is counted or measured: more is a slip, and would overflow a clock
@@ -60,6 +61,18 @@ class TrainConfig(Augmentation, DataSettings):
     random initialisation."""
     init_checkpoint: str = ""
     """File with the weights of timm:NAME in `init`, instead of those that timm downloads."""
+
+    metric: MetricName = "top1"
+    """Measure on the hold-out that configurations, candidates and the checkpoints of a run are
+    ranked by: top-1, loss, balanced top-1 (mean recall of the classes), AUROC (two classes), or F1
+    (with two classes that of the rarer one, else the mean over the classes)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the images in the loss: none, or balanced, so that all classes weigh the same
+    (images / (classes * images of the class)). A mixed image weighs as its labels do in their
+    parts; what is distilled weighs as the labels."""
+    sampler: Literal["shuffled", "balanced"] = "shuffled"
+    """Images of an epoch: all of them once, or as many draws with each class equally often, so that
+    rare images come several times, augmented differently, and frequent ones in turn."""
 
     epochs: Epochs = 20
     """Epochs to train."""
@@ -200,6 +213,17 @@ class TrainConfig(Augmentation, DataSettings):
             raise ValueError(
                 f"teacher must be timm:NAME with teacher_checkpoint, got {self.teacher!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_balance(self) -> Self:
+        if self.sampler == "balanced" and self.class_weights == "balanced":
+            raise ValueError(
+                "class_weights must be none with sampler=balanced, which makes classes weigh the "
+                "same already, got 'balanced'"
+            )
+        if self.sampler == "balanced" and self.aug_repeats > 1:
+            raise ValueError(f"aug_repeats must be 1 with sampler=balanced, got {self.aug_repeats}")
         return self
 
     @property

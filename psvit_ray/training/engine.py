@@ -15,6 +15,7 @@ import torch
 from psvit_ray.data.quarantine import BadImageRow
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.export.measures import commonest_measures
 from psvit_ray.model.pretrained import LoadedWeights
 from psvit_ray.training.checkpoint import Checkpoint
 from psvit_ray.training.config import Configuration
@@ -22,7 +23,7 @@ from psvit_ray.training.distributed import all_gather
 from psvit_ray.training.evaluation import Evaluation, evaluate
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.loss import Teacher
-from psvit_ray.training.results import TOP1, EpochResult, Point
+from psvit_ray.training.results import RANKING, EpochResult, MetricName, Point
 from psvit_ray.training.state import TrainState, build_model, load_init, run_info
 from psvit_ray.training.steps import Diverged, Steps, TooManyBadImages
 
@@ -41,6 +42,8 @@ class Report:
     """Whether the configuration asks for a checkpoint here."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the epoch that has ended; empty within an epoch."""
+    metric: MetricName = "top1"
+    """Metric that the run is ranked by."""
     stopped: bool = False
     """Whether the workers have agreed to stop here."""
     earlier: list[dict[str, Any]] = field(default_factory=list)
@@ -52,21 +55,24 @@ class Report:
     """Unreadable images found since the last report."""
 
     @property
-    def top1(self) -> float | None:
-        """Top-1 on the hold-out in percent; None within an epoch."""
-        return self.metrics.get(TOP1)
+    def score(self) -> float | None:
+        """The ranking metric on the hold-out, higher where it is better; None within an epoch."""
+        metric = RANKING[self.metric]
+        return metric.score(metric.value(self.metrics)) if self.metrics else None
 
     def result(self) -> EpochResult:
         """The end of an epoch, as frameworks carry it."""
         point = Point(epoch=self.epoch, step=self.step, metrics=self.metrics)
         earlier = tuple(map(Point.model_validate, self.earlier))
         if self.test is None:
-            return EpochResult(point=point, earlier=earlier)
+            return EpochResult(point=point, metric=self.metric, earlier=earlier)
         return EpochResult(
             point=point,
+            metric=self.metric,
             earlier=earlier,
             test_top1=self.test.top1,
             test_correct="".join("1" if right else "0" for right in self.test.correct),
+            test_metrics=self.test.values("test"),
         )
 
 
@@ -132,6 +138,7 @@ def run_training(
                 checkpoint_due=epoch == config.epochs
                 or (config.checkpoint_every > 0 and epoch % config.checkpoint_every == 0),
                 metrics=metrics | scores.metrics,
+                metric=config.metric,
                 earlier=earlier,
                 test=scores.test,
                 bad_images=[
@@ -175,10 +182,7 @@ def _within(
 class _Scores:
     holdout: Evaluation
     test: Evaluation | None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {"holdout/loss": self.holdout.loss, TOP1: self.holdout.top1}
+    metrics: dict[str, float]
 
 
 def _scores(state: TrainState, source: Source, execution: Execution, *, test: bool) -> _Scores:
@@ -189,6 +193,7 @@ def _scores(state: TrainState, source: Source, execution: Execution, *, test: bo
         evaluate,
         state.evaluated,
         preprocessing=state.run.preprocessing,
+        num_classes=source.num_classes,
         device=execution.device,
         batch_size=config.batch_size,
         amp=config.amp and execution.accelerated,
@@ -201,7 +206,15 @@ def _scores(state: TrainState, source: Source, execution: Execution, *, test: bo
             f"more than {config.max_bad_fraction:.3g} of the hold-out images cannot be read: "
             f"{len(holdout.bad)} of {len(source.holdout)}"
         )
-    return _Scores(holdout, score(source.test) if test and source.test else None)
+    metrics = holdout.values("holdout")
+    # What the ranking metric is to be judged by stands beside it.
+    commonest = commonest_measures(source.holdout.labels, source.num_classes)
+    if config.metric in holdout.measures:
+        metrics |= {
+            f"holdout/{config.metric}_error": holdout.measures[config.metric].error,
+            f"commonest/{config.metric}": commonest[config.metric],
+        }
+    return _Scores(holdout, score(source.test) if test and source.test else None, metrics)
 
 
 def _end_epoch(state: TrainState, epoch: int, metrics: dict[str, float]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import contiguous_share, eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.export.measures import UNREADABLE, Measure, measures
 from psvit_ray.training.distributed import all_gather, all_reduce, rank_and_world_size
 
 
@@ -20,14 +24,27 @@ from psvit_ray.training.distributed import all_gather, all_reduce, rank_and_worl
 class Evaluation:
     """Scores of a network on a table of images."""
 
-    loss: float
-    """Mean cross-entropy over the images that can be read."""
-    top1: float
-    """Top-1 in percent over all images; an image that cannot be read counts as wrong."""
-    correct: Tensor
+    measures: dict[str, Measure]
+    """The `loss` (mean cross-entropy over the images that can be read, NaN without any) and, in
+    percent over all images, what `psvit_ray.export.measures.measures` has; an image that cannot be
+    read counts as wrong."""
+    correct: np.ndarray
     """Whether each image is classified correctly, (N,) bool in the order of the table."""
     bad: tuple[tuple[int, str], ...]
     """Images that cannot be read: position in the table, reason."""
+
+    @property
+    def loss(self) -> float:
+        return self.measures["loss"].value
+
+    @property
+    def top1(self) -> float:
+        """Top-1 in percent."""
+        return self.measures["top1"].value
+
+    def values(self, prefix: str) -> dict[str, float]:
+        """The measures by name, as `prefix/top1`."""
+        return {f"{prefix}/{name}": measure.value for name, measure in self.measures.items()}
 
 
 @torch.inference_mode()
@@ -36,6 +53,7 @@ def evaluate(
     table: ImageTable,
     preprocessing: Preprocessing,
     *,
+    num_classes: int,
     device: torch.device | None = None,
     batch_size: int = 64,
     amp: bool = False,
@@ -62,8 +80,10 @@ def evaluate(
         decoder=decoder,
         pin_memory=device.type == "cuda",
     )
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros(len(table), dtype=torch.uint8, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    # Each image is one worker's, and 0 with the others: a sum puts them together, and changes none.
+    answers = torch.zeros(len(table), dtype=torch.int64, device=device)  # class + 1
+    margins = torch.zeros(len(table), dtype=torch.float64, device=device)
     bad: list[tuple[int, str]] = []
     for batch in loader:
         bad += batch.bad
@@ -73,15 +93,32 @@ def evaluate(
             tensor.to(device, non_blocking=True)
             for tensor in (batch.images, batch.labels, batch.indices)
         )
-        batch_loss, batch_correct = score_batch(model, images, labels, preprocessing, amp=amp)
-        loss += batch_loss
-        correct[indices] = batch_correct.byte()
+        scores = score_batch(model, images, labels, preprocessing, amp=amp)
+        sums += scores.loss_sums
+        answers[indices] = scores.predictions + 1
+        margins[indices] = scores.margins
     all_bad = tuple(sorted(all_gather(bad)))
-    readable = len(table) - len(all_bad)
-    total_loss = all_reduce(loss).item() / readable if readable else float("nan")
-    correct = all_reduce(correct).bool()
-    top1 = 100 * correct.double().mean().item()
-    return Evaluation(total_loss, top1, correct.cpu(), all_bad)
+    predictions = all_reduce(answers).cpu().numpy() - 1
+    values = measures_of(
+        all_reduce(sums).tolist(),
+        table.labels,
+        predictions,
+        all_reduce(margins).cpu().numpy(),
+        num_classes,
+    )
+    return Evaluation(values, predictions == table.labels, all_bad)
+
+
+class BatchScores(NamedTuple):
+    """What a network says of a batch, on its device."""
+
+    loss_sums: Tensor
+    """Sums of the cross-entropies and of their squares, (2,) float64."""
+    predictions: Tensor
+    """Predicted classes, (B,) int64."""
+    margins: Tensor
+    """Logit of the second class minus that of the first, (B,) float64, which two classes are told
+    apart by."""
 
 
 def score_batch(
@@ -91,10 +128,29 @@ def score_batch(
     preprocessing: Preprocessing,
     *,
     amp: bool,
-) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies in float64, and whether each image is classified correctly, (B,)
-    bool, for uint8 `images` (B, C, S, S) and `labels` (B,)."""
+) -> BatchScores:
+    """Scores for uint8 `images` (B, C, S, S) and `labels` (B,)."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
         logits = model(preprocessing.normalize(images))
-    loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-    return loss, logits.argmax(dim=1) == labels
+    logits = logits.double()
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return BatchScores(
+        torch.stack([losses.sum(), losses.square().sum()]),
+        logits.argmax(dim=1),
+        logits[:, 1] - logits[:, 0],
+    )
+
+
+def measures_of(
+    loss_sums: list[float],
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    margins: np.ndarray,
+    num_classes: int,
+) -> dict[str, Measure]:
+    """The measures of what `score_batch` said of all images, (N,) each. `loss_sums` are over all
+    that can be read."""
+    readable = int((predictions != UNREADABLE).sum())
+    mean, mean_square = (total / readable if readable else math.nan for total in loss_sums)
+    error = math.sqrt(max(mean_square - mean**2, 0.0) / max(readable, 1))
+    return {"loss": Measure(mean, error)} | measures(labels, predictions, num_classes, margins)

@@ -7,9 +7,10 @@ Shapes: B images, C channels, S the side of an image, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
@@ -25,26 +26,77 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 losses over the images."""
 
 
-def base_loss(config: TrainConfig) -> Loss:
+def base_loss(config: TrainConfig, weights: ClassWeights | None = None) -> Loss:
     """The loss of the labels, without a teacher."""
     if config.bce_loss:
-        return _binary
+
+        def binary(logits: Tensor, targets: Tensor) -> Tensor:
+            of_images = weights.of_images(targets) if weights else None
+            return weighted_sum(_binary(logits, targets), of_images)
+
+        return binary
 
     def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         # Mixup has smoothed the probabilities already.
         smoothing = 0.0 if targets.is_floating_point() else config.smoothing
+        if weights:
+            targets, smoothing = weights.of_targets(targets), 0.0
         return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
 
     return cross_entropy
 
 
 def _binary(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy in which each class of positive probability is a target (DeiT III's
-    main.py)."""
+    """Binary cross-entropy of each image (B,), in which each class of positive probability is a
+    target (DeiT III's main.py)."""
     if not targets.is_floating_point():
         targets = F.one_hot(targets, logits.shape[1])
     losses = F.binary_cross_entropy_with_logits(logits, (targets > 0).float(), reduction="none")
-    return losses.mean(dim=1).sum()
+    return losses.mean(dim=1)
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Weights of the classes in the loss. That of an image is its label's, and of a mixed one its
+    labels' in their parts: label smoothing, which gives every class a little of every image, does
+    not enter, or the rare classes would draw from all images of the frequent ones."""
+
+    weights: Tensor
+    """Weight of each class (K,), with a mean of 1 over the training images."""
+    smoothing: float
+    """Label smoothing that is in probabilities, and that labels are to get."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, labels: np.ndarray, num_classes: int) -> ClassWeights | None:
+        """The weights for training images with these labels, (N,), on the host; None if the
+        configuration asks for none. A class without images has none to weigh: 0."""
+        if config.class_weights == "none":
+            return None
+        counts = np.bincount(labels, minlength=num_classes)
+        there = counts > 0
+        weights = np.where(there, len(labels) / (there.sum() * np.maximum(counts, 1)), 0)
+        return cls(torch.from_numpy(weights).float(), config.smoothing)
+
+    def to(self, device: torch.device) -> ClassWeights:
+        return replace(self, weights=self.weights.to(device))
+
+    def of_images(self, targets: Tensor) -> Tensor:
+        """Weight of each image (B,), of targets as a `Loss` takes them."""
+        return self._shares(targets).sum(dim=1)
+
+    def of_targets(self, targets: Tensor) -> Tensor:
+        """The targets (B, K), smoothed, each label's part with the weight of its class: a cross-
+        entropy with them is the weighted one."""
+        shares = self._shares(targets)
+        rest = self.smoothing / len(self.weights) * shares.sum(dim=1, keepdim=True)
+        return (1 - self.smoothing) * shares + rest
+
+    def _shares(self, targets: Tensor) -> Tensor:
+        """Weight of each label's part in each image (B, K)."""
+        if not targets.is_floating_point():
+            return F.one_hot(targets, len(self.weights)) * self.weights
+        parts = (targets - self.smoothing / len(self.weights)) / (1 - self.smoothing)
+        return parts * self.weights
 
 
 class Mixing:
@@ -96,6 +148,11 @@ def distillation_loss(
     return tau**2 * F.kl_div(log_probs, targets, reduction="none", log_target=True).sum(dim=1)
 
 
+def weighted_sum(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """Sum of the losses (B,), each times its image's weight where there are weights (B,)."""
+    return (losses if weights is None else losses * weights).sum()
+
+
 @dataclass(frozen=True)
 class Teacher:
     """A trained network whose predictions the student learns. It sees the student's images, with
@@ -143,11 +200,14 @@ class Teacher:
             amp=amp,
         )
 
-    def mixed(self, loss: Tensor, images: Tensor, logits: Tensor) -> Tensor:
+    def mixed(
+        self, loss: Tensor, images: Tensor, logits: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
         """(1 - alpha) times the labels' `loss` plus alpha times the distillation loss, both sums
-        over the images. `images` (B, C, S, S) are the student's, `logits` (B, K) its output."""
+        over the images. `images` (B, C, S, S) are the student's, `logits` (B, K) its output,
+        `weights` (B,) those of the images."""
         distillation = distillation_loss(self.kind, logits, self.logits(images), self.tau)
-        return (1 - self.alpha) * loss + self.alpha * distillation.sum()
+        return (1 - self.alpha) * loss + self.alpha * weighted_sum(distillation, weights)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -33,7 +33,14 @@ from psvit_ray.training.agreement import Request, StepAgreement, StepDecision
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.distributed import average_gradients, rank_and_world_size
 from psvit_ray.training.execution import Execution
-from psvit_ray.training.loss import Teacher, base_loss, distillation_loss, make_mixing
+from psvit_ray.training.loss import (
+    ClassWeights,
+    Teacher,
+    base_loss,
+    distillation_loss,
+    make_mixing,
+    weighted_sum,
+)
 from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.state import TrainState
 
@@ -64,7 +71,9 @@ class Steps:
         supernet, model = state.run.configuration.supernet, state.model
         self._paths = PathSampler(supernet, config.seed) if supernet else None
         self._model = self._prepared(model) if isinstance(model, PSViT) else model
-        self._loss = base_loss(config)
+        weights = ClassWeights.of(config, source.train.labels, source.num_classes)
+        self._weights = weights.to(execution.device) if weights else None
+        self._loss = base_loss(config, self._weights)
         self._mixing = make_mixing(config, source.num_classes)
         self._agreement = StepAgreement(execution.device, patience_s=execution.patience_s)
         self._table = source.train
@@ -79,6 +88,7 @@ class Steps:
             blocks=source.train.blocks,
             window=config.shuffle_window,
             repeats=config.aug_repeats,
+            balanced=source.train.labels if config.sampler == "balanced" else None,
         )
         self._loader = train_loader(
             ImageDataset(
@@ -260,11 +270,11 @@ class Steps:
         first, *others = specs
         logits = self._logits(images, first)
         yield self._supervised(images, targets, logits) / len(specs)
-        teacher_logits = logits.detach()
+        teacher_logits, weights = logits.detach(), self._image_weights(targets)
         for spec in others:
             logits = self._logits(images, spec)
             if self._paths.distils:
-                loss = distillation_loss("soft", logits, teacher_logits).sum()
+                loss = weighted_sum(distillation_loss("soft", logits, teacher_logits), weights)
             else:
                 loss = self._supervised(images, targets, logits)
             yield loss / len(specs)
@@ -276,7 +286,12 @@ class Steps:
 
     def _supervised(self, images: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
         loss = self._loss(logits, targets)
-        return self._teacher.mixed(loss, images, logits) if self._teacher else loss
+        if self._teacher is None:
+            return loss
+        return self._teacher.mixed(loss, images, logits, self._image_weights(targets))
+
+    def _image_weights(self, targets: Tensor) -> Tensor | None:
+        return self._weights.of_images(targets) if self._weights else None
 
 
 def make_schedule(

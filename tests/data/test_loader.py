@@ -259,10 +259,13 @@ def drawn_array() -> ArrayTable:
 NUMBERS_OF_IMAGES = [97, 1, 2, 3, 4, 5]
 
 
-def scores(batch_size: int) -> list[tuple[float, float, torch.Tensor]]:
+def scores(batch_size: int) -> list[tuple[float, float, np.ndarray]]:
     """Of tables of so many images."""
     tables = (drawn_array().take(np.arange(number)) for number in NUMBERS_OF_IMAGES)
-    found = (evaluate(Linear64(), t, PREPROCESSING, batch_size=batch_size) for t in tables)
+    found = (
+        evaluate(Linear64(), t, PREPROCESSING, num_classes=10, batch_size=batch_size)
+        for t in tables
+    )
     return [(score.loss, score.top1, score.correct) for score in found]
 
 

@@ -40,7 +40,7 @@ def write_run(folder: Path, checkpoint: Checkpoint, run_id: str = "", top1: floa
         run_id=run_id,
     )
     RecordStore(there).put(record)
-    checkpoint.save(there / "checkpoints" / checkpoint.name, top1=top1)
+    checkpoint.save(there / "checkpoints" / checkpoint.name, score=top1)
 
 
 @pytest.mark.parametrize(

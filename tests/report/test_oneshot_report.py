@@ -31,6 +31,7 @@ from psvit_ray.search.oneshot.scores import Generation, Score, generations
 from psvit_ray.search.record import Kind, Record, Status
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.results import RANKING
 from tests.helpers.records import DEIT, LARGE, MIDDLE, SMALL, record, score, spec_of
 
 TRACKING = "sqlite:////tmp/mlflow.db"
@@ -240,7 +241,7 @@ def test_generations_have_their_best_and_quartiles() -> None:
         Generation(2, scored=7, best=45.0, best_so_far=50.0, quartiles=(37.5, 40.0, 42.5)),
         Generation(3, scored=8, best=60.0, best_so_far=60.0, quartiles=(60.0, 60.0, 60.0)),
     ]
-    drawn = generations_picture.picture(found, title="mine")
+    drawn = generations_picture.picture(found, title="mine", metric=RANKING["top1"])
     assert {"mine", "generation", "its median", "best so far, 60.00 % at the end"} <= texts(drawn)
 
 

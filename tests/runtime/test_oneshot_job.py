@@ -211,6 +211,8 @@ def test_scores_are_those_of_the_extracted_networks_though_actors_die(
     actors.close()
     assert sorted(spec.spec_id for spec, *_ in scored) == sorted(spec.spec_id for spec in specs)
     supernet = load_supernet(checkpoint)
-    for spec, loss, top1, _ in scored:
-        expected = evaluate(supernet.extract(spec), source.holdout, checkpoint.run.preprocessing)
-        assert (loss, top1) == (pytest.approx(expected.loss, abs=1e-6), expected.top1)
+    for spec, measures, _ in scored:
+        network, preprocessing = supernet.extract(spec), checkpoint.run.preprocessing
+        expected = evaluate(network, source.holdout, preprocessing, num_classes=10)
+        assert measures["top1"] == expected.measures["top1"]
+        assert measures["loss"].value == pytest.approx(expected.loss, abs=1e-6)

@@ -75,7 +75,7 @@ def go_on(folder: Folder, first: Checkpoint, promises: Promises) -> None:
                     step=10 * now,
                     curve=[_point(number + 1).model_dump() for number in range(done)],
                 )
-                kept.put(state, top1=float(done)).result()
+                kept.put(state, score=float(done)).result()
                 promises.saved = 2 * now - (done < now)
             record = record.reported(EpochResult(point=_point(now)))
             store.put(record)

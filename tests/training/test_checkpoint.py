@@ -51,7 +51,7 @@ def kept(tmp_path: Path) -> Iterator[CheckpointManager]:
 
 def put_all(kept: CheckpointManager, checkpoints: list[Checkpoint], *top1: float) -> None:
     for one, score in itertools.zip_longest(checkpoints, top1):
-        kept.put(one, top1=score).result()
+        kept.put(one, score=score).result()
 
 
 def step_of(found: Checkpoint | None) -> int:

@@ -298,7 +298,7 @@ def test_a_network_is_not_asked_about_no_images(unreadable: tuple[int, ...]) -> 
 
     model, table = Brightness(), Spoilt(5, unreadable)
     preprocessing = Preprocessing(img_size=4, in_chans=1, mean=(0.5,), std=(1,), crop_pct=1)
-    score = evaluate(model, table, preprocessing, batch_size=2)
+    score = evaluate(model, table, preprocessing, num_classes=3, batch_size=2)
     found = list(score_batches(model, table, preprocessing, batch_size=2))
     assert [len(batch.indices) + len(batch.bad) for batch in found] == [2, 2, 1]
     assert {batch.logits.shape[1] for batch in found} == {3}

@@ -241,15 +241,20 @@ def test_scores_in_memory_are_those_of_an_evaluation() -> None:
     subnets = SubnetScorer(checkpoint, held_out, device=torch.device("cpu"), batch_size=100)
     supernet = load_supernet(checkpoint)
     for spec in PathSampler(supernet_config(), 0).at(3):
-        expected = evaluate(supernet.extract(spec), source.holdout, preprocessing)
-        loss, top1 = subnets.score(spec)
-        assert (loss, top1) == (pytest.approx(expected.loss, abs=1e-9), expected.top1)
-    assert last.metrics["holdout/top1"] == subnets.score(one.spec)[1]
+        extracted = supernet.extract(spec)
+        expected = evaluate(extracted, source.holdout, preprocessing, num_classes=10).measures
+        measures = subnets.score(spec)
+        assert measures.keys() == {"loss", "top1", "balanced_top1", "f1"}
+        assert measures.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-9)
+        assert measures == expected
+    assert last.metrics["holdout/top1"] == subnets.score(one.spec)["top1"].value
     unreadable = SubnetScorer(
-        checkpoint, held_out._replace(unreadable=12), device=torch.device("cpu")
+        checkpoint,
+        held_out._replace(unreadable=np.zeros(12, dtype=np.int64)),
+        device=torch.device("cpu"),
     )
-    right = round(subnets.score(one.spec)[1] * 288 / 100)
-    assert unreadable.score(one.spec)[1] == pytest.approx(100 * right / 300)
+    right = round(subnets.score(one.spec)["top1"].value * 288 / 100)
+    assert unreadable.score(one.spec)["top1"].value == pytest.approx(100 * right / 300)
 
 
 def test_a_supernet_is_not_made_of_a_run_of_one_network() -> None:

@@ -241,9 +241,9 @@ def test_evaluate_equals_one_pass_over_all_images() -> None:
     test: Any = source.test
     with torch.inference_mode():
         logits = model(preprocessing.normalize(test.images))
-    score = evaluate(model, test, preprocessing, batch_size=37)
+    score = evaluate(model, test, preprocessing, num_classes=10, batch_size=37)
     right = logits.argmax(1) == torch.as_tensor(test.labels)
-    assert_same(score.correct, right)
+    assert_same(torch.as_tensor(score.correct), right)
     assert score.top1 == pytest.approx(100 * right.double().mean().item(), abs=1e-9)
     assert score.loss == pytest.approx(
         F.cross_entropy(logits.double(), torch.as_tensor(test.labels)).item(), abs=1e-6
@@ -296,7 +296,7 @@ def test_averaged_weights_are_the_ones_evaluated() -> None:
     model = build_model(configuration)
     assert saved.ema is not None
     model.load_state_dict(saved.evaluated)
-    score = evaluate(model, source.holdout, saved.run.preprocessing)
+    score = evaluate(model, source.holdout, saved.run.preprocessing, num_classes=10)
     assert score.top1 == reports[-1].metrics["holdout/top1"]
     assert any(not torch.equal(saved.model[name], saved.ema[name]) for name in saved.model)
 

@@ -117,10 +117,10 @@ def test_a_broken_image_counts_as_wrong_in_evaluation(spoilt: Path, tmp_path: Pa
             return torch.nn.functional.one_hot(torch.full((len(images),), label), 10).float()
 
     right = np.flatnonzero(source.holdout.labels == label)
-    before = evaluate(Knows(), source.holdout, preprocessing, batch_size=16)
+    before = evaluate(Knows(), source.holdout, preprocessing, num_classes=10, batch_size=16)
     assert np.flatnonzero(before.correct).tolist() == right.tolist()
     (tmp_path / "data" / source.holdout.place(3)[1]).write_bytes(b"")
-    after = evaluate(Knows(), source.holdout, preprocessing, batch_size=16)
+    after = evaluate(Knows(), source.holdout, preprocessing, num_classes=10, batch_size=16)
     assert after.bad == ((3, "empty"),)
     assert np.flatnonzero(after.correct).tolist() == [i for i in right.tolist() if i != 3]
     assert after.top1 == pytest.approx(before.top1 - 1)  # of 100 images

@@ -74,6 +74,9 @@ class GlobalBatchSampler(Sampler[Any]):
         repeats: Views of each image in an epoch. The number of views stays that of the images
             (rounded up to a multiple of `repeats`), so that over `repeats` epochs each image comes
             equally often.
+        balanced: Class of each image, (N,), if each class is to be drawn equally often: an epoch
+            has as many draws as there are images, so that those of a rare class come several times
+            and those of a frequent one in turn over the epochs. `repeats` must be 1.
 
     Raises ValueError if there are no images.
     """
@@ -90,12 +93,16 @@ class GlobalBatchSampler(Sampler[Any]):
         blocks: np.ndarray | None = None,
         window: int = 1,
         repeats: int = 1,
+        balanced: np.ndarray | None = None,
     ) -> None:
         if not num_images:
             raise ValueError("data has no training images")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self.rank, self.world_size, self.num_parts = rank, world_size, num_parts
         self._blocks, self._window, self._repeats = blocks, window, repeats
+        self._classes: list[np.ndarray] | None = None
+        if balanced is not None:
+            self._classes = [np.flatnonzero(balanced == label) for label in np.unique(balanced)]
         self.epoch, self.first_step = 1, 0
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
@@ -134,6 +141,8 @@ class GlobalBatchSampler(Sampler[Any]):
 
     def _order(self) -> tuple[Draws, np.ndarray | None]:
         """The draws of this epoch, and the position of each one's block in the order of blocks."""
+        if self._classes is not None:
+            return self._balanced_order(self._classes)
         cycle, part = divmod(self.epoch - 1, self._repeats)
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, cycle)))
         place = None
@@ -149,6 +158,33 @@ class GlobalBatchSampler(Sampler[Any]):
         again = np.arange(len(images)) % self._repeats
         seeds = mix_seeds(mix_seed(self.seed, self.epoch), images * self._repeats + again)
         return np.stack([images, seeds], axis=1), None if place is None else place[picked]
+
+    def _balanced_order(self, classes: list[np.ndarray]) -> tuple[Draws, np.ndarray | None]:
+        """What `_order` returns, with each class drawn equally often. The draws of all epochs are
+        one sequence, in which classes alternate, and the images of a class come in one random order
+        after the other."""
+        first = (self.epoch - 1) * self.num_images
+        turns = np.arange(first, first + self.num_images) // len(classes)
+        images = np.empty(self.num_images, dtype=np.int64)
+        for number, members in enumerate(classes):
+            own = np.arange((number - first) % len(classes), self.num_images, len(classes))
+            rounds, places = divmod(turns[own], len(members))
+            for round_ in np.unique(rounds):
+                seed = mix_seed(self.seed, number, int(round_))
+                order = np.random.Generator(np.random.PCG64(seed)).permutation(members)
+                drawn = rounds == round_
+                images[own[drawn]] = order[places[drawn]]
+        # The draws of one image in an epoch are told apart by their turns.
+        numbered = images + (turns - turns[0]) * self.num_images
+        seeds = mix_seeds(mix_seed(self.seed, self.epoch), numbered)
+        rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, self.epoch - 1)))
+        blocks = None if self._blocks is None else self._blocks[images]
+        if blocks is None or self.num_images <= self._window:
+            order, place = rng.permutation(len(images)), blocks
+            place = None if blocks is None else blocks[order]
+        else:
+            order, place = _order_of_blocks(blocks, self._window, rng)
+        return np.stack([images[order], seeds[order]], axis=1), place
 
 
 def _order_of_blocks(

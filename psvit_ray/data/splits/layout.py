@@ -73,7 +73,7 @@ class DataSettings(DataLayout):
     folder or pattern), or torchvision:NAME:ROOT."""
     holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
     """Fraction of the training images to hold out for validation where the data has no validation
-    split. Searches rank configurations by the top-1 on the hold-out."""
+    split. Searches rank configurations on the hold-out."""
     val_as_test: bool = False
     """Use the data's validation split as test images, as is usual with ImageNet, and hold out
     training images for validation."""

@@ -19,14 +19,16 @@ from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.report.pareto_picture import (
     COLOURS,
     DEIT_COLOUR,
-    accuracy_floor,
+    below_label,
     new_figure,
+    score_floor,
     style_axes,
     style_cost_axis,
 )
 from psvit_ray.search.oneshot.finalists import Finalist
-from psvit_ray.search.oneshot.scores import Score, pareto_scores, rank_scores
+from psvit_ray.search.oneshot.scores import Score, pareto_scores, rank_scores, ranking_metric
 from psvit_ray.search.record import Kind
+from psvit_ray.training.results import RANKING
 
 LABEL_OFFSETS = ((0, 1), (-0.8, 0.7), (0.8, 0.7), (-1, 0), (1, 0), (0, -1))
 """Places around a point where its number may stand, in widths and heights of the number."""
@@ -48,7 +50,7 @@ def picture(
     *,
     title: str,
 ) -> Figure:
-    """Picture with every candidate's top-1 with the supernet's weights below and, on an axis of its
+    """Picture with every candidate's score with the supernet's weights below and, on an axis of its
     own above, that of the trained finalists and DeiT. A finalist's number is its rank as a
     candidate."""
     trained = [finalist for finalist in finalists if finalist.runs]
@@ -61,12 +63,12 @@ def picture(
         above, axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
         _draw_trained(above, trained, unit)
         above.set_title("trained on their own, mean ± sd over seeds", loc="left", fontsize=9)
-        style_axes(above)
+        style_axes(above, trained[0].runs[0].metric)
     else:
         axes = figure.add_subplot()
     figure.suptitle(title, x=0.02, ha="left", fontsize=11)
     if scores:
-        must = [s.top1 for s in scores if s.spec in {*psvits, *marked.values()}]
+        must = [s.score for s in scores if s.spec in {*psvits, *marked.values()}]
         _draw_scores(figure, axes, scores, unit, must)
         _draw_marks(axes, scores, marked, unit)
         _ring(axes, chosen, unit)
@@ -78,14 +80,14 @@ def picture(
         style_cost_axis(axes, [*scores, *trained], unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     axes.set_xlabel(f"{unit.name} of one image")
-    style_axes(axes)
+    style_axes(axes, ranking_metric(scores))
     figure.draw_without_rendering()  # lays it out: numbers are placed where there is room
-    _write_ranks(axes, [(ranks[score.spec], unit.value(score), score.top1) for score in chosen])
+    _write_ranks(axes, [(ranks[score.spec], unit.value(score), score.score) for score in chosen])
     if trained:
         best = {
             finalist.spec: finalist
             for finalist in reversed(trained)
-            if finalist.spec in ranks and finalist.top1
+            if finalist.spec in ranks and finalist.score
         }
         tops = [
             (ranks[spec], unit.value(finalist), _top(finalist)) for spec, finalist in best.items()
@@ -96,7 +98,7 @@ def picture(
 
 def _top(finalist: Finalist) -> float:
     """Upper end of a finalist's error bar."""
-    return finalist.top1.mean + (finalist.top1.sd or 0.0) if finalist.top1 else 0.0
+    return finalist.score.mean + (finalist.score.sd or 0.0) if finalist.score else 0.0
 
 
 def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> None:
@@ -104,7 +106,7 @@ def _draw_trained(axes: Axes, trained: Sequence[Finalist], unit: MacsUnit) -> No
         of_kind = [finalist for finalist in trained if finalist.kind == kind]
         if not of_kind:
             continue
-        means = [finalist.top1 for finalist in of_kind if finalist.top1]
+        means = [finalist.score for finalist in of_kind if finalist.score]
         axes.errorbar(
             [unit.value(finalist) for finalist in of_kind],
             [mean.mean for mean in means],
@@ -136,12 +138,12 @@ def _seeds(numbers: Sequence[int]) -> str:
 def _draw_scores(
     figure: Figure, axes: Axes, scores: Sequence[Score], unit: MacsUnit, must: Sequence[float]
 ) -> None:
-    floor = accuracy_floor([score.top1 for score in scores], must)
-    below = [score for score in scores if score.top1 < floor]
-    inside = sorted((score for score in scores if score.top1 >= floor), key=lambda s: s.generation)
+    floor = score_floor([score.score for score in scores], must)
+    below = [score for score in scores if score.score < floor]
+    inside = sorted((score for score in scores if score.score >= floor), key=lambda s: s.generation)
     dots = axes.scatter(
         [unit.value(score) for score in inside],
-        [score.top1 for score in inside],
+        [score.score for score in inside],
         c=[score.generation for score in inside],
         cmap=LATER_DARKER,
         s=14,
@@ -159,12 +161,12 @@ def _draw_scores(
             s=14,
             color="grey",
             alpha=0.5,
-            label=f"{len(below):,} below {floor:.3g} %",
+            label=f"{len(below):,} {below_label(RANKING[below[0].metric], floor)}",
         )
     front = pareto_scores(inside)
     axes.plot(
         [unit.value(score) for score in front],
-        [score.top1 for score in front],
+        [score.score for score in front],
         drawstyle="steps-post",
         color="black",
         linewidth=1,
@@ -180,14 +182,14 @@ def _draw_marks(
         if score := by_spec.get(spec):
             axes.scatter(
                 [unit.value(score)],
-                [score.top1],
+                [score.score],
                 marker=MARKERS[number % len(MARKERS)],
                 s=60,
                 color=DEIT_COLOUR if spec.is_deit else COLOURS[3],
                 edgecolors="black",
                 linewidths=0.8,
                 zorder=4,
-                label=f"{name}: {score.top1:.2f} %",
+                label=f"{name}: {RANKING[score.metric].text(score.value)}",
             )
 
 
@@ -195,7 +197,7 @@ def _ring(axes: Axes, chosen: Sequence[Score], unit: MacsUnit) -> None:
     if chosen:
         axes.scatter(
             [unit.value(score) for score in chosen],
-            [score.top1 for score in chosen],
+            [score.score for score in chosen],
             s=110,
             facecolors="none",
             edgecolors=COLOURS[0],

@@ -8,13 +8,17 @@ from psvit_ray.arch.cost import count_params
 from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.report.summary import aligned
 from psvit_ray.search.oneshot.finalists import Finalist, SeedMean
-from psvit_ray.search.oneshot.scores import Score, rank_scores
+from psvit_ray.search.oneshot.scores import Score, rank_scores, ranking_metric
 from psvit_ray.search.rows import Row, spec_columns
+from psvit_ray.training.results import RankingMetric
 
 
 def finalist_rows(finalists: Iterable[Finalist], scores: Iterable[Score]) -> list[Row]:
-    """Table of the finalists. `shared_top1` is with the supernet's weights; `rank` and `number` are
-    those as a candidate, or None for a spec without a score, such as DeiT."""
+    """Table of the finalists. Columns of the ranking metric end with its name: on the hold-out, on
+    the test images, and `shared`, with the supernet's weights. `rank` and `number` are those as a
+    candidate, or None for a spec without a score, such as DeiT."""
+    scores = list(scores)
+    name = ranking_metric(scores).name
     places = {score.spec: (rank, score) for rank, score in enumerate(rank_scores(scores), start=1)}
     table = []
     for finalist in finalists:
@@ -24,14 +28,14 @@ def finalist_rows(finalists: Iterable[Finalist], scores: Iterable[Score]) -> lis
                 "how": finalist.how,
                 "seeds": len(finalist.runs),
                 "missing": finalist.missing,
-                **_columns("holdout_top1", finalist.top1),
-                **_columns("test_top1", finalist.test_top1),
-                "test_seeds": finalist.test_top1.n if finalist.test_top1 else 0,
+                **_columns(f"holdout_{name}", finalist.value),
+                **_columns(f"test_{name}", finalist.test_value),
+                "test_seeds": finalist.test_value.n if finalist.test_value else 0,
                 "gmacs": finalist.macs / 1e9,
                 "params_m": count_params(finalist.spec) / 1e6,
                 "rank": rank,
                 "number": score.number if score else None,
-                "shared_top1": score.top1 if score else None,
+                f"shared_{name}": score.value if score else None,
                 **spec_columns(finalist.spec),
                 "epochs": finalist.epochs,
                 "seconds_per_run": round(finalist.seconds.mean, 1) if finalist.seconds else None,
@@ -41,6 +45,18 @@ def finalist_rows(finalists: Iterable[Finalist], scores: Iterable[Score]) -> lis
     return table
 
 
+def _text(metric: RankingMetric, mean: SeedMean | None) -> str:
+    if mean is None:
+        return "-"
+    return metric.number(mean.mean) + ("" if mean.sd is None else f" ± {metric.number(mean.sd)}")
+
+
+def _shared(metric: RankingMetric, row: Row) -> str:
+    if row["rank"] is None:
+        return "-"
+    return f"{metric.number(row[f'shared_{metric.name}'])} (#{row['rank']})"
+
+
 def _columns(name: str, mean: SeedMean | None) -> Row:
     return {name: mean.mean if mean else None, f"{name}_sd": mean.sd if mean else None}
 
@@ -48,19 +64,21 @@ def _columns(name: str, mean: SeedMean | None) -> Row:
 def table(finalists: Sequence[Finalist], scores: Iterable[Score]) -> str:
     """Table for a terminal: the columns of `finalist_rows` that fit."""
     unit = MacsUnit.of(finalists)
-    heading = ["how", "seeds", "hold-out %", "test %", unit.name, "M params"]
-    heading += ["shared % (rank)", "patch", "pattern", "epochs", "s each"]
+    scores = list(scores)
+    metric = ranking_metric(scores)
+    heading = ["how", "seeds", f"hold-out {metric.label}", f"test {metric.label}", unit.name]
+    heading += ["M params", "shared (rank)", "patch", "pattern", "epochs", "s each"]
     lines = [heading]
     for finalist, row in zip(finalists, finalist_rows(finalists, scores), strict=True):
         lines.append(
             [
                 finalist.how,
                 str(row["seeds"]),
-                str(finalist.top1 or "-"),
-                str(finalist.test_top1 or "-"),
+                _text(metric, finalist.value),
+                _text(metric, finalist.test_value),
                 f"{unit.value(finalist):#.3g}",
                 f"{row['params_m']:#.3g}",
-                "-" if row["rank"] is None else f"{row['shared_top1']:.2f} (#{row['rank']})",
+                _shared(metric, row),
                 str(row["patch_size"]),
                 row["pattern"],
                 str(row["epochs"] or "-"),

@@ -14,10 +14,22 @@ from psvit_ray.report.oneshot import (
     traits_picture,
 )
 from psvit_ray.report.pareto_picture import png
-from psvit_ray.report.summary import aligned, count_statuses, mlflow_command
+from psvit_ray.report.summary import (
+    aligned,
+    commonest_line,
+    count_statuses,
+    mlflow_command,
+    tie_warning,
+)
 from psvit_ray.search.oneshot.finalists import HOW, finalist_records, finalists, winner
 from psvit_ray.search.oneshot.plan import standard_error
-from psvit_ray.search.oneshot.scores import Score, generations, rank_scores, score_rows
+from psvit_ray.search.oneshot.scores import (
+    Score,
+    generations,
+    rank_scores,
+    ranking_metric,
+    score_rows,
+)
 from psvit_ray.search.record import Record
 from psvit_ray.search.rows import table_csv, write_files
 from psvit_ray.storage.folder import Folder
@@ -44,7 +56,9 @@ def write(
         "candidates.png": candidates_picture.picture(
             scores, best_finalists, marked or {}, title=title
         ),
-        "generations.png": generations_picture.picture(generations(scores), title=title),
+        "generations.png": generations_picture.picture(
+            generations(scores), title=title, metric=ranking_metric(scores)
+        ),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
     }
     drawn = {name: png(figure) for name, figure in pictures.items()}
@@ -82,6 +96,7 @@ def summary(
         lacking = f"; missing below: {missing}" if missing else ""
         parts.append(f"{len(trained)} trainings of finalists: {count_statuses(trained)}{lacking}")
         parts.append(finalist_table.table(finalists(trained), scores))
+        parts += [line for line in (commonest_line(trained), _tie(trained)) if line]
     parts.append(_winner(trained))
     seconds = {
         "supernet": supernet_seconds,
@@ -104,17 +119,17 @@ def summary(
 def _scored(scores: Sequence[Score], holdout_size: int) -> str:
     if not scores:
         return "No candidate is scored yet."
-    best = rank_scores(scores)[0]
-    error = standard_error(holdout_size, best.top1)
-    near = sum(score.top1 >= best.top1 - error for score in scores)
+    best, metric = rank_scores(scores)[0], ranking_metric(scores)
+    error = standard_error(holdout_size, best.top1) if best.error is None else best.error
+    near = sum(score.score >= best.score - error for score in scores)
     last = max(score.generation for score in scores)
     unit = MacsUnit.of(scores)
     return (
         f"{len(scores):,} candidates up to generation {last} scored with the supernet's weights\n"
-        f"Best: {best.top1:.2f} % hold-out top-1, {best.spec.pattern}, "
+        f"Best: {metric.text(best.value)} hold-out {metric.title}, {best.spec.pattern}, "
         f"patch {best.spec.patch_size}, {unit.value(best):#.3g} {unit.name}\n"
-        f"Its standard error: {error:.2f} points on {holdout_size:,} images; candidates that lie "
-        f"within one, with itself: {near:,}"
+        f"Its standard error: {metric.difference(error)} on {holdout_size:,} images; candidates "
+        f"that lie within one, with itself: {near:,}"
     )
 
 
@@ -123,9 +138,21 @@ def _winner(trained: Sequence[Record]) -> str:
     if record is None:
         return "No winner yet: no PSViT was trained in full."
     how = HOW[record.kind]
+    assert record.value is not None
     return (
         f"The winner: {record.pattern} {how}, seed {record.configuration.train.seed}, "
-        f"{record.top1:.2f} % hold-out top-1: the median of its seeds"
+        f"{record.metric.text(record.value)} hold-out {record.metric.title}: the median of its "
+        "seeds"
+    )
+
+
+def _tie(trained: Sequence[Record]) -> str:
+    """A warning where the hold-out does not tell the best two finalists apart."""
+    best_two = [finalist for finalist in finalists(trained) if finalist.value][:2]
+    return tie_warning(
+        trained[0].metric,
+        [finalist.value.mean for finalist in best_two if finalist.value],
+        max((run.error or 0.0 for finalist in best_two for run in finalist.runs), default=0.0),
     )
 
 

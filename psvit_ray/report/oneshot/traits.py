@@ -85,7 +85,7 @@ def traits(spec: ArchSpec) -> dict[str, Parameter]:
 
 
 def best_scores(scores: Sequence[Score]) -> list[Score]:
-    """The best tenth of the candidates by top-1, at whatever cost."""
+    """The best tenth of the candidates by the ranking metric, at whatever cost."""
     return rank_scores(scores)[: math.ceil(TOP_SHARE * len(scores))]
 
 

@@ -20,6 +20,7 @@ from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.tuner import trials_at_once
 from psvit_ray.search.oneshot.scores import Score, ScoreStore, rank_scores
 from psvit_ray.training.checkpoint import Checkpoint
+from psvit_ray.training.results import RANKING, MetricName
 
 PUT_EVERY_S = 0.5
 
@@ -42,8 +43,9 @@ class SpecProposals(Protocol):
         """The next generation, of at most `max_specs` specs; empty where nothing is left to
         score."""
 
-    def tell(self, top1: Sequence[float]) -> None:
-        """Takes the top-1, in percent, of each spec of the generation that was asked for."""
+    def tell(self, scores: Sequence[float]) -> None:
+        """Takes the score, higher where it is better, of each spec of the generation that was asked
+        for."""
 
 
 def score_candidates(
@@ -54,6 +56,7 @@ def score_candidates(
     trials: Trials,
     *,
     candidates: int,
+    metric: MetricName = "top1",
     latency_ms: Callable[[ArchSpec], float] | None = None,
     deadline: float = math.inf,
 ) -> ScoringResult:
@@ -63,6 +66,7 @@ def score_candidates(
     Args:
         checkpoint: Reads the supernet's checkpoint, where there is something to score.
         candidates: Number of specs to score in all.
+        metric: Measure by which the search ranks.
         latency_ms: Predicted latency of a spec, in milliseconds.
         deadline: Moment of time.monotonic() at which scoring ends.
     """
@@ -88,13 +92,14 @@ def score_candidates(
                     actors = _actors(checkpoint(), source, trials)
                     stack.callback(actors.close)
                 put_at = time.monotonic() + PUT_EVERY_S
-                for spec, loss, top1, seconds in actors.scores(missing):
+                for spec, measures, seconds in actors.scores(missing):
                     by_spec[spec] = Score(
                         number=numbers[spec],
                         generation=generation,
                         spec=spec,
-                        loss=loss,
-                        top1=top1,
+                        **{name: measure.value for name, measure in measures.items()},
+                        metric=metric,
+                        error=measures[metric].error,
                         seconds=seconds,
                         latency_ms=latency_ms(spec) if latency_ms else None,
                     )
@@ -106,12 +111,13 @@ def score_candidates(
                 store.put(generation, by_spec.values())
             scores += by_spec.values()
             if len(by_spec) == len(specs):
-                proposed.tell([by_spec[spec].top1 for spec in specs])
+                proposed.tell([by_spec[spec].score for spec in specs])
                 tracker.put_scores(scores)
                 best = rank_scores(scores)[0]
                 print(
                     f"[{len(scores)}/{candidates}] generation {generation}: best so far "
-                    f"{best.top1:.2f} % with shared weights, {best.spec.pattern}, "
+                    f"{RANKING[metric].text(best.value)} with shared weights, "
+                    f"{best.spec.pattern}, "
                     f"{best.gmacs:.4g} GMACs",
                     flush=True,
                 )

@@ -113,6 +113,7 @@ def search(
         source,
         trials,
         candidates=config.candidates,
+        metric=train.metric,
         latency_ms=latency_ms,
         deadline=budget.without(scored_before * gpus).until(gpus * trials_at_once(trials)),
     )

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.export.measures import Measure
 from psvit_ray.runtime.train.elastic import NoHostsError
 from psvit_ray.search.oneshot.subnets import HoldoutImages, SubnetScorer, read_holdout
 from psvit_ray.training.checkpoint import Checkpoint
@@ -42,11 +43,11 @@ class SubnetActor:
             amp=on_gpu and checkpoint.run.configuration.train.amp,
         )
 
-    def score(self, spec: str) -> tuple[float, float, float]:
-        """Loss, top-1 in percent, and the seconds they took, of a spec as JSON."""
+    def score(self, spec: str) -> tuple[dict[str, Measure], float]:
+        """The measures of a spec as JSON, and the seconds they took."""
         began = time.perf_counter()
-        loss, top1 = self._subnets.score(ArchSpec.from_json(spec))
-        return loss, top1, time.perf_counter() - began
+        measures = self._subnets.score(ArchSpec.from_json(spec))
+        return measures, time.perf_counter() - began
 
 
 @dataclass
@@ -93,9 +94,11 @@ class SubnetActors:
         for member in self.members:
             self._ask(member, None)
 
-    def scores(self, specs: Sequence[ArchSpec]) -> Iterator[tuple[ArchSpec, float, float, float]]:
-        """Yields each spec with its loss, its top-1 in percent and the seconds that it took, in the
-        order in which they come.
+    def scores(
+        self, specs: Sequence[ArchSpec]
+    ) -> Iterator[tuple[ArchSpec, dict[str, Measure], float]]:
+        """Yields each spec with its measures and the seconds that they took, in the order in which
+        they come.
 
         Raises NoHostsError where no actor has a host for `wait_minutes`, and RayActorError where
         one dies over and over.

@@ -39,7 +39,7 @@ from psvit_ray.runtime.tracking.configuration_run import (
     run_params,
     status_name,
 )
-from psvit_ray.search.oneshot.scores import Score, generations, score_rows
+from psvit_ray.search.oneshot.scores import Score, generations, ranking_metric, score_rows
 from psvit_ray.search.record import Record, Status
 from psvit_ray.search.rows import table_csv
 from psvit_ray.storage.fence import LeaseLost
@@ -349,13 +349,14 @@ class Tracker:
             )
             self._steps[CANDIDATES] = {metric.step for metric in history}
         now = int(time.time() * 1000)
+        name = ranking_metric(scores).name
         for generation in generations(scores):
             if generation.number not in self._steps[CANDIDATES]:
                 values = {
                     "candidates/scored": float(generation.scored),
-                    "candidates/best_top1": generation.best_so_far,
-                    "candidates/generation_best_top1": generation.best,
-                    "candidates/generation_median_top1": generation.quartiles[1],
+                    f"candidates/best_{name}": generation.best_so_far,
+                    f"candidates/generation_best_{name}": generation.best,
+                    f"candidates/generation_median_{name}": generation.quartiles[1],
                 }
                 points = [
                     Metric(name, value, now, generation.number) for name, value in values.items()
@@ -397,9 +398,16 @@ class Tracker:
     def _end(self, record: Record, now: int) -> None:
         """Ends the run of a configuration; changes nothing of one that has ended so already."""
         run = self._parent.client.get_run(self._run_ids[record.key])
-        parent, run_id, top1 = self._parent, run.info.run_id, record.test_top1
-        if top1 is not None and run.data.metrics.get("test/top1") != top1:
-            parent.client.log_metric(run_id, "test/top1", top1, now, record.curve[-1].step)
+        parent, run_id = self._parent, run.info.run_id
+        if record.test_top1 is not None:
+            tested = record.test_metrics | {"test/top1": record.test_top1}
+            lacking = [
+                Metric(name, value, now, record.curve[-1].step)
+                for name, value in tested.items()
+                if run.data.metrics.get(name) != value
+            ]
+            if lacking:
+                parent.client.log_batch(run_id, metrics=lacking)
         if run.info.run_name != run_name(record):
             parent.client.update_run(run_id, name=run_name(record))
         if run.info.status != RUN_STATUS[record.status]:

@@ -284,10 +284,11 @@ class _Driver:
         if done > first:
             elapsed_s = time.monotonic() - began
             left = f" | {time_left(elapsed_s, done=done - first, remaining=epochs - done)}"
-        metrics = record.curve[-1].metrics
+        metrics, metric = record.curve[-1].metrics, record.metric
+        value = metric.number(metrics[metric.key])
         print(
-            f"[{done}/{epochs}] train loss {metrics['train/loss']:.4f}  hold-out top-1 "
-            f"{metrics['holdout/top1']:.2f}  {metrics['perf/img_per_s']:,.0f} images/s{left}",
+            f"[{done}/{epochs}] train loss {metrics['train/loss']:.4f}  hold-out {metric.title} "
+            f"{value}  {metrics['perf/img_per_s']:,.0f} images/s{left}",
             flush=True,
         )
 

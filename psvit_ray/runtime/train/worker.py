@@ -273,7 +273,7 @@ class CheckpointWriter:
         if report.checkpoint_due:
             checkpoint = report.checkpoint()
             with contextlib.suppress(*DRIVER_ERRORS):  # of the one before: `_ended` has been told
-                writing = self._kept.put(checkpoint, top1=report.top1)
+                writing = self._kept.put(checkpoint, score=report.score)
                 writing.add_done_callback(self._ended)
                 self.written = checkpoint.name
 

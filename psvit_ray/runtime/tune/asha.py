@@ -13,7 +13,7 @@ from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.tune.recorder import Recorder
 from psvit_ray.search.record import Record
 from psvit_ray.training.config import Epochs
-from psvit_ray.training.results import TOP1, FailedResult, result_of
+from psvit_ray.training.results import SCORE, FailedResult, result_of
 
 
 class AshaConfig(Value):
@@ -31,7 +31,7 @@ class Asha(AsyncHyperBandScheduler):
     def __init__(self, halving: AshaConfig, recorder: Recorder) -> None:
         super().__init__(
             time_attr="epoch",
-            metric=TOP1,
+            metric=SCORE,
             mode="max",
             max_t=halving.epochs,
             grace_period=min(halving.grace_epochs, halving.epochs),
@@ -48,7 +48,7 @@ class Asha(AsyncHyperBandScheduler):
                 continue
             for point in record.curve:
                 stand_in: Any = _Finished(record.key)
-                self._brackets[0].on_result(stand_in, point.epoch, point.metrics[TOP1])
+                self._brackets[0].on_result(stand_in, point.epoch, record.score_at(point))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         record = self._recorder.of(trial.trial_id)

@@ -13,14 +13,14 @@ from ray.tune.experiment import Trial
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
 from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.search.proposals import Proposal
-from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore, Status
+from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore, Status, ranking
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.text.durations import time_left
 from psvit_ray.training.results import FailedResult, result_of
 
 
 class ResultListener(Protocol):
-    def tell(self, key: str, top1: float | None) -> None: ...
+    def tell(self, key: str, score: float | None) -> None: ...
 
 
 class Recorder(tune.Callback):
@@ -149,8 +149,8 @@ class Recorder(tune.Callback):
     def _finish(self, trial: Trial, status: Status, reason: str) -> None:
         record = self._update(trial, self.of(trial.trial_id), status=status, reason=reason)
         self._began.pop(trial.trial_id, None)
-        top1 = record.top1 if status in ("completed", "stopped") else None
-        self._learner.tell(record.key, top1)
+        score = record.score if status in ("completed", "stopped") else None
+        self._learner.tell(record.key, score)
         self._ended_here += 1
         self._say(self._line(record))
 
@@ -180,10 +180,12 @@ class Recorder(tune.Callback):
             done=self._ended_here,
             remaining=max(self._num_trials - ended, 0),
         )
-        top1 = f"{record.top1:6.2f}" if record.top1 is not None else "     -"
-        best = max((r.top1 for r in self.records if r.ranks and r.top1 is not None), default=None)
+        metric = record.metric
+        value = "-" if record.value is None else metric.number(record.value)
+        leader = ranking(self.records)[0]
+        best = metric.number(leader.value) if leader.ranks and leader.value is not None else "-"
         return (
             f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
-            f"{record.gmacs * 1000:8.3f} MMACs  top-1 {top1}  {record.status:<9} "
-            f"| best {'-' if best is None else f'{best:.2f}'} | {left}"
+            f"{record.gmacs * 1000:8.3f} MMACs  {metric.title} {value:>6}  {record.status:<9} "
+            f"| best {best} | {left}"
         )

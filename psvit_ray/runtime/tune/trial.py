@@ -75,7 +75,7 @@ def _train_here(task: TrialTask) -> None:
             for report in reports:
                 record_bad_images(report, fence.over(task.worker.quarantine))
                 if report.checkpoint_due:
-                    kept.put(report.checkpoint(), top1=report.top1)
+                    kept.put(report.checkpoint(), score=report.score)
                 if report.metrics:
                     epoch, step = report.epoch, report.step
                     tune.report(report.result().to_metrics())

@@ -36,7 +36,7 @@ from psvit_ray.search.record import Record
 from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.results import TOP1
+from psvit_ray.training.results import SCORE
 
 QUARANTINES = "quarantine"  # of each trial: a file has one writer at a time
 MAX_ATTEMPTS = 3
@@ -55,7 +55,7 @@ class _ProposalSearcher(Searcher):
         recorder: Recorder,
         task_of: Callable[[Configuration], TrialTask],
     ) -> None:
-        super().__init__(metric=TOP1, mode="max")
+        super().__init__(metric=SCORE, mode="max")
         self._proposals, self._recorder, self._task_of = proposals, recorder, task_of
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]

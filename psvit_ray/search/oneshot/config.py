@@ -19,7 +19,7 @@ from psvit_ray.training.config import (
     Runs,
 )
 
-Sampler = Literal["nsga2", "random"]
+CandidateSampler = Literal["nsga2", "random"]
 
 
 class OneshotConfig(Value):
@@ -34,10 +34,10 @@ class OneshotConfig(Value):
     """Number of specs that are scored with the supernet's weights."""
     population: Annotated[Runs, Field(ge=2)] = 50
     """Number of specs in a generation."""
-    sampler: Sampler = "nsga2"
+    candidate_sampler: CandidateSampler = "nsga2"
     """How candidates are chosen: by evolution (NSGA-II), or at random as its control."""
     cost: Literal["macs", "params", "latency"] = "macs"
-    """Cost that evolution keeps low while top-1 goes up."""
+    """Cost that evolution keeps low while the ranking metric gets better."""
     max_latency_ms: PositiveNumber | None = None
     """Largest latency of a candidate: milliseconds of a forward pass of `latency_batch_size`
     images, as a table predicts it."""

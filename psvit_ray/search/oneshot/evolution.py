@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from psvit_ray.arch.cost import Limits, cost
 from psvit_ray.arch.space import Parameter, SearchSpace
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.search.oneshot.config import Sampler
+from psvit_ray.search.oneshot.config import CandidateSampler
 
 Genes = Mapping[str, Parameter]
 """Choices for all parameters of the space, also for those that do not apply to a spec: they may
@@ -50,17 +50,17 @@ class FixedSpecs:
     def ask(self, max_specs: int) -> list[ArchSpec]:
         return self._specs[:max_specs]
 
-    def tell(self, top1: Sequence[float]) -> None:
+    def tell(self, scores: Sequence[float]) -> None:
         self._specs = []
 
 
 class Evolution:
     """Proposals of specs in generations: all are within the limits, and each is proposed once.
 
-    The proposals are a function of the arguments and of the top-1 that was told. A search that goes
-    on asks and tells again from the beginning, with the scores that it knows.
+    The proposals are a function of the arguments and of the scores that were told. A search that
+    goes on asks and tells again from the beginning, with the scores that it knows.
 
-    `nsga2` looks for top-1 up and cost down (Deb et al. 2002, as in Optuna); offspring over the
+    `nsga2` looks for scores up and cost down (Deb et al. 2002, as in Optuna); offspring over the
     limits is changed, one parameter after the other, until it is within. `random` draws each spec
     of the space with equal probability.
     """
@@ -74,7 +74,7 @@ class Evolution:
         population: int,
         seed: int,
         first: Sequence[ArchSpec] = (),
-        sampler: Sampler = "nsga2",
+        sampler: CandidateSampler = "nsga2",
     ) -> None:
         """`first` are specs for the first generation, of which they make up to half.
 
@@ -115,10 +115,10 @@ class Evolution:
         self._asked = self._asked[:max_specs]
         return [spec for spec, _ in self._asked]
 
-    def tell(self, top1: Sequence[float]) -> None:
-        """Takes the top-1, in percent, of each spec of the generation that was asked for, in its
-        order."""
-        for (spec, trial), value in zip(self._asked, top1, strict=True):
+    def tell(self, scores: Sequence[float]) -> None:
+        """Takes the score, higher where it is better, of each spec of the generation that was asked
+        for, in its order."""
+        for (spec, trial), value in zip(self._asked, scores, strict=True):
             if trial:
                 self._study.tell(trial, [value, self._cost_of(spec)])
         self._asked = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,18 +32,15 @@ class SeedMean:
         sd = statistics.stdev(numbers) if len(numbers) > 1 else None
         return cls(len(numbers), statistics.mean(numbers), sd)
 
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.sd is None else f" ± {self.sd:.2f}")
-
 
 @dataclass(frozen=True)
 class Finalist:
-    """A spec, trained in one way with several seeds. Top-1 is in percent, after the last epoch."""
+    """A spec, trained in one way with several seeds. Measures are those after the last epoch."""
 
     spec: ArchSpec
     kind: Kind
     runs: tuple[Record, ...]
-    """Records trained in full, by their hold-out top-1 up."""
+    """Records trained in full, the best last."""
     missing: int
     """Number of runs that are not trained in full."""
 
@@ -56,14 +54,19 @@ class Finalist:
         return count_macs(self.spec)
 
     @property
-    def top1(self) -> SeedMean | None:
-        """Hold-out top-1 over the seeds, in percent."""
-        return SeedMean.of(run.top1 for run in self.runs)
+    def value(self) -> SeedMean | None:
+        """The ranking metric on the hold-out over the seeds."""
+        return SeedMean.of(run.value for run in self.runs)
 
     @property
-    def test_top1(self) -> SeedMean | None:
-        """Test top-1 over the seeds, in percent; None where no seed is tested."""
-        return SeedMean.of(run.test_top1 for run in self.runs)
+    def score(self) -> SeedMean | None:
+        """The ranking metric on the hold-out over the seeds, higher where it is better."""
+        return SeedMean.of(run.score for run in self.runs)
+
+    @property
+    def test_value(self) -> SeedMean | None:
+        """The ranking metric on the test images over the seeds; None where no seed is tested."""
+        return SeedMean.of(run.test_value for run in self.runs)
 
     @property
     def seconds(self) -> SeedMean | None:
@@ -82,22 +85,22 @@ def finalist_records(records: Iterable[Record]) -> list[Record]:
 
 
 def finalists(records: Iterable[Record]) -> list[Finalist]:
-    """The finalists, the best first: by mean hold-out top-1, and by fewer MACs where it is
-    equal."""
+    """The finalists, the best first: by the mean of the ranking metric, and by fewer MACs where it
+    is equal."""
     groups: dict[tuple[ArchSpec, Kind], list[Record]] = {}
     for record in finalist_records(records):
         groups.setdefault((record.configuration.spec, record.kind), []).append(record)
     results = []
     for (spec, kind), runs in groups.items():
         full = [run for run in runs if run.ranks]
-        full.sort(key=lambda run: (run.top1, run.configuration.train.seed))
+        full.sort(key=lambda run: (run.score, run.configuration.train.seed))
         results.append(Finalist(spec, kind, tuple(full), len(runs) - len(full)))
     return sorted(results, key=_rank_key)
 
 
 def _rank_key(finalist: Finalist) -> tuple[float, int, int, str]:
-    top1 = finalist.top1.mean if finalist.top1 else -1.0
-    return -top1, finalist.macs, list(HOW).index(finalist.kind), finalist.spec.spec_id
+    score = finalist.score.mean if finalist.score else -math.inf
+    return -score, finalist.macs, list(HOW).index(finalist.kind), finalist.spec.spec_id
 
 
 def winner(records: Iterable[Record]) -> Record | None:

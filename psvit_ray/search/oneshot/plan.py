@@ -119,7 +119,7 @@ def make_evolution(
         population=config.population,
         seed=search.search_seed,
         first=[*large_specs(search), *first],
-        sampler=config.sampler,
+        sampler=config.candidate_sampler,
     )
 
 

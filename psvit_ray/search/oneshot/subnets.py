@@ -14,10 +14,11 @@ from psvit_ray.data.images.options import Decoder
 from psvit_ray.data.loading.loader import eval_loader
 from psvit_ray.data.loading.transforms import Preprocessing
 from psvit_ray.data.tables import ImageTable
+from psvit_ray.export.measures import UNREADABLE, Measure
 from psvit_ray.model import attention_similarity
 from psvit_ray.model.supernet import Supernet
 from psvit_ray.training.checkpoint import Checkpoint
-from psvit_ray.training.evaluation import score_batch
+from psvit_ray.training.evaluation import measures_of, score_batch
 from psvit_ray.training.state import build_supernet
 
 BATCH = 64
@@ -33,8 +34,8 @@ class HoldoutImages(NamedTuple):
     """Images, (N, C, S, S) uint8."""
     labels: np.ndarray
     """Labels, (N,) int64."""
-    unreadable: int
-    """Number of images that cannot be read; they count as wrong."""
+    unreadable: np.ndarray
+    """Labels of images that cannot be read, (M,) int64; they count as wrong."""
 
 
 def read_holdout(
@@ -49,7 +50,8 @@ def read_holdout(
     labels = np.concatenate([batch.labels.numpy() for batch in batches])
     if not len(labels):
         raise ValueError(f"none of the {len(table):,} hold-out images can be read")
-    return HoldoutImages(images, labels, len(table) - len(labels))
+    bad = [index for batch in batches for index, _ in batch.bad]
+    return HoldoutImages(images, labels, table.labels[bad])
 
 
 class SubnetScorer:
@@ -66,15 +68,17 @@ class SubnetScorer:
     ) -> None:
         self._supernet = load_supernet(checkpoint).to(device)
         self._preprocessing = checkpoint.run.preprocessing
+        self._num_classes = len(checkpoint.run.class_names)
         self._held_out, self._device = held_out, device
         self._batch_size, self._amp = batch_size, amp
 
     @torch.inference_mode()
-    def score(self, spec: ArchSpec) -> tuple[float, float]:
-        """Mean loss, and top-1 in percent, of a spec with the supernet's weights. Raises ValueError
-        for a spec of another space."""
+    def score(self, spec: ArchSpec) -> dict[str, Measure]:
+        """The measures of a spec with the supernet's weights, as `Evaluation.measures`. Raises
+        ValueError for a spec of another space."""
         images, labels, unreadable = self._held_out
-        loss, right = 0.0, 0
+        sums = torch.zeros(2, dtype=torch.float64)
+        predictions, margins = [], []
 
         def subnet(x: Tensor) -> Tensor:
             logits: Tensor = self._supernet(x, spec)
@@ -84,10 +88,17 @@ class SubnetScorer:
             batch = slice(start, start + self._batch_size)
             # Copied: what processes share can only be read.
             x, y = (torch.tensor(each[batch]).to(self._device) for each in (images, labels))
-            of_batch, correct = score_batch(subnet, x, y, self._preprocessing, amp=self._amp)
-            loss += of_batch.item()
-            right += int(correct.sum())
-        return loss / len(labels), 100 * (right / (len(labels) + unreadable))
+            scores = score_batch(subnet, x, y, self._preprocessing, amp=self._amp)
+            sums += scores.loss_sums.cpu()
+            predictions.append(scores.predictions.cpu().numpy())
+            margins.append(scores.margins.cpu().numpy())
+        return measures_of(
+            sums.tolist(),
+            np.concatenate([labels, unreadable]),
+            np.concatenate([*predictions, np.full(len(unreadable), UNREADABLE)]),
+            np.concatenate([*margins, np.zeros(len(unreadable))]),
+            self._num_classes,
+        )
 
 
 def suggested_sharings(
