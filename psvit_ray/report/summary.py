@@ -77,7 +77,7 @@ def ranking_note(metric_name: MetricName, labels: np.ndarray, class_names: Seque
     `labels` (N,) are the classes, comes to."""
     metric = RANKING[metric_name]
     value = metric.text(commonest_measures(labels, len(class_names))[metric.name])
-    answer = f"always {class_names[np.bincount(labels).argmax()]!r}"
+    answer = f"always {class_names[int(np.bincount(labels).argmax())]!r}"
     if metric.name == "loss":
         answer = "the classes' frequencies"
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from psvit_ray.data.loading.transforms import (
     train_transform,
 )
 from psvit_ray.data.tables import ArrayTable
+from psvit_ray.export.measures import Measure
 from psvit_ray.training.evaluation import evaluate
 from tests.helpers.pictures import IMAGENET, Pictures
 from tests.helpers.training import in_group, join_group
@@ -243,35 +245,42 @@ def test_evaluation_sees_each_image_once_whatever_the_workers(
 class Linear64(torch.nn.Module):
     """In float64, so that the order of sums is all that could differ."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.weight = torch.linspace(-1, 1, 3 * 32 * 32 * 10, dtype=torch.float64).view(10, -1)
+        weight = torch.linspace(-1, 1, 3 * 32 * 32 * num_classes, dtype=torch.float64)
+        self.weight = weight.view(num_classes, -1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.double().flatten(1) @ self.weight.T.sin() / 100
 
 
-def drawn_array() -> ArrayTable:
+def drawn_array(num_classes: int = 10) -> ArrayTable:
     images = torch.randint(256, (97, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    return ArrayTable(images.byte(), np.arange(97) % 10)
+    return ArrayTable(images.byte(), np.arange(97) % num_classes)
 
 
 NUMBERS_OF_IMAGES = [97, 1, 2, 3, 4, 5]
 
 
-def scores(batch_size: int) -> list[tuple[float, float, np.ndarray]]:
-    """Of tables of so many images."""
-    tables = (drawn_array().take(np.arange(number)) for number in NUMBERS_OF_IMAGES)
-    found = (
-        evaluate(Linear64(), t, PREPROCESSING, num_classes=10, batch_size=batch_size)
-        for t in tables
-    )
-    return [(score.loss, score.top1, score.correct) for score in found]
+def scores(batch_size: int) -> list[tuple[dict[str, Measure], np.ndarray]]:
+    """Of tables of so many images, in ten classes and in two."""
+    found = [
+        evaluate(
+            Linear64(num_classes),
+            drawn_array(num_classes).take(np.arange(number)),
+            PREPROCESSING,
+            num_classes=num_classes,
+            batch_size=batch_size,
+        )
+        for num_classes in (10, 2)
+        for number in NUMBERS_OF_IMAGES
+    ]
+    return [(score.measures, score.correct) for score in found]
 
 
 def evaluate_in_group(rank: int, world_size: int, folder: str, batch_size: int) -> None:
     join_group(rank, world_size, folder)
-    torch.save(scores(batch_size), f"{folder}/scores-{rank}")
+    Path(folder, f"scores-{rank}").write_bytes(pickle.dumps(scores(batch_size)))
     dist.destroy_process_group()  # else its threads may outlive what they use, and abort
 
 
@@ -282,17 +291,23 @@ def test_a_score_is_the_same_whatever_the_workers_and_the_batch(
 ) -> None:
     alone = scores(batch_size=32)
     logits = Linear64()(PREPROCESSING.normalize(drawn_array().images))
-    for number, (loss, _, _) in zip(NUMBERS_OF_IMAGES, alone, strict=True):
+    for number, (measures, _) in zip(NUMBERS_OF_IMAGES, alone, strict=False):
         labels = torch.as_tensor(drawn_array().labels[:number])
         expected = F.cross_entropy(logits[:number], labels).item()
-        assert loss == pytest.approx(expected, abs=1e-9)
+        assert measures["loss"].value == pytest.approx(expected, abs=1e-9)
+    assert "auroc" in alone[len(NUMBERS_OF_IMAGES)][0]
     in_group(evaluate_in_group, world_size, str(tmp_path), batch_size)
     for rank in range(world_size):
-        ours = torch.load(tmp_path / f"scores-{rank}")
-        for (loss, top1, correct), theirs in zip(ours, alone, strict=True):
-            assert loss == pytest.approx(theirs[0], abs=1e-9)
-            assert top1 == theirs[1]
-            assert torch.equal(correct, theirs[2])
+        of_rank = pickle.loads(Path(tmp_path, f"scores-{rank}").read_bytes())
+        for (measures, correct), (expected_measures, expected_correct) in zip(
+            of_rank, alone, strict=True
+        ):
+            assert measures["loss"] == pytest.approx(expected_measures["loss"], abs=1e-7)
+            exact = measures.keys() - {"loss"}
+            assert {name: measures[name] for name in exact} == {
+                name: expected_measures[name] for name in exact
+            }
+            assert np.array_equal(correct, expected_correct)
 
 
 def test_a_shift_moves_whole_images_and_repeats_their_edge() -> None:

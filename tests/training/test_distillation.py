@@ -91,6 +91,10 @@ def test_alpha_is_the_teachers_part_of_the_sum_over_images(
     said = distillation_loss(kind, student, teacher.network.model(x), 2.0).sum()
     mixed = teacher.mixed(torch.tensor(5.0), x, student)
     torch.testing.assert_close(mixed, 0.7 * 5 + 0.3 * said)
+    weights = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    each = distillation_loss(kind, student, teacher.network.model(x), 2.0)
+    weighed = teacher.mixed(torch.tensor(5.0), x, student, weights)
+    torch.testing.assert_close(weighed, 0.7 * 5 + 0.3 * (weights * each).sum())
 
 
 # What the teacher is shown
