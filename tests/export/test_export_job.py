@@ -140,7 +140,7 @@ def test_a_run_within_its_first_epoch_has_only_a_last_checkpoint(
 ) -> None:
     write_run(tmp_path / "a", checkpoint)
     manifest = next(tmp_path.glob(f"a/checkpoints/*/{MANIFEST}"))
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"top1": None}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"score": None}))
     assert refused("export --run a --out o") == (
         f"run must have ended an epoch, got {tmp_path}/a, which has not; --which last takes what "
         "there is"

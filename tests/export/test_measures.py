@@ -4,6 +4,7 @@ cannot be read."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,15 +104,14 @@ def test_the_commonest_class_is_scikit_learns_dummy(num_classes: int) -> None:
     nothing = np.zeros((len(labels), 1))
     answers = DummyClassifier(strategy="most_frequent").fit(nothing, labels).predict(nothing)
     shares = DummyClassifier(strategy="prior").fit(nothing, labels).predict_proba(nothing)
-    average = {"pos_label": rarer_class(np.bincount(labels))} if num_classes == 2 else {}
+    average: dict[str, Any] = {"average": "macro"}
+    if num_classes == 2:
+        average = {"pos_label": rarer_class(np.bincount(labels))}
     expected = {
         "loss": sklearn_metrics.log_loss(labels, shares),
         "top1": 100 * sklearn_metrics.accuracy_score(labels, answers),
         "balanced_top1": 100 * sklearn_metrics.balanced_accuracy_score(labels, answers),
-        "f1": 100
-        * sklearn_metrics.f1_score(
-            labels, answers, zero_division=0, **(average or {"average": "macro"})
-        ),
+        "f1": 100 * sklearn_metrics.f1_score(labels, answers, zero_division=0, **average),
     }
     if num_classes == 2:
         expected["auroc"] = 50.0
