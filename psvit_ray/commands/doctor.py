@@ -24,6 +24,7 @@ from psvit_ray.runtime.doctor.doctor import CheckContext, Finding
 from psvit_ray.runtime.tracking import store_uri
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.source import check_fits
 
 
 def work(job: DoctorJob) -> int:
@@ -55,7 +56,7 @@ def measured_step(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     configuration = Configuration(
         spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
     )
-    source.check_fits(configuration.trained_spec, job.train.batch_size)
+    check_fits(configuration, source)
     return MeasuredStep(configuration, job.workers or max(places, 1), len(source.train))
 
 

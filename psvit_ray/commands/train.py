@@ -15,6 +15,7 @@ from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.source import check_fits
 
 
 def work(job: TrainJob) -> int:
@@ -23,7 +24,7 @@ def work(job: TrainJob) -> int:
     source = load_data(job.train)
     spec = command_line.fit_arch(spec, job.arch, source)
     configuration = Configuration(spec=spec, train=job.train)
-    source.check_fits(configuration.trained_spec, job.train.batch_size)
+    check_fits(configuration, source)
     from psvit_ray.data.loading.loader import shuffle_advice
     from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
     from psvit_ray.runtime.session.session import exit_code, open_session

@@ -25,7 +25,7 @@ from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.loss import ClassWeights, base_loss, make_mixing, weighted_sum
 from psvit_ray.training.results import RANKING, SCORE, MetricName
-from psvit_ray.training.source import check_source, load_source
+from psvit_ray.training.source import check_fits, load_source
 from tests.helpers.training import SPEC, assert_same_state, in_group, join_group
 
 LABELS = np.repeat([0, 1, 3], [60, 30, 10])
@@ -259,7 +259,7 @@ def test_the_best_checkpoint_is_that_of_the_metric(tmp_path: Path, metric: Metri
 
 def test_auroc_is_for_two_classes_that_are_both_held_out() -> None:
     configuration, source = unequal(metric="auroc")
-    check_source(configuration, source)
+    check_fits(configuration, source)
     with pytest.raises(
         ValueError,
         match=r"metric must be top1, .* with the 10 classes of data 'digits', got",
@@ -267,7 +267,7 @@ def test_auroc_is_for_two_classes_that_are_both_held_out() -> None:
         load_source(Configuration(spec=SPEC, train=TrainConfig(metric="auroc")))
     one_class = source.holdout.take(np.flatnonzero(source.holdout.labels == 0))
     with pytest.raises(ValueError, match="needs images of both classes in the hold-out"):
-        check_source(configuration, replace(source, holdout=one_class))
+        check_fits(configuration, replace(source, holdout=one_class))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from psvit_ray.training.config import Configuration, PositiveNumber
 from psvit_ray.training.engine import Report, run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.results import FailedResult
+from psvit_ray.training.source import check_fits
 from psvit_ray.training.steps import Diverged, TooManyBadImages
 
 LOOK_S = 0.25
@@ -84,7 +85,7 @@ class WorkerTask(Value):
         source = load_data(self.configuration.train, known)
         if source.digest != self.data_digest:
             source.check_unchanged(self.data_digest, split_file.read_split_file(folder))
-        source.check_fits(self.configuration.trained_spec, self.configuration.train.batch_size)
+        check_fits(self.configuration, source)
         return source
 
 
