@@ -194,7 +194,8 @@ def drive(job: SimulateSearch, folder: str, resumes: bool, connection: Connectio
             ),
         )
         searched_at = time.monotonic()
-        leaderboard.write(outcome.records, session.folder, title=session.name)
+        text = leaderboard.summary(outcome.records, session.folder, session.experiment.tracking_uri)
+        leaderboard.write(outcome.records, session.folder, title=session.name, text=text)
         connection.send(DriverEnd(searched_at, time.monotonic(), outcome.untracked))
 
 

@@ -124,7 +124,10 @@ class CompareJob(Value):
 
 
 class ReportJob(Value):
-    """Make tables and pictures of searches again, from their records. No run is started."""
+    """Make tables, pictures and report.html of searches again, from their records.
+
+    No run is started. report.html holds all of it and needs no other file.
+    """
 
     name: Annotated[tuple[str, ...], Field(min_length=1), tyro.conf.UseAppendAction]
     """Name of a search; give the option again to show several searches side by side."""
@@ -132,6 +135,8 @@ class ReportJob(Value):
     """Folder or URI under which the searches are."""
     tracking_uri: str | None = None
     """MLflow store that the printed command opens; by default the SQLite file of the storage."""
+    open: bool = False
+    """Open report.html in a browser."""
 
 
 class PrepareJob(DataLayout):

@@ -9,7 +9,7 @@ from pathlib import Path
 from psvit_ray.commands.options import TuneJob
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
-from psvit_ray.report.oneshot import oneshot_files as oneshot_report
+from psvit_ray.report.oneshot import oneshot_files
 from psvit_ray.report.summary import ranking_note
 from psvit_ray.runtime.cluster.cluster import amounts_per_worker, gpu_settings_note
 from psvit_ray.runtime.oneshot.phases import OneshotResult
@@ -18,7 +18,6 @@ from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.session.session import Session, open_session
 from psvit_ray.runtime.tune.asha import AshaConfig
 from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
-from psvit_ray.search.oneshot.finalists import winner
 from psvit_ray.search.oneshot.plan import holdout_size_warning
 from psvit_ray.search.proposals import Proposals
 
@@ -69,8 +68,9 @@ def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
         budget=TimeBudget.of(search),
         halving=asha,
     )
-    leaderboard.write(result.records, session.folder, title=session.name)
-    print(leaderboard.summary(result.records, session.folder, session.experiment.tracking_uri))
+    text = leaderboard.summary(result.records, session.folder, session.experiment.tracking_uri)
+    leaderboard.write(result.records, session.folder, title=session.name, text=text)
+    print(text)
     return result
 
 
@@ -81,18 +81,16 @@ def oneshot(job: TuneJob, session: Session, source: Source) -> OneshotResult:
     result = search_oneshot(session, source, job.oneshot, job.search, job.train, job.trials)
     if reason := result.fault or result.reason:
         print(reason, file=sys.stderr)
-    oneshot_report.write(result.scores, result.records, session.folder, title=session.name)
-    if best := winner(result.records):
-        session.folder.write("best.yaml", leaderboard.best_yaml(best, session.name).encode())
-    print(
-        oneshot_report.summary(
-            result.scores,
-            result.records,
-            session.folder,
-            session.experiment.tracking_uri,
-            supernet_seconds=result.supernet.seconds,
-            scoring_seconds=sum(score.seconds for score in result.scores),
-            holdout_size=len(source.holdout),
-        )
+    text = oneshot_files.summary(
+        result.scores,
+        result.records,
+        session.folder,
+        session.experiment.tracking_uri,
+        supernet_seconds=result.supernet.seconds,
+        holdout_size=len(source.holdout),
     )
+    oneshot_files.write(
+        result.scores, result.records, session.folder, title=session.name, text=text
+    )
+    print(text)
     return result

@@ -1,5 +1,5 @@
-"""The results of a search as files, all made from its records: tables, the winner's recipe, a
-picture."""
+"""The results of a search as files, all made from its records: tables, the winner's recipe,
+pictures, a page with all of them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,65 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
-from psvit_ray.report.pareto_picture import pareto_png
+from psvit_ray.report import curves_picture, importance_picture, network_picture
+from psvit_ray.report.html_page import HTML, page
+from psvit_ray.report.pareto_picture import pareto_png, png
 from psvit_ray.report.summary import side_by_side, summary
 from psvit_ray.search.record import Record, best, ranking
 from psvit_ray.search.rows import Row, spec_columns, table_csv, write_files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 
+CAPTIONS = {
+    "winner.png": "The winner: tokens and channels of each stage, and the layers that share an "
+    "attention map.",
+    "pareto.png": "Scores on the hold-out against cost.",
+    "candidates.png": "Candidates with the supernet's weights, and the finalists trained on their "
+    "own, against cost.",
+    "generations.png": "Scores of the candidates by generation.",
+    "curves.png": "Scores on the hold-out by epoch.",
+    "importance.png": "How much each choice matters to the score: the share of its variance that "
+    "the choice explains alone (functional ANOVA).",
+    "traits.png": "What the best candidates chose, beside what all did.",
+}
+"""Caption of each picture, in the order of the page."""
+
 __all__ = ["leaderboard_rows", "side_by_side", "summary", "write", "write_side_by_side"]
 
 
-def write(records: Iterable[Record], folder: Folder, *, title: str) -> list[str]:
-    """Writes `leaderboard.csv`, `leaderboard.json`, `pareto.png`, and `best.yaml` if there is a
-    winner. Each file replaces an older one whole. Returns their paths.
+def write(records: Iterable[Record], folder: Folder, *, title: str, text: str) -> list[str]:
+    """Writes `leaderboard.csv`, `leaderboard.json`, `pareto.png`, `curves.png`, `importance.png`,
+    `report.html` and, if there is a winner, `best.yaml` and `winner.png`. Each file replaces an
+    older one whole. Returns their paths. `text` is what a terminal shows: the page has it too.
 
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    files = _tables(leaderboard_rows(records)) | {"pareto.png": pareto_png({title: records})}
-    if winner := best(records):
-        files["best.yaml"] = best_yaml(winner, title).encode()
-    else:
-        folder.delete("best.yaml")
+    found = importance_picture.of_records(records)
+    pictures = {
+        "pareto.png": pareto_png({title: records}),
+        "curves.png": png(curves_picture.picture(records, title=title)),
+        "importance.png": png(importance_picture.picture(found, title=title)),
+    }
+    rows = leaderboard_rows(records)
+    files = winner_files(best(records), folder, title) | tables(rows) | pictures
+    files[HTML] = page(title, text, captioned(files), {"Configurations": rows})
     return write_files(folder, files)
+
+
+def winner_files(winner: Record | None, folder: Folder, title: str) -> dict[str, bytes]:
+    """Content of `best.yaml` and `winner.png`. Without a winner, older ones are deleted."""
+    if winner is None:
+        for name in ("best.yaml", "winner.png"):
+            folder.delete(name)
+        return {}
+    network = network_picture.picture(f"the winner of {title}", winner.configuration.spec)
+    return {"best.yaml": best_yaml(winner, title).encode(), "winner.png": png(network)}
+
+
+def captioned(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The pictures among the files of a report by their captions, in the order of these."""
+    return {caption: files[name] for name, caption in CAPTIONS.items() if name in files}
 
 
 def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder) -> list[str]:
@@ -42,7 +78,7 @@ def write_side_by_side(searches: Mapping[str, Iterable[Record]], folder: Folder)
         for name, records in by_name.items()
         for row in leaderboard_rows(records)
     ]
-    return write_files(folder, _tables(table) | {"pareto.png": pareto_png(by_name)})
+    return write_files(folder, tables(table) | {"pareto.png": pareto_png(by_name)})
 
 
 def leaderboard_rows(records: Iterable[Record]) -> list[Row]:
@@ -97,7 +133,8 @@ def best_yaml(winner: Record, title: str) -> str:
     return comments + yaml.safe_dump(content, sort_keys=False)
 
 
-def _tables(table: list[Row]) -> dict[str, bytes]:
+def tables(table: list[Row]) -> dict[str, bytes]:
+    """Content of `leaderboard.csv` and `leaderboard.json`."""
     return {
         "leaderboard.csv": table_csv(table),
         "leaderboard.json": json.dumps(table, indent=1, allow_nan=False).encode(),

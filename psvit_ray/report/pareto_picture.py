@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -16,6 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from psvit_ray.report.macs_unit import Costed, MacsUnit
+from psvit_ray.report.summary import count_statuses
 from psvit_ray.search.record import Record, best, best_deit, pareto, ranked_by
 from psvit_ray.training.results import RankingMetric
 
@@ -25,30 +28,40 @@ LOG_SCALE_FROM = 4  # from this ratio of costs on, the axis is logarithmic
 
 
 def pareto_png(searches: Mapping[str, Sequence[Record]]) -> bytes:
-    """Picture of all configurations trained in full in one search, or in several, as PNG: PSViTs,
-    DeiTs, and the Pareto front. The best are ringed."""
+    """`picture` as PNG."""
+    return png(picture(searches))
+
+
+def picture(searches: Mapping[str, Sequence[Record]]) -> Figure:
+    """Picture of all configurations trained in full in one search, or in several: PSViTs, DeiTs,
+    and the Pareto front. The best are ringed; those stopped early stand faint where they
+    stopped."""
     figure = new_figure(8, 5.5)
     axes = figure.add_subplot()
     ranked = {name: [r for r in records if r.ranks] for name, records in searches.items()}
+    stopped = {name: [r for r in records if _stopped(r)] for name, records in searches.items()}
     shown = [record for records in ranked.values() for record in records]
-    unit = MacsUnit.of(shown)
+    drawn = [*shown, *(record for records in stopped.values() for record in records)]
+    unit = MacsUnit.of(drawn)
     metric = ranked_by(searches)
     must = [record.score for record in [best(shown), best_deit(shown)] if record]
     floor = score_floor([record.score for record in shown], must)
     for number, (name, records) in enumerate(ranked.items()):
         search = name if len(ranked) > 1 else ""
-        _draw(axes, records, unit, floor, COLOURS[number % len(COLOURS)], search)
-    if shown:
-        style_cost_axis(axes, shown, unit)
+        colour = COLOURS[number % len(COLOURS)]
+        _draw_stopped(axes, stopped[name], unit, floor if shown else -math.inf, colour)
+        _draw(axes, records, unit, floor, colour, search)
+    if drawn:
+        style_cost_axis(axes, drawn, unit)
         figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
     else:
         axes.text(
             0.5, 0.5, "nothing was trained in full yet", ha="center", transform=axes.transAxes
         )
-    axes.set_title(_title(searches, len(shown)), loc="left", fontsize=11)
+    axes.set_title(_title(searches), loc="left", fontsize=11)
     axes.set_xlabel(f"{unit.name} of one image")
     style_axes(axes, metric)
-    return png(figure)
+    return figure
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -95,6 +108,33 @@ def score_floor(scores: Sequence[float], must: Iterable[float] = ()) -> float:
 def below_label(metric: RankingMetric, floor: float) -> str:
     """Label of what is drawn at the floor, as it has no place of its own."""
     return f"{'below' if metric.sign > 0 else 'above'} {metric.value_of(floor):.3g}{metric.unit}"
+
+
+def _stopped(record: Record) -> bool:
+    """Whether a record was stopped early, after an epoch that was measured."""
+    return record.status == "stopped" and record.value is not None
+
+
+def _draw_stopped(
+    axes: Axes, stopped: Sequence[Record], unit: MacsUnit, floor: float, colour: str
+) -> None:
+    """Draws configurations that were stopped early, faint."""
+    for is_deit, is_below in itertools.product((False, True), repeat=2):
+        drawn = [r for r in stopped if (r.is_deit, r.score < floor) == (is_deit, is_below)]
+        if drawn:
+            x, y = _points(drawn, unit)
+            label = f"stopped early, {below_label(drawn[0].metric, floor)}"
+            axes.scatter(
+                x,
+                [floor] * len(x) if is_below else y,
+                marker="v" if is_below else "s" if is_deit else "o",
+                s=22,
+                facecolors="none",
+                edgecolors=DEIT_COLOUR if is_deit else colour,
+                alpha=0.4,
+                label=_new_label(axes, label if is_below else "stopped early, where it stopped"),
+                gid="stopped",
+            )
 
 
 def _draw(
@@ -182,7 +222,6 @@ def style_cost_axis(axes: Axes, shown: Iterable[Costed], unit: MacsUnit) -> None
     axes.margins(x=0.08, y=0.15)  # room for the labels
 
 
-def _title(searches: Mapping[str, Sequence[Record]], shown: int) -> str:
-    missing = sum(len(records) for records in searches.values()) - shown
-    unranked = f"; {missing} not trained in full are not shown" if missing else ""
-    return f"{', '.join(searches)}: {shown} configurations{unranked}"
+def _title(searches: Mapping[str, Sequence[Record]]) -> str:
+    records = [record for several in searches.values() for record in several]
+    return f"{', '.join(searches)}: {count_statuses(records)}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from psvit_ray.export.measures import commonest_measures
+from psvit_ray.report.html_page import HTML
 from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.search.record import Record, Status, best, best_deit, ranked_by, ranking
 from psvit_ray.storage import files
@@ -191,7 +192,10 @@ def _comparison_line(records: Sequence[Record]) -> str:
 def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) -> str:
     storage, name = files.parent(folder)
     where = f"--storage {shlex.quote(str(storage))}"
-    steps = [("All configurations", f"{folder / 'leaderboard.csv'}, pareto.png beside it")]
+    steps = [
+        ("Report", str(folder / HTML)),
+        ("All configurations", str(folder / "leaderboard.csv")),
+    ]
     if best(records):
         arch = shlex.quote(str(folder / "best.yaml"))
         steps += [

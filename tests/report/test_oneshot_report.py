@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib import image
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -38,8 +39,13 @@ TRACKING = "sqlite:////tmp/mlflow.db"
 FILES = [
     "candidates.csv",
     "candidates.png",
+    "curves.png",
     "finalists.csv",
     "generations.png",
+    "importance.png",
+    "leaderboard.csv",
+    "leaderboard.json",
+    "report.html",
     "traits.csv",
     "traits.png",
 ]
@@ -246,7 +252,7 @@ def test_generations_have_their_best_and_quartiles() -> None:
 
 
 def summary(scores: Sequence[Score], records: Sequence[Record], **changes: Any) -> str:
-    given = {"supernet_seconds": 600.0, "scoring_seconds": 100.0, "holdout_size": 900}
+    given = {"supernet_seconds": 600.0, "holdout_size": 900}
     folder = Folder("s3://me:secret@bucket/mine")
     return oneshot_files.summary(scores, records, folder, TRACKING, **{**given, **changes})
 
@@ -272,7 +278,8 @@ def test_the_summary_shows_finalists_what_is_missing_and_where_time_went() -> No
     assert "The winner: 1-2|2 from scratch, seed 2, 92.00 % hold-out top-1" in said
     retraining = sum(one.seconds for one in RECORDS[:11])
     assert retraining == 33 + 21 + 21 + 33 + 10
-    said = summary(SCORES, RECORDS, supernet_seconds=236.0, scoring_seconds=118.0)
+    scored = [score.model_copy(update={"seconds": 29.5}) for score in SCORES]
+    said = summary(scored, RECORDS, supernet_seconds=236.0)
     assert "supernet 236 s (50 %), scoring 118 s (25 %), retraining 118 s (25 %)" in said
     assert f"mlflow ui --backend-store-uri {TRACKING}" in said
     assert "s3://bucket/mine/finalists.csv" in said
@@ -353,14 +360,21 @@ def test_a_report_is_written_of_whatever_there_is(
     scores: list[Score], records: list[Record], tmp_path: Path
 ) -> None:
     folder = Folder.at(str(tmp_path))
-    where = oneshot_files.write(scores, records, folder, title="a $ b $", marked={"small": SMALL})
-    assert sorted(where) == [str(folder / name) for name in FILES]
-    assert folder.names() == FILES
+    where = oneshot_files.write(
+        scores, records, folder, title="a $ b $", text="said", marked={"small": SMALL}
+    )
+    best = winner(records)
+    files = sorted([*FILES, *(["best.yaml", "winner.png"] if best else [])])
+    assert sorted(where) == [str(folder / name) for name in files]
+    assert folder.names() == files
+    if best:
+        content = yaml.safe_load((tmp_path / "best.yaml").read_text())
+        assert ArchSpec.model_validate(content["spec"]) == best.configuration.spec
     for name, content in oneshot_files.tables(scores, records).items():
         assert (tmp_path / name).read_bytes() == content
-    for name in FILES:
+    for name in files:
         if name.endswith(".png"):
             pixels = image.imread(tmp_path / name)
             assert pixels.shape[0] > 300
             assert pixels.min() < 0.5, "something is drawn"
-    assert summary(scores, records, supernet_seconds=0.0, scoring_seconds=0.0)
+    assert summary(scores, records, supernet_seconds=0.0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from psvit_ray.training.config import Configuration, TrainConfig
 from tests.helpers.records import DEIT, PSVIT, record, spec_of
 
 TRACKING = "sqlite:////tmp/mlflow.db"
+TEXT = "What the terminal shows: 1 < 2."
 
 
 def found() -> list[Record]:
@@ -37,7 +40,7 @@ def found() -> list[Record]:
 
 def test_the_tables_hold_every_configuration_as_recorded(tmp_path: Path) -> None:
     folder = Folder.at(str(tmp_path))
-    leaderboard.write(found(), folder, title="a")
+    leaderboard.write(found(), folder, title="a", text=TEXT)
     table = json.loads((tmp_path / "leaderboard.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "leaderboard.csv").read_text())))
     assert [row["key"] for row in table] == [r.key for r in ranking(found())]
@@ -56,7 +59,7 @@ def test_the_tables_hold_every_configuration_as_recorded(tmp_path: Path) -> None
 
 
 def test_best_yaml_is_the_winner_to_be_trained_again(tmp_path: Path) -> None:
-    leaderboard.write(found(), Folder.at(str(tmp_path)), title="my search")
+    leaderboard.write(found(), Folder.at(str(tmp_path)), title="my search", text=TEXT)
     text = (tmp_path / "best.yaml").read_text()
     content = yaml.safe_load(text)
     winner = Configuration(
@@ -73,10 +76,13 @@ def test_best_yaml_is_the_winner_to_be_trained_again(tmp_path: Path) -> None:
 
 def test_without_a_winner_there_is_a_leaderboard_and_no_recipe(tmp_path: Path) -> None:
     folder = Folder.at(str(tmp_path))
-    leaderboard.write(found(), folder, title="a")
+    leaderboard.write(found(), folder, title="a", text=TEXT)
     for records in ([], found()[2:5]):
-        leaderboard.write(records, folder, title="a")
-        assert folder.names() == ["leaderboard.csv", "leaderboard.json", "pareto.png"]
+        leaderboard.write(records, folder, title="a", text=TEXT)
+        assert folder.names() == [
+            *("curves.png", "importance.png", "leaderboard.csv", "leaderboard.json"),
+            *("pareto.png", "report.html"),
+        ]
         assert len(json.loads((tmp_path / "leaderboard.json").read_text())) == len(records)
         said = leaderboard.summary(records, folder, TRACKING)
         assert "No winner yet" in said
@@ -129,11 +135,28 @@ def test_several_searches_stand_in_one_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("records", [found(), found()[:1], [], [record(0, (0.0,))]])
-def test_a_picture_is_drawn_of_whatever_there_is(records: list[Record], tmp_path: Path) -> None:
-    leaderboard.write(records, Folder.at(str(tmp_path)), title="a")
-    pixels = image.imread(tmp_path / "pareto.png")
-    assert pixels.shape[0] > 500
-    assert pixels.min() < 0.5, "something is drawn"
+def test_pictures_are_drawn_of_whatever_there_is(records: list[Record], tmp_path: Path) -> None:
+    leaderboard.write(records, Folder.at(str(tmp_path)), title="a", text=TEXT)
+    for name in ("pareto.png", "curves.png", "importance.png"):
+        pixels = image.imread(tmp_path / name)
+        assert pixels.shape[0] > 350
+        assert pixels.min() < 0.5, "something is drawn"
+
+
+def test_the_page_has_the_text_each_picture_once_and_every_configuration(tmp_path: Path) -> None:
+    folder = Folder.at(str(tmp_path))
+    leaderboard.write(found(), folder, title="a & b", text=TEXT)
+    html = (tmp_path / "report.html").read_text()
+    assert "<h1>a &amp; b</h1>" in html
+    assert "<pre>What the terminal shows: 1 &lt; 2.</pre>" in html
+    pictures = [
+        base64.b64decode(text) for text in re.findall(r'src="data:image/png;base64,(.*?)"', html)
+    ]
+    names = ("winner.png", "pareto.png", "curves.png", "importance.png")
+    assert pictures == [folder.read(name) for name in names]
+    assert html.count("<tr>") == 1 + len(found())
+    assert "loss is &quot;NaN&quot;, epoch 2" in html
+    assert not re.search(r'(?:src|href)="(?!data:)', html), "it needs no other file"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.report import curves_picture, importance_picture, leaderboard
+from psvit_ray.report.html_page import HTML, page
 from psvit_ray.report.macs_unit import MacsUnit
 from psvit_ray.report.oneshot import (
     candidates_picture,
@@ -34,6 +36,9 @@ from psvit_ray.search.record import Record
 from psvit_ray.search.rows import table_csv, write_files
 from psvit_ray.storage.folder import Folder
 
+MAX_CANDIDATES = 200
+"""Number of candidates on the page; `candidates.csv` has all."""
+
 
 def write(
     scores: Sequence[Score],
@@ -41,11 +46,14 @@ def write(
     folder: Folder,
     *,
     title: str,
+    text: str,
     marked: Mapping[str, ArchSpec] | None = None,
 ) -> list[str]:
     """Writes `candidates.csv` and `.png`, `generations.png`, `traits.csv` and `.png`,
-    `finalists.csv`. Each file replaces an older one whole. Returns their paths. Specs of `marked`
-    that were scored are named in the picture.
+    `importance.png`, `finalists.csv`, `curves.png` and the leaderboard of the finalists,
+    `report.html` and, if there is a winner, `best.yaml` and `winner.png`. Each file replaces an
+    older one whole. Returns their paths. `text` is what a terminal shows: the page has it too.
+    Specs of `marked` that were scored are named in the picture.
 
     Raises OSError where they cannot be written.
     """
@@ -60,9 +68,20 @@ def write(
             generations(scores), title=title, metric=ranking_metric(scores)
         ),
         "traits.png": traits_picture.picture(chosen, title=best if chosen else title),
+        "curves.png": curves_picture.picture(finalist_records(records), title=title),
+        "importance.png": importance_picture.picture(
+            importance_picture.of_scores(scores), title=title
+        ),
     }
-    drawn = {name: png(figure) for name, figure in pictures.items()}
-    return write_files(folder, tables(scores, records) | drawn)
+    files = leaderboard.winner_files(winner(records), folder, title)
+    files |= leaderboard.tables(leaderboard.leaderboard_rows(records)) | tables(scores, records)
+    files |= {name: png(figure) for name, figure in pictures.items()}
+    rows = {
+        "Finalists": finalist_table.finalist_rows(best_finalists, scores),
+        "Best candidates": score_rows(scores)[:MAX_CANDIDATES],
+    }
+    files[HTML] = page(title, text, leaderboard.captioned(files), rows)
+    return write_files(folder, files)
 
 
 def tables(scores: Sequence[Score], records: Iterable[Record]) -> dict[str, bytes]:
@@ -84,7 +103,6 @@ def summary(
     tracking_uri: str,
     *,
     supernet_seconds: float,
-    scoring_seconds: float,
     holdout_size: int,
 ) -> str:
     """Text about the scores and their standard error, the finalists beside DeiT, the seconds of
@@ -100,15 +118,13 @@ def summary(
     parts.append(_winner(trained))
     seconds = {
         "supernet": supernet_seconds,
-        "scoring": scoring_seconds,
+        "scoring": sum(score.seconds for score in scores),
         "retraining": sum(record.seconds for record in trained),
     }
     files = [
+        ("Report", str(folder / HTML)),
         ("Compute", _shares(seconds)),
-        (
-            "Candidates",
-            f"{folder / 'candidates.csv'}, candidates.png and generations.png beside it",
-        ),
+        ("Candidates", str(folder / "candidates.csv")),
         ("Traits", _traits(scores, folder)),
         ("Finalists", str(folder / "finalists.csv")),
         ("MLflow", mlflow_command(tracking_uri)),
@@ -164,4 +180,4 @@ def _shares(seconds: Mapping[str, float]) -> str:
 def _traits(scores: Sequence[Score], folder: Folder) -> str:
     if len(scores) < traits.MIN_CANDIDATES:
         return f"not told from fewer than {traits.MIN_CANDIDATES} candidates"
-    return f"{folder / 'traits.csv'}, traits.png beside it"
+    return str(folder / "traits.csv")
