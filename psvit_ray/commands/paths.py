@@ -35,8 +35,11 @@ def check_paths(job: object) -> None:
             for name in filter(None, (job.search, job.baseline_search)):
                 description.check_name(Folder.at(job.launch.storage), name)
         case ReportJob():
+            storage = Folder.at(job.storage)
+            if job.open and not storage.is_local:
+                raise ValueError(f"open must be used with a storage on this machine, got {storage}")
             for name in job.name:
-                description.check_name(Folder.at(job.storage), name)
+                description.check_name(storage, name)
         case PrepareJob(verify=False) if job.data:
             out = outputs.writable(job.out, "out")
             load_data.check_exists(job.data)

@@ -25,8 +25,6 @@ from psvit_ray.storage.folder import Folder
 
 def work(job: ReportJob) -> int:
     storage = Folder.at(job.storage)
-    if job.open and not storage.is_local:
-        raise ValueError(f"open must be used with a storage on this machine, got {storage}")
     uri = store_uri.resolve_uri(job.tracking_uri, storage)
     searches = {name: read_records(storage, name) for name in job.name}
     texts = [write(storage / name, name, records, uri) for name, records in searches.items()]

@@ -24,6 +24,7 @@ from psvit_ray.search.record import Record
 
 MIN_CONFIGURATIONS = 10
 """Number of configurations below which importances are noise."""
+FEW_CONFIGURATIONS = 100
 LOG_SCALE_FROM = 10  # ratio of a choice's largest and smallest number, as of a learning rate
 Choices = Mapping[str, Parameter]
 
@@ -120,9 +121,9 @@ def _distribution(values: Sequence[Parameter]) -> BaseDistribution:
     return FloatDistribution(low, high, log=low > 0 and high / low >= LOG_SCALE_FROM)
 
 
-def picture(found: Importances, *, title: str) -> Figure:
+def picture(result: Importances, *, title: str) -> Figure:
     """Picture with a bar for each choice."""
-    shares = found.shares
+    shares = result.shares
     figure = new_figure(7, 1.6 + 0.34 * max(len(shares), 3))
     axes = figure.add_subplot()
     if shares:
@@ -130,8 +131,9 @@ def picture(found: Importances, *, title: str) -> Figure:
         axes.bar_label(bars, fmt="%.0f %%", padding=3, fontsize=8.5)
         axes.invert_yaxis()
         axes.set_xlim(0, 112 * max(shares.values()))
-        after = "" if found.epoch is None else f" after epoch {found.epoch}"
-        title += f"\n{found.configurations:,} configurations{after}; fewer than 100 are a hint only"
+        after = "" if result.epoch is None else f" after epoch {result.epoch}"
+        few = "; so few are a hint only" if result.configurations < FEW_CONFIGURATIONS else ""
+        title += f"\n{result.configurations:,} configurations{after}{few}"
     else:
         message = f"not told from fewer than {MIN_CONFIGURATIONS} configurations that differ"
         axes.text(0.5, 0.5, message, ha="center", transform=axes.transAxes)

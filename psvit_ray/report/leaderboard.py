@@ -42,11 +42,11 @@ def write(records: Iterable[Record], folder: Folder, *, title: str, text: str) -
     Raises OSError where they cannot be written.
     """
     records = list(records)
-    found = importance_picture.of_records(records)
+    importances = importance_picture.of_records(records)
     pictures = {
         "pareto.png": pareto_png({title: records}),
         "curves.png": png(curves_picture.picture(records, title=title)),
-        "importance.png": png(importance_picture.picture(found, title=title)),
+        "importance.png": png(importance_picture.picture(importances, title=title)),
     }
     rows = leaderboard_rows(records)
     files = winner_files(best(records), folder, title) | tables(rows) | pictures

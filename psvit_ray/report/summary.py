@@ -190,20 +190,25 @@ def _comparison_line(records: Sequence[Record]) -> str:
 
 
 def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) -> str:
-    storage, name = files.parent(folder)
-    where = f"--storage {shlex.quote(str(storage))}"
     steps = [
         ("Report", str(folder / HTML)),
         ("All configurations", str(folder / "leaderboard.csv")),
     ]
     if best(records):
-        arch = shlex.quote(str(folder / "best.yaml"))
-        steps += [
-            ("Train the winner", f"psvit train --arch {arch} {where}"),
-            ("Against DeiT", f"psvit compare --search {shlex.quote(name)} {where}"),
-        ]
+        steps += winner_steps(folder)
     steps.append(("MLflow", mlflow_command(tracking_uri)))
     return aligned([(f"{step}:", command) for step, command in steps])
+
+
+def winner_steps(folder: Folder) -> list[tuple[str, str]]:
+    """Commands for the winner of the search in `folder`, each with what it is for."""
+    storage, name = files.parent(folder)
+    where = f"--storage {shlex.quote(str(storage))}"
+    arch = shlex.quote(str(folder / "best.yaml"))
+    return [
+        ("Train the winner", f"psvit train --arch {arch} {where}"),
+        ("Against DeiT", f"psvit compare --search {shlex.quote(name)} {where}"),
+    ]
 
 
 def mlflow_command(tracking_uri: str) -> str:

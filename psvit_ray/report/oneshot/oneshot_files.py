@@ -22,6 +22,7 @@ from psvit_ray.report.summary import (
     count_statuses,
     mlflow_command,
     tie_warning,
+    winner_steps,
 )
 from psvit_ray.search.oneshot.finalists import HOW, finalist_records, finalists, winner
 from psvit_ray.search.oneshot.plan import standard_error
@@ -127,6 +128,7 @@ def summary(
         ("Candidates", str(folder / "candidates.csv")),
         ("Traits", _traits(scores, folder)),
         ("Finalists", str(folder / "finalists.csv")),
+        *(winner_steps(folder) if winner(trained) else []),
         ("MLflow", mlflow_command(tracking_uri)),
     ]
     return "\n\n".join([*parts, aligned([(f"{name}:", text) for name, text in files])])
