@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from psvit_ray.export.config import TIMM_FIELDS
 from psvit_ray.export.inference import score_batches
 from tests.helpers.networks import exported, facts_of, spec
 
+ROOT = Path(__file__).parents[2]
 CLASSES = tuple("0123456789")
 CONFIG = "config.json"
 
@@ -68,6 +70,18 @@ def test_timm_makes_the_model_of_the_folder(folder: Path) -> None:
 def timms_own(config: dict[str, Any]) -> dict[str, Any]:
     """As it is after a way through JSON."""
     return dict(json.loads(json.dumps(config)))
+
+
+def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    page = (ROOT / "docs" / "timm.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    exec("".join(blocks), names)
+    assert names["again"].spec == names["other"].spec
+    assert (names["shared"].spec.num_classes, names["finer"].spec.img_size) == (3, 64)
+    assert len(names["maps"]) == names["model"].spec.depth
 
 
 def test_timms_transform_is_ours(folder: Path, photos: Path) -> None:

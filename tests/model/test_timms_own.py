@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from psvit_ray.arch.presets import PRESETS
 from psvit_ray.model.entrypoints import PRESET_NAMES
 
 SDIST = os.environ.get("TIMM_SDIST")
@@ -52,8 +53,24 @@ TESTS: dict[str, Callable[[str], None]] = {
 }
 
 
+GRIDS = {"intermediates": ValueError, "features_only": AssertionError, "prune": ValueError}
+SCRIPTED = {"torchscript": NotImplementedError, "fx_torchscript": RuntimeError}
+
+
+def _cases() -> Iterator[Any]:
+    for test in TESTS:
+        for name in PRESET_NAMES:
+            marks = []
+            if test in SCRIPTED:
+                reason = "torch.jit.script, which torch has deprecated, is refused"
+                marks = [pytest.mark.xfail(raises=SCRIPTED[test], strict=True, reason=reason)]
+            elif test in GRIDS and PRESETS[name].pooling == "1d":
+                reason = "a 1-D pool leaves no grid of tokens"
+                marks = [pytest.mark.xfail(raises=GRIDS[test], strict=True, reason=reason)]
+            yield pytest.param(test, name, marks=marks)
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", PRESET_NAMES)
-@pytest.mark.parametrize("test", TESTS)
-def test_timms_test_passes(test: str, name: str) -> None:
+@pytest.mark.parametrize(("test", "name"), list(_cases()))
+def test_timms_test_passes_but_for_scripting_and_grids(test: str, name: str) -> None:
     TESTS[test](name)
