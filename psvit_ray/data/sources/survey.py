@@ -105,7 +105,7 @@ def survey(*tables: ImageTable) -> Survey:
     Images that cannot be read are skipped. Raises ValueError if the storage fails."""
     number, transparent, pixels = 0, 0, 0
     wide: dict[str, list[ToneRange]] = {kind: [] for kind in KINDS}
-    for content in _sampled(tables):
+    for content in sampled_contents(tables):
         with contextlib.suppress(BadImage):
             image = decode.open_header(content) if isinstance(content, bytes) else content
             number += 1
@@ -149,9 +149,9 @@ def surveyed(
     return tones, notes
 
 
-def _sampled(tables: Sequence[ImageTable]) -> Iterator[bytes | Image.Image]:
-    """Yields the images of a sample that can be read, from as many of the tables as it has
-    images."""
+def sampled_contents(tables: Sequence[ImageTable]) -> Iterator[bytes | Image.Image]:
+    """Yields the images of a sample that can be read, from as many of the tables as it has images.
+    The sample is the same each time. Raises ValueError if the storage fails."""
     stored = [table for table in tables if len(table) and not isinstance(table, ArrayTable)]
     if stored:
         chosen = _spread(np.arange(len(stored)), SAMPLED_IMAGES)
