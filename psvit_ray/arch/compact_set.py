@@ -100,9 +100,12 @@ def limits(size: DeitSize, pictures: Pictures) -> Limits:
     return Limits(max_macs=macs, max_params=MAX_PARAMS_RATIO * params)
 
 
-def compact_set(size: DeitSize, pictures: Pictures) -> SearchSpace:
-    """The space around the DeiT of a size. Raises ValueError where no patch suits the pictures."""
+def compact_set(size: DeitSize, pictures: Pictures, *, pretrained: bool = False) -> SearchSpace:
+    """The space around the DeiT of a size. With `pretrained` the first stage has DeiT's width in
+    all specs, so that each takes some of the weights of a trained DeiT. Raises ValueError where no
+    patch suits the pictures."""
     (stage,) = deit(size, pictures).stages
+    widths = ((1,), *WIDTHS[1:]) if pretrained else WIDTHS
     stages = tuple(
         StageChoices(
             depth=depths,
@@ -110,7 +113,7 @@ def compact_set(size: DeitSize, pictures: Pictures) -> SearchSpace:
             head_dim=(32, 64),
             mlp_ratio=(3, 4),
         )
-        for depths, ratios in zip(DEPTHS, WIDTHS, strict=True)
+        for depths, ratios in zip(DEPTHS, widths, strict=True)
     )
     return SearchSpace(
         **pictures._asdict(),

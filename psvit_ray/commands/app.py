@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "check a cluster host by host",
     "latency": "measure how long the parts of networks take here",
     "redundancy": "measure how alike the attention maps of a network are",
+    "recipe": "write a recipe for your images, to edit and to run",
     "recipes": "list the recipes, or print one of them",
 }
 

@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.commands import open_recipes
 from psvit_ray.commands.exits import end, fail, leave, printable_output
 from psvit_ray.commands.shorter import shortened as shortened_recipe
 from psvit_ray.storage.fence import LeaseLost
@@ -79,10 +80,11 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
     fields = job.model_fields
     recipe, sections = "", {}
     if "recipe" in fields:
-        recipe = _value_of("--recipe", argv) or fields["recipe"].default
-        sections = shortened_recipe(
-            recipe_sections(recipe, _value_of("--arch", argv)), _value_of("--epochs", argv)
-        )
+        data = _value_of("--data", argv)
+        recipe = _value_of("--recipe", argv) or open_recipes.usual_recipe(job, data)
+        sections = recipe_sections(recipe, _value_of("--arch", argv), data)
+        sections = shortened_recipe(sections, _value_of("--epochs", argv))
+        sections = open_recipes.provisional(job, recipe, sections)
     default = job.model_construct(**_defaults(job, recipe, sections))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     if "--help" in argv or "-h" in argv:
@@ -101,10 +103,10 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
 
 
-def recipe_sections(recipe: str, arch: str | None) -> dict[str, Any]:
+def recipe_sections(recipe: str, arch: str | None, data: str | None = None) -> dict[str, Any]:
     """The sections of a recipe, with the training of `arch` where that is a search's best.yaml.
-    Raises ValueError for files that are neither."""
-    sections = read_recipe(recipe)
+    Raises ValueError for files that are neither, and as `read_recipe`."""
+    sections = read_recipe(recipe, data)
     if arch and arch.endswith((".yaml", ".yml")):
         sections["train"] = sections.get("train", {}) | _read_best(arch)["train"]
     return sections
@@ -115,15 +117,22 @@ def recipe_names() -> list[str]:
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
+def read_recipe(name: str, data: str | None = None) -> dict[str, Any]:
     """The sections of a recipe, by name or by path; a section that is empty is left out.
 
-    Raises ValueError if there is none, or it is not a mapping of mappings.
+    Raises ValueError if there is none, if it is not a mapping of mappings, and if it is for other
+    data than `data`.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     content = read_yaml(path, f"recipe {name!r}", _hint(name, recipe_names())) or {}
     if not isinstance(content, dict):
         raise ValueError(f"recipe {name!r} must be a mapping of {', '.join(SECTIONS)}")
+    only_for = content.pop(open_recipes.ONLY_FOR, None)
+    if only_for and data and data != only_for:
+        raise ValueError(
+            f"recipe {name!r} is for data {short_repr(only_for)} alone, got {data!r}; use --recipe "
+            f"{open_recipes.ANY_IMAGES}, which is for images of any kind"
+        )
     for section, fields in content.items():
         if section not in SECTIONS:
             raise ValueError(

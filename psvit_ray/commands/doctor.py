@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from psvit_ray.commands import command_line
+from psvit_ray.commands.fitting import fitted
 from psvit_ray.commands.options import DoctorJob
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report.summary import aligned
@@ -53,6 +54,7 @@ def work(job: DoctorJob) -> int:
 
 def measured_step(job: DoctorJob, source: Source, places: int) -> MeasuredStep:
     """Raises ValueError for a network or a batch that the data does not go with."""
+    job, _ = fitted(job, source)
     configuration = Configuration(
         spec=command_line.resolve_arch(job.arch, job.base, source), train=job.train
     )

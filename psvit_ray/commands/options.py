@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import Field, field_validator
 
+from psvit_ray.arch.compact_set import DeitSize
 from psvit_ray.arch.latency import Conditions
 from psvit_ray.arch.spec import ArchSpec, Finite, Value
 from psvit_ray.data.images.options import Decoder
@@ -50,7 +51,10 @@ class TuneJob(Value):
 
     recipe: str = "digits"
     """Recipe that gives the other options their defaults: a name that `psvit recipes` lists, or the
-    path of a YAML file."""
+    path of a YAML file; by default `images` where --data names other images than digits."""
+    size: DeitSize | None = None
+    """Size of the DeiT around which the compact set of the recipe `images` lies; by default
+    tiny."""
     train: TrainConfig = TrainConfig()
     search: SearchConfig
     strategy: Literal["scratch", "oneshot"] = "scratch"
@@ -79,12 +83,15 @@ class TrainJob(Value):
 
     recipe: str = "digits"
     """Recipe that gives the other options their defaults: a name that `psvit recipes` lists, or the
-    path of a YAML file."""
+    path of a YAML file; by default `images` where --data names other images than digits."""
     arch: str | None = None
     """Architecture: a preset, a pattern such as 2-2|2-1-2|2 (with the widths of the recipe's base),
     a spec.json, an exported folder, or the best.yaml of a search, whose training settings then come
     before those of the recipe. By default the recipe's base."""
     base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
+    size: DeitSize | None = None
+    """Size of the DeiT around which the compact set of the recipe `images` lies; by default
+    tiny."""
     train: TrainConfig = TrainConfig()
     workers: str = "1"
     """Training workers (DDP): a number, or MIN:MAX to go on with fewer workers when a host is lost
@@ -261,11 +268,14 @@ class DoctorJob(Value):
 
     recipe: str = "digits"
     """Recipe that gives the other options their defaults: a name that `psvit recipes` lists, or the
-    path of a YAML file."""
+    path of a YAML file; by default `images` where --data names other images than digits."""
     arch: str | None = None
     """Architecture: a preset, a pattern such as 2-2|2-1-2|2, a spec.json, a best.yaml or an
     exported folder; by default the recipe's base."""
     base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
+    size: DeitSize | None = None
+    """Size of the DeiT around which the compact set of the recipe `images` lies; by default
+    tiny."""
     train: TrainConfig = TrainConfig()
     workers: PositiveCount | None = None
     """Training workers that share a batch; by default one on each host with room for a worker."""
@@ -332,6 +342,26 @@ class RedundancyJob(DataLayout):
     """DataLoader processes; 0 reads images in the main process."""
     decoder: Decoder = "pil"
     """Library that decodes images."""
+
+
+class RecipeJob(Value):
+    """Write a recipe for your images: all that a search derives from them, to edit and to run.
+
+    Options are those of the search, and are written down.
+    """
+
+    recipe: str = "digits"
+    """Recipe to begin with: a name that `psvit recipes` lists, or the path of a YAML file; by
+    default `images`, for images other than digits."""
+    base: Annotated[ArchSpec | None, tyro.conf.Suppress] = None
+    size: DeitSize | None = None
+    """Size of the DeiT around which the compact set of the recipe `images` lies; by default
+    tiny."""
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig
+    oneshot: OneshotConfig = OneshotConfig()
+    out: str
+    """YAML file to write, new."""
 
 
 class RecipesJob(Value):

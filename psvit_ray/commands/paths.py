@@ -14,6 +14,7 @@ from psvit_ray.commands.options import (
     LatencyJob,
     PredictJob,
     PrepareJob,
+    RecipeJob,
     RedundancyJob,
     ReportJob,
 )
@@ -26,6 +27,9 @@ from psvit_ray.text.secrets import without_secrets
 
 PREDICTION_SUFFIXES = (".csv", ".jsonl")
 """Suffixes of the file that `psvit predict` writes."""
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+"""Suffixes of the file that `psvit recipe` writes."""
 
 
 def check_paths(job: object) -> None:
@@ -58,6 +62,13 @@ def check_paths(job: object) -> None:
             if is_folder and not job.model.startswith("timm:"):
                 read_config(Folder.at(job.model))
             load_data.check_exists(job.data)
+        case RecipeJob():
+            if suffix_of(Folder.at(job.out)) not in RECIPE_SUFFIXES:
+                raise ValueError(
+                    f"out must end in {' or '.join(RECIPE_SUFFIXES)}, by which a recipe is known, "
+                    f"got {without_secrets(job.out)!r}"
+                )
+            _check_new_file(job.out)
         case PredictJob():
             if suffix_of(Folder.at(job.out)) not in PREDICTION_SUFFIXES:
                 known, given = " or ".join(PREDICTION_SUFFIXES), without_secrets(job.out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from psvit_ray.commands import command_line
+from psvit_ray.commands.fitting import fitted
 from psvit_ray.commands.options import TrainJob
 from psvit_ray.commands.shorter import shorter_note
 from psvit_ray.data.sources.load_data import load_data
@@ -22,6 +23,10 @@ def work(job: TrainJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
     spec = command_line.read_arch(job.arch, job.base)
     source = load_data(job.train)
+    fit_notes: list[str] = []
+    if job.arch is None or job.arch[:1].isdigit():  # by a pattern, with the widths of the base
+        job, fit_notes = fitted(job, source)
+        spec = command_line.read_arch(job.arch, job.base)
     spec = command_line.fit_arch(spec, job.arch, source)
     configuration = Configuration(spec=spec, train=job.train)
     check_fits(configuration, source)
@@ -47,6 +52,7 @@ def work(job: TrainJob) -> int:
         notes = [
             shorter_note(sections, job),
             *source.notes,
+            *fit_notes,
             shuffle_advice(source.train, job.train.shuffle_window),
         ]
         notes += [f"init: {loaded}"] if loaded else []

@@ -9,23 +9,27 @@ from __future__ import annotations
 import yaml
 
 from psvit_ray.commands.command_line import read_recipe
+from psvit_ray.commands.fitting import fitted
+from psvit_ray.commands.open_recipes import leaves_space_open
 from psvit_ray.commands.options import TuneJob
 from psvit_ray.commands.shorter import shorter_note
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.text.secrets import without_secrets_in
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.source import load_source
 
 
 def work(job: TuneJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
+    sections = read_recipe(job.recipe)
+    if not leaves_space_open(sections):
+        check(job)
+    source = load_data(job.train)
+    job, notes = fitted(job, source)
+    check(job)
     search, train = job.search, job.train
-    search.check(train)
-    if job.strategy == "oneshot":
-        from psvit_ray.search.oneshot.plan import check_oneshot
-
-        check_oneshot(job.oneshot, search, train)
-    source = load_source(Configuration(spec=search.space.smallest()[0], train=train))
-    notes = [note for note in [shorter_note(read_recipe(job.recipe), job)] if note]
+    smallest = Configuration(spec=search.space.smallest()[0], train=train)
+    source.check_fits(smallest.trained_spec, train.batch_size)
+    notes = [note for note in [shorter_note(sections, job), *notes] if note]
     if job.dry_run:
         from psvit_ray.commands.estimate import describe
 
@@ -38,3 +42,12 @@ def work(job: TuneJob) -> int:
 
     print(*notes, sep="\n", end="\n" * bool(notes))
     return strategies.run(job, source)
+
+
+def check(job: TuneJob) -> None:
+    """Raises ValueError for settings that cannot work."""
+    job.search.check(job.train)
+    if job.strategy == "oneshot":
+        from psvit_ray.search.oneshot.plan import check_oneshot
+
+        check_oneshot(job.oneshot, job.search, job.train)

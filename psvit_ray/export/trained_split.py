@@ -62,6 +62,7 @@ class TrainedData:
             DataSettings(
                 holdout=settings["holdout"],
                 split_seed=settings["split_seed"],
+                test_fraction=settings.get("test_fraction", 0.0),
                 val_as_test=settings["val_as_test"] and "val" in self.stored.tables,
             )
         )

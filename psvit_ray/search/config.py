@@ -36,17 +36,9 @@ Setting = bool | int | float | str
 """A value of a `TrainConfig` field."""
 
 NOT_SEARCHED = (
-    *("data", "holdout", "val_as_test", "data_fraction", "img_size", "split_seed", "seed"),
-    *(
-        "metric",
-        "epochs",
-        "init",
-        "init_checkpoint",
-        "teacher",
-        "teacher_checkpoint",
-        "mean",
-        "std",
-    ),
+    *("data", "holdout", "test_fraction", "val_as_test", "data_fraction", "img_size"),
+    *("split_seed", "seed", "metric"),
+    *("epochs", "init", "init_checkpoint", "teacher", "teacher_checkpoint", "mean", "std"),
     *("micro_batch_size", "compile", "grad_checkpointing", "grad_compression", "num_loaders"),
     *("decoder", "shuffle_window", "max_bad_fraction", "max_loss_spike", "keep_checkpoints"),
     *("checkpoint_every", "checkpoint_steps", "checkpoint_minutes"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from psvit_ray.data.images.tone_range import DEFAULT_TONES
 from psvit_ray.data.sources.appearance import Appearance, appearance
-from psvit_ray.data.sources.image_source import read_data
+from psvit_ray.data.sources.load_data import read_data
 
 
 def look(folder: Path) -> Appearance:

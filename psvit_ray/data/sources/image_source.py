@@ -23,7 +23,7 @@ from psvit_ray.data.splits.split_file import (
     split_numbers,
     unchanged,
 )
-from psvit_ray.data.splits.splits import cut, drawn, held_out
+from psvit_ray.data.splits.splits import TEST_SEED, cut, drawn, held_out
 from psvit_ray.data.tables import StoredTable
 from psvit_ray.text.messages import nearest, quoted_list
 
@@ -130,13 +130,14 @@ class Source:
     def divided(self, settings: DataSettings) -> Source:
         """This stored data, split for a run.
 
-        The hold-out is the validation split; without one, or if `val_as_test` keeps it for the
-        final score, the fraction `holdout` of the training images, class by class. `data_fraction`
-        is the part of the other training images to train on. The test images depend on none of
-        these, nor on `split_seed`. If images may be added to the data, each is held out or not by
+        Without a test split, the fraction `test_fraction` of the training images is one. The
+        hold-out is the validation split; without one, or if `val_as_test` keeps it for the final
+        score, the fraction `holdout` of the other training images, class by class. `data_fraction`
+        is the part of those left to train on. The test images depend on none of these, nor on
+        `split_seed`. If images may be added to the data, each is held out or not by
         its own name, so that none that was trained on is held out later (see `splits.held_out`).
 
-        Raises ValueError if no hold-out can be cut.
+        Raises ValueError if no hold-out, or no test images, can be cut.
         """
         notes = list(self.notes)
         role = {"train": TRAIN, "val": HOLDOUT, "test": TEST}
@@ -150,12 +151,20 @@ class Source:
                 )
         roles = [np.full(len(table), role[split]) for split, table in self.tables.items()]
         train = roles[0]
-        if HOLDOUT not in (role[split] for split in self.tables):
-            single = self._classes_with(self.train, 1)
-            held = self._held_out(settings)
+        used_as = [role[split] for split in self.tables]
+        if settings.test_fraction and TEST not in used_as:
+            if HOLDOUT not in used_as:
+                self._check_three_parts()
+            tested = self._held_out(settings.test_fraction, TEST_SEED, "test_fraction", train)
+            train[tested] = TEST
+            notes.append(f"test: {len(tested):,} of {len(train):,} images, class by class")
+        if HOLDOUT not in used_as:
+            left = np.flatnonzero(train == TRAIN)
+            single = self._classes_with(self.train.take(left), 1)
+            held = self._held_out(settings.holdout, settings.split_seed, "holdout", train)
             train[held] = HOLDOUT
             notes.append(
-                f"hold-out: {len(held):,} of {len(train):,} training images, class by class"
+                f"hold-out: {len(held):,} of {len(left):,} training images, class by class"
             )
             if single:
                 notes.append(
@@ -210,12 +219,23 @@ class Source:
         if digest and self.images:
             check_same(known, digest, self.images)
 
-    def _held_out(self, settings: DataSettings) -> np.ndarray:
-        """Positions of the training images to hold out."""
-        size, seed = settings.holdout, settings.split_seed
-        if self.train.grows:
-            return np.flatnonzero(held_out(self.train, self.class_names, size, seed))
-        return cut(self.train, size, seed, "holdout")[1]
+    def _check_three_parts(self) -> None:
+        """Raises ValueError if no class has an image each to train on, to hold out and to test."""
+        if (largest := int(np.bincount(self.train.labels).max())) < 3:
+            raise ValueError(
+                "data must have at least 3 images of a class, to train on, to hold out and to "
+                f"test, got {largest} at most in {self.name!r}; --test-fraction 0 keeps none for a "
+                "test"
+            )
+
+    def _held_out(self, size: float, seed: int, purpose: str, roles: np.ndarray) -> np.ndarray:
+        """Positions of the training images to hold out, or to test, among those that have the role
+        TRAIN in `roles` (N,)."""
+        left = np.flatnonzero(roles == TRAIN)
+        table = self.train.take(left)
+        if table.grows:
+            return left[held_out(table, self.class_names, size, seed, purpose)]
+        return left[cut(table, size, seed, purpose)[1]]
 
     def _part(self, left: np.ndarray, settings: DataSettings) -> np.ndarray:
         """Positions of a part of the training images at `left`, which are not held out."""

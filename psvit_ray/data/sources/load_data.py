@@ -17,14 +17,13 @@ from psvit_ray.data.sources.parquet_table import is_table
 from psvit_ray.data.sources.survey import surveyed
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, DataSettings
 from psvit_ray.data.splits.split_file import SplitFile
-from psvit_ray.data.splits.splits import cut
+from psvit_ray.data.splits.splits import TEST_SEED, cut
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 
 TEST_IMAGES = 360
-TEST_SEED = 20210808  # the test images of digits are the same for every configuration
 TORCHVISION = ("torchvision", "torchvision-download")
 
 

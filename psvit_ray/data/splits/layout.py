@@ -74,6 +74,9 @@ class DataSettings(DataLayout):
     holdout: Annotated[Finite, Field(gt=0, lt=1)] = 0.2
     """Fraction of the training images to hold out for validation where the data has no validation
     split. Searches rank configurations on the hold-out."""
+    test_fraction: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the training images to keep for the final score where the data has no test split;
+    0 keeps none. Which they are depends on no other setting."""
     val_as_test: bool = False
     """Use the data's validation split as test images, as is usual with ImageNet, and hold out
     training images for validation."""

@@ -22,6 +22,9 @@ WORDS: dict[Split, tuple[str, ...]] = {
 in which `eval` is a test split. Of two words that begin alike the longer comes first."""
 SPLIT_OF = {word: split for split, words in WORDS.items() for word in words}
 
+TEST_SEED = 20210808
+"""Seed of test images that are cut, which are the same for every configuration."""
+
 
 def splits_in(name: str) -> set[Split]:
     """Splits whose words are in the name of a folder or file: seg_train, TestImages, val2017.
@@ -105,24 +108,30 @@ def drawn(table: StoredTable, class_names: Sequence[str], size: float, seed: int
     return chosen
 
 
-def held_out(table: StoredTable, class_names: Sequence[str], size: float, seed: int) -> np.ndarray:
-    """Draws the hold-out of a table that may grow, as (N,) bool: as `drawn`, with other hashes. The
-    image of highest hash of each class is never held out, so that one is left to train on, and
-    neither is the only image of a class.
+def held_out(
+    table: StoredTable,
+    class_names: Sequence[str],
+    size: float,
+    seed: int,
+    purpose: str = "holdout",
+) -> np.ndarray:
+    """Draws the hold-out, or the test images, of a table that may grow, as (N,) bool: as `drawn`,
+    with other hashes for each `purpose`. The image of highest hash of each class is never held out,
+    so that one is left to train on, and neither is the only image of a class.
 
     In a class of so few images that all would be held out, that image may change sides when others
     are added. No rule avoids it, as a class of one image is trained on and a class of two is split.
 
     Raises ValueError if no class has two images.
     """
-    hashes = _hashes(table, class_names, seed, "holdout")
+    hashes = _hashes(table, class_names, seed, purpose)
     lowest, highest = _ends_of_classes(hashes, table.labels)
     chosen = hashes < size
     chosen[lowest] = True
     chosen[highest] = False
     if not chosen.any():
         raise ValueError(
-            "holdout must be cut from a class of at least 2 images, got 1 image of every class"
+            f"{purpose} must be cut from a class of at least 2 images, got 1 image of every class"
         )
     return chosen
 
