@@ -42,8 +42,8 @@ def fitted(job: Fitted, source: Source) -> tuple[Fitted, list[str]]:
     is_open, size = leaves_space_open(sections), job.size or "tiny"
     if job.size and not is_open:
         raise ValueError(
-            f"size must be left out with recipe {job.recipe!r}, which is not open; --recipe "
-            f"{ANY_IMAGES} takes it"
+            f"size must be left out with recipe {job.recipe!r}, which says itself what is "
+            f"searched; --recipe {ANY_IMAGES} takes it"
         )
     images = _Images(job.recipe, job.train, source)
     changes: dict[str, Any] = {}

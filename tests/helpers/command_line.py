@@ -30,6 +30,7 @@ CLASSES = {
     "redundancy": "RedundancyJob",
     "sharing_study": "SharingStudy",
     "prepare_data": "PrepareJob",
+    "recipe": "RecipeJob",
     "export": "ExportJob",
     "evaluate": "EvaluateJob",
     "predict": "PredictJob",
