@@ -21,6 +21,7 @@ from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.printable import printable
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.source import check_fits
 
 WIDTH = 90
 KEPT = {"train": ("data",), "search": ("space",)}
@@ -48,8 +49,7 @@ def work(job: RecipeJob) -> int:
     source = load_data(job.train)
     job, notes = fitted(job, source)
     job.search.check(job.train)
-    smallest = Configuration(spec=job.search.space.smallest()[0], train=job.train)
-    source.check_fits(smallest.trained_spec, job.train.batch_size)
+    check_fits(Configuration(spec=job.search.space.smallest()[0], train=job.train), source)
     notes = [note for note in [shorter_note(read_recipe(job.recipe), job), *notes] if note]
     above, name = files.parent(Folder.at(job.out))
     above.write(name, recipe_text(job, source.name, notes).encode())

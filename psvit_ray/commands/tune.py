@@ -16,6 +16,7 @@ from psvit_ray.commands.shorter import shorter_note
 from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.text.secrets import without_secrets_in
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.source import check_fits
 
 
 def work(job: TuneJob) -> int:
@@ -27,8 +28,7 @@ def work(job: TuneJob) -> int:
     job, notes = fitted(job, source)
     check(job)
     search, train = job.search, job.train
-    smallest = Configuration(spec=search.space.smallest()[0], train=train)
-    source.check_fits(smallest.trained_spec, train.batch_size)
+    check_fits(Configuration(spec=search.space.smallest()[0], train=train), source)
     notes = [note for note in [shorter_note(sections, job), *notes] if note]
     if job.dry_run:
         from psvit_ray.commands.estimate import describe
