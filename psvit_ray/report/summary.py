@@ -194,21 +194,40 @@ def _next_steps(records: Sequence[Record], folder: Folder, tracking_uri: str) ->
         ("Report", str(folder / HTML)),
         ("All configurations", str(folder / "leaderboard.csv")),
     ]
-    if best(records):
-        steps += winner_steps(folder)
+    if winner := best(records):
+        steps += winner_steps(winner, folder, tracking_uri)
     steps.append(("MLflow", mlflow_command(tracking_uri)))
     return aligned([(f"{step}:", command) for step, command in steps])
 
 
-def winner_steps(folder: Folder) -> list[tuple[str, str]]:
-    """Commands for the winner of the search in `folder`, each with what it is for."""
+def winner_steps(winner: Record, folder: Folder, tracking_uri: str) -> list[tuple[str, str]]:
+    """Commands for the winner of the search in `folder`, in their order, each with what it is for.
+    Each leaves beside the search what the next one takes."""
     storage, name = files.parent(folder)
-    where = f"--storage {shlex.quote(str(storage))}"
-    arch = shlex.quote(str(folder / "best.yaml"))
-    return [
-        ("Train the winner", f"psvit train --arch {arch} {where}"),
-        ("Against DeiT", f"psvit compare --search {shlex.quote(name)} {where}"),
+    trained, model = f"{name}-winner", storage / f"{name}-model"
+    data = without_secrets(winner.configuration.train.data)
+    place = {"--storage": str(storage)}
+    if without_secrets(tracking_uri) == tracking_uri and not tracking_uri.endswith(
+        f"{storage}/mlflow.db"
+    ):
+        place["--tracking-uri"] = tracking_uri
+    on_data = {"--model": str(model), "--data": data}
+    run, arch = str(storage / trained), str(folder / "best.yaml")
+    evaluation, answers = storage / f"{name}-evaluation", storage / f"{name}-predictions.csv"
+    steps = [
+        ("Train the winner", command("train", {"--arch": arch, "--name": trained} | place)),
+        ("Against DeiT", command("compare", {"--search": name} | place)),
+        ("Make it a model", command("export", {"--run": run, "--out": str(model)})),
+        ("Score the model", command("evaluate", {**on_data, "--out": str(evaluation)})),
     ]
+    if "/" in data and not data.startswith("torchvision"):
+        steps.append(("Classify images", command("predict", {**on_data, "--out": str(answers)})))
+    return steps
+
+
+def command(name: str, flags: Mapping[str, str]) -> str:
+    """A command of this package, as it is typed into a shell."""
+    return shlex.join(["psvit", name, *(word for flag in flags.items() for word in flag)])
 
 
 def mlflow_command(tracking_uri: str) -> str:

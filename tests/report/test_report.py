@@ -16,6 +16,7 @@ from matplotlib import image
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.report import leaderboard
+from psvit_ray.report.summary import winner_steps
 from psvit_ray.search.record import Record, ranking
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.yaml_file import read_yaml
@@ -98,9 +99,25 @@ def test_the_summary_ends_with_commands_and_shows_deit_beside_the_best() -> None
     assert (rows[-1][1], rows[-1][4]) == ("90.50", "DeiT")
     assert "99.90" not in said, "what was stopped early does not rank"
     steps = said.split("\n\n")[-1]
-    assert "psvit train --arch '/data/out puts/mine/best.yaml'" in steps
-    assert "psvit compare --search mine --storage '/data/out puts'" in steps
+    place = f"--storage '/data/out puts' --tracking-uri {TRACKING}"
+    assert [line.partition("psvit ")[2] for line in steps.splitlines() if "psvit " in line] == [
+        f"train --arch '/data/out puts/mine/best.yaml' --name mine-winner {place}",
+        f"compare --search mine {place}",
+        "export --run '/data/out puts/mine-winner' --out '/data/out puts/mine-model'",
+        "evaluate --model '/data/out puts/mine-model' --data digits --out "
+        "'/data/out puts/mine-evaluation'",
+    ]
     assert f"mlflow ui --backend-store-uri {TRACKING}" in steps
+
+
+def test_of_a_folder_the_last_command_classifies_images_and_mlflow_beside_it_is_no_flag() -> None:
+    photos = Configuration(spec=PSVIT, train=TrainConfig(data="/data/photos"))
+    winner = record(1, (95.0,)).model_copy(update={"configuration": photos})
+    steps = dict(winner_steps(winner, Folder("/out/a"), "sqlite:////out/mlflow.db"))
+    assert steps["Against DeiT"] == "psvit compare --search a --storage /out"
+    assert steps["Classify images"] == (
+        "psvit predict --model /out/a-model --data /data/photos --out /out/a-predictions.csv"
+    )
 
 
 def test_the_comparison_with_deit_is_at_no_more_macs() -> None:

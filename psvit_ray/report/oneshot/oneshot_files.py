@@ -128,7 +128,7 @@ def summary(
         ("Candidates", str(folder / "candidates.csv")),
         ("Traits", _traits(scores, folder)),
         ("Finalists", str(folder / "finalists.csv")),
-        *(winner_steps(folder) if winner(trained) else []),
+        *(winner_steps(best, folder, tracking_uri) if (best := winner(trained)) else []),
         ("MLflow", mlflow_command(tracking_uri)),
     ]
     return "\n\n".join([*parts, aligned([(f"{name}:", text) for name, text in files])])
