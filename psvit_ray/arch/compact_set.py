@@ -101,9 +101,9 @@ def limits(size: DeitSize, pictures: Pictures) -> Limits:
 
 
 def compact_set(size: DeitSize, pictures: Pictures, *, pretrained: bool = False) -> SearchSpace:
-    """The space around the DeiT of a size. With `pretrained` the first stage has DeiT's width in
-    all specs, so that each takes some of the weights of a trained DeiT. Raises ValueError where no
-    patch suits the pictures."""
+    """The space around the DeiT of a size. With `pretrained` the first stage has DeiT's width and
+    all MLPs its ratio, so that each spec takes some of the weights of a trained DeiT. Raises
+    ValueError where no patch suits the pictures."""
     (stage,) = deit(size, pictures).stages
     widths = ((1,), *WIDTHS[1:]) if pretrained else WIDTHS
     stages = tuple(
@@ -111,7 +111,7 @@ def compact_set(size: DeitSize, pictures: Pictures, *, pretrained: bool = False)
             depth=depths,
             embed_dim=tuple(round(ratio * stage.embed_dim) for ratio in ratios),
             head_dim=(32, 64),
-            mlp_ratio=(3, 4),
+            mlp_ratio=(4,) if pretrained else (3, 4),
         )
         for depths, ratios in zip(DEPTHS, widths, strict=True)
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import yaml
 from PIL import Image
 
@@ -15,6 +17,13 @@ from psvit_ray.arch.compact_set import Pictures
 from psvit_ray.commands import command_line
 from psvit_ray.commands.fitting import fitted
 from psvit_ray.data.sources.load_data import load_data
+from psvit_ray.data.splits.split_file import SPLITS_FILE, DataChanged
+from psvit_ray.model import PSViT
+from psvit_ray.model.pretrained import load_pretrained
+from psvit_ray.runtime.session.session import check_resume
+from psvit_ray.search.description import read_description, write_description
+from psvit_ray.storage.folder import Folder
+from psvit_ray.training.config import TrainConfig
 from tests.helpers.command_line import Refused, Run, parse
 from tests.helpers.photographs import photographs
 
@@ -83,6 +92,40 @@ def test_weights_to_start_from_keep_imagenets_mean_and_deits_first_width(photos:
     job = fit(f"tune_psvit --data {photos} --init timm:deit_tiny_patch16_224")
     assert (job.train.mean, job.train.std) == ((), ())
     assert job.search.space.stages[0].embed_dim == (192,)
+    assert {stage.mlp_ratio for stage in job.search.space.stages} == {(4,)}
+
+
+@pytest.mark.parametrize(("img_size", "in_chans"), [(64, 1), (224, 3)])
+def test_every_spec_of_a_search_from_weights_takes_some_of_deits(
+    img_size: int, in_chans: int
+) -> None:
+    weights = timm.create_model("deit_tiny_patch16_224").state_dict()
+    pictures = Pictures(img_size, in_chans, num_classes=5)
+    space = compact_set.compact_set("tiny", pictures, pretrained=True)
+    rng = random.Random(0)
+    for _ in range(8):
+        spec = space.sample(rng, compact_set.limits("tiny", pictures))
+        loaded = load_pretrained(PSViT(spec), weights)
+        assert not any(name.startswith("stages.0.blocks") for name in loaded.other_shape)
+
+
+def test_a_resume_names_the_images_that_changed_and_not_what_was_derived_from_them(
+    photos: Path, tmp_path: Path
+) -> None:
+    folder = Folder.at(str(tmp_path / "a"))
+    source = load_data(TrainConfig(data=str(photos)))
+    train = {"data": str(photos), "mean": [0.1, 0.2, 0.3]}
+    write_description(folder, {"train": train}, source.digest)
+    assert source.images
+    folder.write(SPLITS_FILE, source.images.to_bytes())
+    Image.new("RGB", (90, 90)).save(photos / "stars" / "new.png")
+    now = load_data(TrainConfig(data=str(photos)))
+    described = read_description(folder)
+    changed = {"train": train | {"mean": [0.2, 0.2, 0.3]}}
+    with pytest.raises(DataChanged, match=r"1 image added, such as .stars/new\.png."):
+        check_resume("must", folder, "a", described, changed, now)
+    with pytest.raises(ValueError, match=r"must not change what .a. is: train\.mean: "):
+        check_resume("must", folder, "a", described, changed, source)
 
 
 def test_without_an_architecture_a_psvit_of_the_set_is_trained(photos: Path) -> None:

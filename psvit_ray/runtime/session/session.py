@@ -159,8 +159,8 @@ def check_resume(
         description = SearchDescription.model_construct(**description)
     if description is None:
         if resume == "must":
-            known = known_names(files.parent(folder)[0])
-            there = f"; there are {', '.join(known)}" if known else ""
+            names = known_names(files.parent(folder)[0])
+            there = f"; there are {', '.join(names)}" if names else ""
             raise ValueError(f"name must exist to be resumed, got {name!r}{there}")
         return
     if resume == "never":
@@ -168,10 +168,20 @@ def check_resume(
             f"name must be new, got {name!r}, which stands in {folder}; add --resume to go on with "
             "it, or choose another --name"
         )
-    if changed := differences(description.identity, json.loads(json.dumps(identity))):
+    old, new = description.identity, json.loads(json.dumps(identity))
+    known = split_file.read_split_file(folder) if source else None
+    if source and description.data_digest != source.digest and _data(old) == _data(new):
+        # Said first, as settings that are derived from the images change with them.
+        source.check_unchanged(description.data_digest, known)
+    if changed := differences(old, new):
         raise ValueError(f"resume must not change what {name!r} is: {'; '.join(changed)}")
     if source:
-        source.check_unchanged(description.data_digest, split_file.read_split_file(folder))
+        source.check_unchanged(description.data_digest, known)
+
+
+def _data(identity: Mapping[str, Any]) -> Any:
+    """The name of the data in an identity, if it has one."""
+    return identity.get("train", {}).get("data")
 
 
 def exit_code(signal: int | None) -> int:
