@@ -70,7 +70,7 @@ def fitted(job: Fitted, source: Source) -> tuple[Fitted, list[str]]:
     return changed, [*images.notes(), *notes, *few_images_notes(source, job.train, size)]
 
 
-def few_images_notes(source: Source, train: TrainConfig, size: DeitSize) -> list[str]:
+def few_images_notes(source: Source, train: TrainConfig, size: DeitSize = "tiny") -> list[str]:
     """A line that says so where the images are few for a training from scratch."""
     images = len(source.train)
     if images >= FEW_IMAGES or train.init or source.img_size:

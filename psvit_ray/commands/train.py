@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from psvit_ray.commands import command_line
-from psvit_ray.commands.fitting import fitted
+from psvit_ray.commands.fitting import few_images_notes, fitted
 from psvit_ray.commands.options import TrainJob
 from psvit_ray.commands.shorter import shorter_note
 from psvit_ray.data.sources.load_data import load_data
@@ -23,10 +23,13 @@ def work(job: TrainJob) -> int:
     # What is wrong is said before torch, Ray and MLflow are imported, which takes many seconds.
     spec = command_line.read_arch(job.arch, job.base)
     source = load_data(job.train)
-    fit_notes: list[str] = []
     if job.arch is None or job.arch[:1].isdigit():  # by a pattern, with the widths of the base
         job, fit_notes = fitted(job, source)
         spec = command_line.read_arch(job.arch, job.base)
+    elif job.size:
+        raise ValueError(f"size must be left out with an arch that has widths, got {job.arch!r}")
+    else:
+        fit_notes = few_images_notes(source, job.train)
     spec = command_line.fit_arch(spec, job.arch, source)
     configuration = Configuration(spec=spec, train=job.train)
     check_fits(configuration, source)

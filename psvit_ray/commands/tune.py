@@ -34,7 +34,7 @@ def work(job: TuneJob) -> int:
         from psvit_ray.commands.estimate import describe
 
         settings = without_secrets_in(job.model_dump(mode="json"))
-        print(yaml.safe_dump(settings, sort_keys=False), *notes, sep="\n")
+        print(yaml.safe_dump(settings, sort_keys=False), *source.notes, *notes, sep="\n")
         oneshot = job.oneshot if job.strategy == "oneshot" else None
         print(describe(search, train, oneshot, concurrency=job.trials.max_concurrent))
         return 0

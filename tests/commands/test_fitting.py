@@ -244,6 +244,10 @@ def test_small_pictures_can_be_enlarged(tmp_path: Path) -> None:
             "--recipe images takes it",
         ),
         (
+            "train_psvit --data {photos} --arch psvit_2d_tiny --size small",
+            "size must be left out with an arch that has widths, got 'psvit_2d_tiny'",
+        ),
+        (
             "tune_psvit --data {photos} --img-size 31",
             "img_size must be a multiple of a patch that leaves a grid of 7 x 7 to 28 x 28, got "
             "31; nearest is 30 or 32",
