@@ -39,6 +39,8 @@ ROOMS = {
 KNOWS_RAY = {"runtime", "commands", "jobs"}
 KNOWS_MLFLOW = {
     "psvit_ray/runtime/tracking/mlflow_tracker.py",
+    "psvit_ray/runtime/tracking/parent_page.py",
+    "psvit_ray/runtime/tracking/parent_run.py",
     "psvit_ray/runtime/tracking/registry.py",
     "jobs/studies/simulate_search.py",  # which asks it what a user does
 }

@@ -50,7 +50,7 @@ from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.oneshot.subnet_actors import SubnetActors
 from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import open_session
-from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
+from psvit_ray.runtime.tracking import mlflow_tracker, parent_run, store_uri
 from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.tuner import run_trials
 from psvit_ray.search.config import SearchConfig
@@ -341,7 +341,7 @@ def tracking(job: BenchmarkJob) -> dict[str, Any]:
     source = load_source(configuration)
     with tempfile.TemporaryDirectory() as folder:
         tracker = mlflow_tracker.Tracker(
-            mlflow_tracker.Experiment(
+            parent_run.Experiment(
                 tracking_uri=store_uri.sqlite_uri(Path(folder, "mlflow.db")),
                 name="benchmark",
                 search_id="benchmark",

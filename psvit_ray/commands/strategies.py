@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from psvit_ray.commands.options import TuneJob
+from psvit_ray.commands.search_page import SearchPage
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.report import leaderboard
 from psvit_ray.report.oneshot import oneshot_files
@@ -40,7 +41,9 @@ def run(job: TuneJob, source: Source) -> int:
                 print(note)
         strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]
         strategies = {"scratch": scratch, "oneshot": oneshot}
+        page = SearchPage(job, session, source)
         result = strategies[job.strategy](job, session, source)
+        print(page.finish(result.records))
     if result.untracked:
         print(
             f"MLflow did not take {result.untracked} configurations; they are in the record, and "

@@ -46,7 +46,7 @@ def summary(records: Iterable[Record], folder: Folder, tracking_uri: str) -> str
         error = max(record.error or 0.0 for record in ranked[:2])
         notes = commonest_line(ranked), tie_warning(ranked[0].metric, values, error)
         parts += [note for note in notes if note]
-    parts += [_comparison_line(records), _next_steps(records, folder, tracking_uri)]
+    parts += [comparison_line(records), _next_steps(records, folder, tracking_uri)]
     return "\n\n".join(parts)
 
 
@@ -168,7 +168,8 @@ def _is_number(cell: str) -> bool:
     return cell.replace(".", "", 1).isdigit() or cell in ("", "-")
 
 
-def _comparison_line(records: Sequence[Record]) -> str:
+def comparison_line(records: Sequence[Record]) -> str:
+    """The winner's result beside DeiT's."""
     winner, baseline = best(records), best_deit(records)
     if winner is None:
         return "No winner yet: no PSViT was trained in full."

@@ -24,7 +24,9 @@ from sqlalchemy.engine import make_url
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
 from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
-from psvit_ray.runtime.tracking.mlflow_tracker import Experiment, Tracker, open_run
+from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.tracking.parent_page import ParentPage
+from psvit_ray.runtime.tracking.parent_run import Experiment, open_run, source_tags
 from psvit_ray.runtime.tracking.store_uri import (
     artifact_location,
     check,
@@ -37,6 +39,7 @@ from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.config import Configuration, TrainConfig
+from psvit_ray.training.results import RANKING
 from tests.helpers.mlflow_server import Server
 from tests.helpers.processes import free_port, until
 
@@ -153,15 +156,14 @@ def test_a_search_is_one_parent_and_a_child_for_each_configuration(
             "pooling": "2d",
             "pool_op": "conv",
             "num_pools": "1",
-            "pools_after": "2",
-            "class_token": "False",
+            "pools_after": "L2",
             "depth": "3",
             "shared_fraction": "0.333",
             "patch_size": "2",
-            "widths": "16+24",
+            "stage_widths": "16+24",
             "width_last": "24",
-            "heads": "2+2",
-            "mlp_widths": "32+48",
+            "stage_heads": "2+2",
+            "stage_mlp_widths": "32+48",
             **{f"train.{name}": str(value) for name, value in train.items()},
         }
         tags = {name: v for name, v in run.data.tags.items() if name.startswith("psvit.")}
@@ -297,14 +299,14 @@ def test_all_that_a_run_lacks_is_one_call_and_what_has_ended_needs_none(
     log_batch, metrics = MlflowClient.log_batch, list[int]()
 
     def counting(self: MlflowClient, run_id: str, **given: Any) -> None:
-        metrics.append(len(given["metrics"]))
+        metrics.append(len(given.get("metrics", ())))
         log_batch(self, run_id, **given)
 
     monkeypatch.setattr(MlflowClient, "log_batch", counting)
     late = record(0, tuple(map(float, range(mlflow_tracker.POINTS + 1))), "stopped")
     written(experiment, late)
     costs = 2
-    assert metrics == [costs, 3 * mlflow_tracker.POINTS, 3]
+    assert metrics == [0, 3 * mlflow_tracker.POINTS + costs, 3]
     _, before = runs(experiment)
     assert len(everything(experiment, before[0])["epoch"]) == mlflow_tracker.POINTS + 1
     written(experiment, late)
@@ -387,11 +389,11 @@ def test_a_long_reason_is_cut_not_refused(experiment: Experiment) -> None:
 def test_a_machine_without_git_tracks_all_the_same(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mlflow_tracker._source_tags.cache_clear()
+    source_tags.cache_clear()
     with monkeypatch.context() as patched:
         patched.setenv("PATH", "/nowhere")
         written(experiment, record(0, (50.0,), "completed"))
-    mlflow_tracker._source_tags.cache_clear()
+    source_tags.cache_clear()
     _, (run,) = runs(experiment)
     assert "mlflow.source.git.commit" not in run.data.tags
 
@@ -777,3 +779,73 @@ def test_the_data_of_a_search_is_a_dataset_of_each_run_once(experiment: Experime
             {"uri": "s3://bucket/flowers"},
         )
         assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+
+
+def test_the_best_so_far_of_a_search_never_falls_and_a_resume_adds_to_it(
+    experiment: Experiment,
+) -> None:
+    """It counts configurations that were trained in full; the steps are those that have ended."""
+    ended = [
+        record(0, (40.0, 60.0), "completed"),
+        record(1, (90.0,), "stopped"),
+        record(2, (), "failed", reason="loss is nan"),
+        record(3, (70.0,), "completed"),
+    ]
+    written(experiment, *ended, record(4, (99.0,), "interrupted"), status="interrupted")
+    parent, _ = runs(experiment)
+    best = [(1, 60.0), (2, 60.0), (3, 60.0), (4, 70.0)]
+    assert everything(experiment, parent)["search/best_top1"] == best
+
+    written(experiment, *ended[::-1], record(4, (99.0, 65.0), "completed"))
+    parent, _ = runs(experiment)
+    assert everything(experiment, parent)["search/best_top1"] == [*best, (5, 70.0)]
+
+
+def test_the_page_of_a_search_is_written_again_by_a_resume(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    """MLflow refuses a parameter with another value: the first one stays."""
+    folder = Folder(str(tmp_path)) / "a-search"
+    for size, best in ((10, 60.0), (11, 70.0)):
+        written(experiment, record(0, (best,), "completed"))
+        folder.write("table.csv", f"{best}".encode())
+        page = ParentPage(experiment)
+        assert page.links(RANKING["top1"])
+        page.write(
+            f"best {best}",
+            params={"space_size": size},
+            metrics={"winner/holdout_top1": best, "budget/hours": 2.0},
+            folder=folder,
+            files=["table.csv", "absent.csv"],
+            texts={"recipe.yaml": f"size: {size}"},
+        )
+        assert page.warning == ""
+    parent, _ = runs(experiment)
+    assert (parent.info.status, parent.data.params) == ("FINISHED", {"space_size": "10"})
+    assert parent.data.tags["mlflow.note.content"] == "best 70.0"
+    assert parent.data.metrics["winner/holdout_top1"] == 70.0
+    assert points(experiment, parent, "budget/hours") == [(0, 2.0)]
+    client = MlflowClient(experiment.tracking_uri)
+    files = [file.path for file in client.list_artifacts(parent.info.run_id)]
+    assert files == ["recipe.yaml", "table.csv"]
+    table = client.download_artifacts(parent.info.run_id, "table.csv", str(tmp_path))
+    assert Path(table).read_text() == "70.0"
+
+
+def test_a_page_that_the_store_does_not_take_is_told_and_no_error() -> None:
+    uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
+    page = ParentPage(Experiment(tracking_uri=uri, name="a", search_id="a", run_name="a"))
+    assert page.links(RANKING["top1"]) is None
+    page.write("a search")
+    assert page.warning
+    assert "hunter2" not in page.warning
+
+
+def test_a_page_of_a_name_that_was_lost_is_the_other_drivers(experiment: Experiment) -> None:
+    lease = _Lease()
+    lease.lost = True
+    page = ParentPage(experiment, lease)
+    with pytest.raises(LeaseLost):
+        page.links(RANKING["top1"])
+    with pytest.raises(LeaseLost):
+        page.write("mine")

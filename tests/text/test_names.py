@@ -17,7 +17,7 @@ from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import resolve_folder
 from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tracking.gauges import Gauges
-from psvit_ray.runtime.tracking.mlflow_tracker import data_set_name, experiment_name
+from psvit_ray.runtime.tracking.parent_run import data_set_name, experiment_name
 from psvit_ray.search.description import read_records
 from psvit_ray.storage import files
 from psvit_ray.storage.file_names import MAX_NAME_BYTES, check_file_name, check_folder_name

@@ -17,7 +17,7 @@ from psvit_ray.data.splits import split_file
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.config import Resume, SessionConfig
 from psvit_ray.runtime.session.lease import Lease
-from psvit_ray.runtime.tracking import mlflow_tracker, store_uri
+from psvit_ray.runtime.tracking import parent_run, store_uri
 from psvit_ray.search.description import (
     DESCRIPTION,
     SearchDescription,
@@ -52,7 +52,7 @@ class Session:
     """Folder of the file that lists the splits."""
     split_by_file: bool
     """Whether workers read the split from that file, and do not compute it from settings."""
-    experiment: mlflow_tracker.Experiment
+    experiment: parent_run.Experiment
 
 
 def resolve_folder(launch: SessionConfig, *, default_name: str) -> tuple[Folder, str]:
@@ -76,7 +76,7 @@ def open_session(
     source: Source,
     num_workers: int,
     resources: cluster.WorkerResources,
-    role: mlflow_tracker.Role = "search",
+    role: parent_run.Role = "search",
 ) -> Iterator[Session]:
     """Opens a session: makes all checks, joins Ray, takes the lease, opens the run in MLflow.
 
@@ -111,9 +111,9 @@ def open_session(
         if begun is None and source.images:
             folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
         description = begun or write_description(folder, identity, source.digest)
-        experiment = mlflow_tracker.Experiment(
+        experiment = parent_run.Experiment(
             tracking_uri=uri,
-            name=mlflow_tracker.experiment_name(source.name),
+            name=parent_run.experiment_name(source.name),
             search_id=description.search_id,
             run_name=name,
             role=role,
@@ -122,7 +122,7 @@ def open_session(
             data_digest=source.digest,
         )
         try:
-            mlflow_tracker.open_run(experiment, fence)
+            parent_run.open_run(experiment, fence)
         except ValueError:
             if begun is None:  # the name is as new as it was
                 folder.delete(DESCRIPTION)

@@ -46,26 +46,29 @@ def run_params(record: Record) -> dict[str, str]:
 
 
 def arch_params(spec: ArchSpec) -> dict[str, object]:
-    """Parameters that a person can read and a chart can show. `none` stands where nothing is
-    pooled, so that 0 is always a number."""
+    """Parameters that a person can read and a chart can show: `pools_after` is the layers that a
+    pooling follows, `none` stands where nothing is pooled, and 0 is always a number.
+
+    The page that compares runs opens on the first parameters by name that differ.
+    """
     depths = [stage.depth for stage in spec.stages]
     pools_after = [sum(depths[: stage + 1]) for stage in range(len(depths) - 1)]
     groups = sum(len(stage.share_groups) for stage in spec.stages)
     return {
         "pattern": spec.pattern,
         "is_deit": spec.is_deit,
-        "pooling": spec.pooling if pools_after else "none",
+        "pooling": spec.pooling,
         "pool_op": spec.pool_op if pools_after else "none",
         "num_pools": len(pools_after),
-        "pools_after": _joined(pools_after) or "none",
-        "class_token": spec.pooling == "1d",
+        # With letters: of numbers and texts, a chart would show the numbers alone.
+        "pools_after": _joined(f"L{layer}" for layer in pools_after) or "none",
         "depth": spec.depth,
         "shared_fraction": round(1 - groups / spec.depth, 3),
         "patch_size": spec.patch_size,
-        "widths": _joined(stage.embed_dim for stage in spec.stages),
+        "stage_widths": _joined(stage.embed_dim for stage in spec.stages),
+        "stage_heads": _joined(stage.num_heads for stage in spec.stages),
+        "stage_mlp_widths": _joined(stage.hidden_dim for stage in spec.stages),
         "width_last": spec.stages[-1].embed_dim,
-        "heads": _joined(stage.num_heads for stage in spec.stages),
-        "mlp_widths": _joined(stage.hidden_dim for stage in spec.stages),
     }
 
 
@@ -84,6 +87,6 @@ def has_ended(status: str, tags: dict[str, str], record: Record) -> bool:
     )
 
 
-def _joined(numbers: Iterable[int]) -> str:
-    """Numbers as a text that a chart takes for no number, as it would `2,4`."""
-    return "+".join(str(number) for number in numbers)
+def _joined(parts: Iterable[object]) -> str:
+    """Parts with a sign between them that makes no number of them, as a comma would."""
+    return "+".join(map(str, parts))
