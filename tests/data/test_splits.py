@@ -131,3 +131,35 @@ def test_a_class_of_one_image_has_none_in_the_holdout(tmp_path: Path) -> None:
     assert np.bincount(part.train.labels, minlength=10).min() == 1
     some = f"training on {len(part.train)} of {train} images, class by class"
     assert part.notes == (cut, said, some)
+
+
+@pytest.mark.parametrize("stored_as", ["folder", "table"])
+def test_test_images_are_cut_once_whatever_else_is_drawn(stored_as: str, tmp_path: Path) -> None:
+    data = folder = drawn_folder(tmp_path / "photos", classes=3, per_class=30, size=16)
+    if stored_as == "table":
+        data = tmp_path / "photos.parquet"
+        write_by_datasets(folder, data)
+    first = load(data, test_fraction=0.2)
+    assert 8 < len(first.test or ()) < 30
+    assert first.test
+    assert {*first.test.labels} == {0, 1, 2}
+    assert first.notes[0] == f"test: {len(first.test)} of 90 images, class by class"
+    every = [paths_of(table) for table in (first.train, first.holdout, first.test)]
+    assert sum(map(len, every)) == len(set.union(*every)) == 90
+    for changes in ({"split_seed": 4}, {"holdout": 0.5}, {"data_fraction": 0.3}):
+        assert paths_of(load(data, test_fraction=0.2, **changes).test) == every[2]
+    assert load(data, test_fraction=0).test is None
+
+
+def test_added_images_leave_the_test_images_in_the_test(tmp_path: Path) -> None:
+    folder = drawn_folder(tmp_path / "photos", classes=3, per_class=30, size=16)
+    before = paths_of(load(folder, test_fraction=0.2).test)
+    for path in [*folder.glob("*/*.png")][::3]:
+        shutil.copy(path, path.with_name(f"more-{path.name}"))
+    now = load(folder, test_fraction=0.2)
+    assert before < paths_of(now.test)
+
+
+def test_a_test_split_that_is_there_is_the_test(split_folder: Path) -> None:
+    whole = load(split_folder, test_fraction=0.5)
+    assert paths_of(whole.test) == paths_of(load(split_folder).test)
