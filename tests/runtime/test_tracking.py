@@ -20,6 +20,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from sqlalchemy.engine import make_url
 
 from psvit_ray.arch.spec import ArchSpec, StageSpec
@@ -849,3 +850,56 @@ def test_a_page_of_a_name_that_was_lost_is_the_other_drivers(experiment: Experim
         page.links(RANKING["top1"])
     with pytest.raises(LeaseLost):
         page.write("mine")
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_store_that_was_copied_or_moved_writes_into_itself(tmp_path: Path, how: str) -> None:
+    """With its folder, as `cp -r outputs elsewhere` does: the old place stays as it is, and what
+    was written there is found in the new one."""
+    old, new = tmp_path / "50% outputs", tmp_path / "elsewhere"
+    old.mkdir()
+    before = Experiment(
+        tracking_uri=resolve_uri(None, Folder(str(old))),
+        name="psvit/a",
+        search_id="a",
+        run_name="a",
+    )
+    own = MlflowClient(before.tracking_uri)
+    chosen = f"file://{tmp_path}/chosen"
+    own.create_experiment("of a user", chosen)
+    page = ParentPage(before)
+    page.write("first", texts={"first.txt": "1"})
+    page_run, _ = runs(before)
+    logged = own.create_logged_model(
+        page_run.info.experiment_id, source_run_id=page_run.info.run_id
+    )
+    own.create_registered_model("m")
+    own.create_model_version("m", logged.artifact_location, page_run.info.run_id)
+    if how == "copied":
+        shutil.copytree(old, new)
+    else:
+        old.rename(new)
+    there = sorted(path.relative_to(old) for path in old.rglob("*"))
+
+    _artifact_repos_cache.clear()  # the process of another command has none
+    after = before.model_copy(update={"tracking_uri": resolve_uri(None, Folder(str(new)))})
+    page = ParentPage(after)
+    page.write("second", texts={"second.txt": "2"})
+    written(after.model_copy(update={"search_id": "b"}), record(0, (50.0,), "completed"))
+    assert page.warning == ""
+    assert sorted(path.relative_to(old) for path in old.rglob("*")) == there
+    artifacts = new / "mlartifacts" / page_run.info.run_id / "artifacts"
+    assert sorted(path.name for path in artifacts.iterdir()) == ["first.txt", "second.txt"]
+    client = MlflowClient(after.tracking_uri)
+    names = {file.path for file in client.list_artifacts(page_run.info.run_id)}
+    assert names == {"first.txt", "second.txt"}
+    here = (new / "mlartifacts").as_uri()
+    places = [
+        client.get_logged_model(logged.model_id).artifact_location,
+        client.get_model_version("m", "1").source,
+        *(run.info.artifact_uri for run in client.search_runs([page_run.info.experiment_id])),
+    ]
+    assert [place for place in places if not str(place).startswith(f"{here}/")] == []
+    of_user = client.get_experiment_by_name("of a user")
+    assert of_user
+    assert of_user.artifact_location == chosen

@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run, ViewType
 from mlflow.exceptions import MlflowException
 
 from psvit_ray.arch.spec import Value
-from psvit_ray.runtime.tracking import store_uri
+from psvit_ray.runtime.tracking import moved_store, store_uri
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Guard
 from psvit_ray.text.printable import printable
@@ -88,6 +88,7 @@ class ParentRun:
         """The client, for one call. Raises LeaseLost where the runs belong to another driver by
         now."""
         if self._client is None:
+            moved_store.adopt(self._experiment.tracking_uri)
             self._client = MlflowClient(self._experiment.tracking_uri)
         if self._guard:
             self._guard.check()

@@ -23,6 +23,7 @@ from mlflow.types import Schema, TensorSpec
 
 from psvit_ray.export.formats import check_agreement
 from psvit_ray.export.model_folder import ExportedModel
+from psvit_ray.runtime.tracking import moved_store
 from psvit_ray.runtime.tracking import store_uri as stores
 from psvit_ray.storage.file_names import check_file_name
 from psvit_ray.text.secrets import without_secrets
@@ -67,6 +68,7 @@ def register(
     refuses, ConversionError where what would be served does not answer as the model does.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    moved_store.adopt(tracking_uri)
     config = exported.config
     run = _run(tracking_uri, config.training.run_id)
     tags = {

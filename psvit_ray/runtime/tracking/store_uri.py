@@ -73,7 +73,7 @@ def check(tracking_uri: str) -> None:
             "tracking_uri must be the address of a server, as http://host:5000, or a database, as "
             f"sqlite:////folder/mlflow.db, got {without_secrets(tracking_uri)!r}"
         )
-    if file := _sqlite_file(tracking_uri):
+    if file := sqlite_file(tracking_uri):
         _check_file(tracking_uri, file)
     if scheme not in SERVERS:
         return
@@ -135,7 +135,7 @@ def _proxy(tracking_uri: str) -> str | None:
 def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
     """Raises ValueError for a SQLite file on a cluster: a driver that is submitted again may stand
     on another host, and SQLite's locks do not hold on shared disks."""
-    if num_hosts > 1 and _sqlite_file(tracking_uri):
+    if num_hosts > 1 and sqlite_file(tracking_uri):
         raise ValueError(
             f"tracking_uri must be a tracking server's on a cluster of {num_hosts} hosts, got "
             f"{without_secrets(tracking_uri)}; add --tracking-uri http://HOST:5000"
@@ -144,18 +144,18 @@ def check_shared(tracking_uri: str, *, num_hosts: int) -> None:
 
 def exists(tracking_uri: str) -> bool:
     """Whether the store exists. Asking it would create a SQLite file that is not there."""
-    file = _sqlite_file(tracking_uri)
+    file = sqlite_file(tracking_uri)
     return file is None or file.exists()
 
 
 def artifact_location(tracking_uri: str) -> str | None:
     """Location of artifacts: a folder beside a SQLite file, for which MLflow would take the working
     directory; None elsewhere, where the store knows."""
-    file = _sqlite_file(tracking_uri)
+    file = sqlite_file(tracking_uri)
     return (file.absolute().parent / ARTIFACTS).as_uri() if file else None
 
 
-def _sqlite_file(tracking_uri: str) -> Path | None:
+def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of a SQLite address; None for any other address, and for a database in memory.
     Raises ValueError where it is no URI."""
     if not tracking_uri.startswith("sqlite"):
