@@ -3,8 +3,9 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 export RAY_USAGE_STATS_ENABLED = 0
 
-# Processes that run tests side by side, file by file.
+# Processes that run tests side by side, file by file. Tests with Ray wait half of their time.
 WORKERS ?= 2
+test: WORKERS = 3
 PYTEST := $(PYTHON) -m pytest
 BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import tempfile
@@ -17,23 +18,36 @@ from tests.helpers import process_guard
 from tests.helpers.command_line import refused as refused
 from tests.helpers.command_line import run as run
 
+gc.disable()  # until all is imported: what a module makes stays, and is looked through in vain
 torch.set_num_threads(1)  # two cores, and Ray's workers beside this process
 process_guard.install()
 # A head that was killed leaves its address here, and Ray's own helpers would ask that one.
 RAY_ADDRESS_FILE = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")
 NOBODY = "127.0.0.1:1"
+LONGEST = ("oneshot_job", "faults", "ranks", "ray_jobs", "ray_runs", "deployment")
+"""Test files that take minutes, the longest first: none is to be begun when all others are done."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that start processes because of what they use. With several workers, those
-    with the longest tests go first, so that none is left with one of them in the end."""
+    """Marks the tests that start processes because of what they use. With several workers, the
+    longest go first, so that none is left with one of them in the end."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(process_guard.MARK)
-        if process_guard.may_start(item):  # shown, to be listed: Ray's are not known yet
-            item.add_marker(pytest.mark.filterwarnings("default"))
-    items.sort(key=lambda item: not process_guard.may_start(item))
+    items.sort(key=lambda item: (_rank(item), not process_guard.may_start(item)))
+
+
+def _rank(item: pytest.Item) -> int:
+    name = item.path.stem.removeprefix("test_")
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """Nothing of what was imported is looked through for garbage between tests."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

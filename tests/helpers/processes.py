@@ -15,7 +15,7 @@ def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> 
     while not condition():
         assert driver.poll() is None, driver.communicate()[0]
         assert time.monotonic() < patience
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -389,7 +389,7 @@ def test_bad_images_are_left_out_named_and_counted(
     folder, bad = with_bad
     out = tmp_path / "out"
     prepared(folder, out)
-    named = list(csv.DictReader((out / "quarantine.csv").open()))
+    named = list(csv.DictReader((out / "quarantine.csv").read_text().splitlines()))
     assert [row["source"] for row in named] == [str(folder)] * 3
     assert {row["path"]: row["reason"] for row in named} == bad
     paths = [row["image"]["path"] for row in rows(out)]
@@ -414,7 +414,7 @@ def test_too_many_bad_images_end_it_and_a_resume_may_allow_them(
     with pytest.raises(ValueError, match=r"data has 3 images that .* max_bad_fraction=0.02; .*csv"):
         prepared(folder, out, most_bad=0.02)
     assert not (out / "manifest.json").exists()
-    named = csv.DictReader((out / "quarantine.csv").open())
+    named = csv.DictReader((out / "quarantine.csv").read_text().splitlines())
     assert {row["path"]: row["reason"] for row in named} == bad
     prepared(folder, out, most_bad=0.03, resume="must")
     assert files(out) == allowed
