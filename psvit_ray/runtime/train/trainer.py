@@ -18,7 +18,7 @@ from typing import Any
 
 import ray.train
 from ray.exceptions import RayError
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from psvit_ray.runtime.cluster.network import UseRayInterface
@@ -27,19 +27,17 @@ from psvit_ray.runtime.session.session import Session
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.runtime.tracking.gauges import Gauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.callbacks import RecordCallback, SigtermCallback, failure_line
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, ControlChannel
 from psvit_ray.runtime.train.elastic import LimitWaiting, NoHostsError, SaveBeforeResize
-from psvit_ray.runtime.train.worker import SigtermCallback, WorkerTask, train_worker
-from psvit_ray.search.record import Record, RecordStore, Status
-from psvit_ray.storage.fence import Fence, LeaseLost
+from psvit_ray.runtime.train.worker import WorkerTask, train_worker
+from psvit_ray.search.record import Record, Status
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.durations import time_left
 from psvit_ray.text.secrets import without_secrets
-from psvit_ray.training.agreement import WorkerHung
 from psvit_ray.training.checkpoint import checkpoint_names
 from psvit_ray.training.config import Configuration
-from psvit_ray.training.results import result_of
 
 CHECKPOINTS = "checkpoints"
 FOLLOW_S = 2.0
@@ -166,7 +164,7 @@ def train(
             workers=workers,
             resources_per_worker=resources_per_worker,
             wait_minutes=wait_minutes,
-            callbacks=[_RecordCallback(session.store, task.fence, task.channel)],
+            callbacks=[RecordCallback(session.store, task.fence, task.channel)],
         )
         fit = _Fit(trainer, session.folder / CHECKPOINTS)
         return _Driver(session, ControlChannel(task.channel), stop_signal).drive(fit)
@@ -313,33 +311,4 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
     if waited := _no_hosts(error):
         return str(waited)
     failures = getattr(error, "worker_failures", None)
-    return _one_line(failures) if failures else without_secrets(str(error)).splitlines()[-1]
-
-
-def _one_line(failures: dict[int, Exception]) -> str:
-    """One line about the failures of workers. A worker that hangs is named by another; the other
-    failures follow from it."""
-    rank, failure = min(
-        failures.items(), key=lambda item: (not isinstance(item[1], WorkerHung), item[0])
-    )
-    return without_secrets(f"worker {rank}: {type(failure).__name__}: {failure}").splitlines()[0]
-
-
-class _RecordCallback(UserCallback):
-    """Writes the record, in Train's controller: the process that calls `fit` sees no reports."""
-
-    def __init__(self, store: RecordStore, fence: Fence, channel: str) -> None:
-        self._store, self._fence, self._channel = store, fence, channel
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
-        try:
-            self._fence.check()  # the record may be gone with the lease
-            (record,) = self._store.all()
-            self._store.put(record.reported(result_of(metrics[0])))
-        except LeaseLost as error:
-            ControlChannel(self._channel).send(STOP, str(error))
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        ControlChannel(self._channel).send_note(_one_line(worker_exceptions))
+    return failure_line(failures) if failures else without_secrets(str(error)).splitlines()[-1]

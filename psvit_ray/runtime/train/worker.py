@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
-from types import FrameType
 from typing import Any
 
 import ray.train
@@ -21,7 +19,8 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.data.splits import split_file
 from psvit_ray.data.splits.split_file import DataChanged
-from psvit_ray.runtime.cluster.ray_train_private import WorkerCallback, preemption_notice
+from psvit_ray.runtime.cluster.ray_train_private import preemption_notice
+from psvit_ray.runtime.train.callbacks import SigtermCallback
 from psvit_ray.runtime.train.control_channel import (
     BEGUN,
     SAVE,
@@ -170,22 +169,6 @@ def record_bad_images(report: Report, folder: Folder) -> None:
         quarantine.add_to_quarantine(folder, report.bad_images)
         images = "1 image" if number == 1 else f"{number} images"
         logger.warning("%s cannot be read: see %s/%s", images, folder, quarantine.QUARANTINE)
-
-
-class SigtermCallback(WorkerCallback):
-    """Notes the first SIGTERM to a worker's process; a second one ends it at once.
-
-    Train calls this in the main thread, which alone may set a handler; the run is in another.
-    """
-
-    received = False
-
-    def after_init_train_context(self) -> None:
-        def note(number: int, frame: FrameType | None) -> None:
-            SigtermCallback.received = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-        signal.signal(signal.SIGTERM, note)
 
 
 class WorkerRequests:

@@ -13,7 +13,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from psvit_ray.arch.spec import Value
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import STOP, ControlChannel, HeadMonitor
-from psvit_ray.runtime.train.trainer import make_trainer
 from psvit_ray.runtime.train.worker import DRIVER_ERRORS, WorkerTask, record_bad_images
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.agreement import Request
@@ -96,6 +95,9 @@ def _check_monitor(monitor: HeadMonitor) -> Request:
 
 
 def _train_in_workers(task: TrialTask) -> None:
+    # Not where a trial trains by itself: it brings MLflow with it, in each process of trials.
+    from psvit_ray.runtime.train.trainer import make_trainer
+
     trainer = make_trainer(
         task.worker,
         name=task.worker.configuration.key,
