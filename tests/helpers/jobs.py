@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 from psvit_ray.runtime.tracking.configuration_run import RUN_STATUS
 from psvit_ray.search.record import Record
 from tests.helpers.command_line import job, parse
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.processes import PATIENCE_S, free_port
 from tests.helpers.ray_runs import (
     TWO_EPOCHS,
@@ -76,6 +77,7 @@ def words_of_search(
     folder: Path, *flags: str, content: Mapping[str, Any] = SEARCH_RECIPE
 ) -> list[str]:
     (folder / "small.yaml").write_text(yaml.safe_dump(content))
+    put_store(folder / "out")
     recipe, storage = str(folder / "small.yaml"), str(folder / "out")
     return ["--recipe", recipe, "--storage", storage, "--name", "a", *flags]
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from psvit_ray.runtime.tracking.store_uri import check
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.processes import free_port
 
 
@@ -24,6 +25,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        put_store(self.folder, "server.db")
         database = f"sqlite:///{self.folder}/server.db"
         command = ["-m", "mlflow", "server", "--workers", "1", "--backend-store-uri", database]
         self.process = subprocess.Popen(

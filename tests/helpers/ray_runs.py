@@ -27,6 +27,7 @@ from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
 from psvit_ray.training.source import load_source
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.training import SPEC, in_group, join_group
 
 # 24 steps an epoch, image by image, so that there is a moment to strike between two of them.
@@ -101,7 +102,7 @@ def striking(*blows: Callable[[], bool]) -> Iterator[list[int]]:
     def strike() -> None:
         for number, blow in enumerate(blows):
             while not blow():
-                if ended.wait(0.02):
+                if ended.wait(0.1):  # to look through all processes takes a core
                     return
             landed.append(number)
 
@@ -117,6 +118,7 @@ def striking(*blows: Callable[[], bool]) -> Iterator[list[int]]:
 def in_ray_train(
     folder: Path, configuration: Configuration, workers: WorkerRange, *, patience_s: float = 300
 ) -> TrainResult:
+    put_store(folder)
     with session(folder, num_workers=workers.min_workers) as given:
         return train(
             given,

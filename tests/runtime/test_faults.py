@@ -43,6 +43,7 @@ from psvit_ray.training.execution import Execution
 from psvit_ray.training.source import load_source
 from tests.helpers.jobs import train_job
 from tests.helpers.mlflow_server import Server
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.processes import PATIENCE_S, free_port, until, wait_until
 from tests.helpers.ray_runs import (
     TWO_EPOCHS,
@@ -180,6 +181,8 @@ def test_a_full_disk_ends_a_search_and_is_no_fault_of_its_configurations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configurations = [configured(**SOONER), configured(**SOONER, lr=1e-3)]
+
+    put_store(tmp_path)
 
     def search(resume: Resume = "never") -> TrialsResult:
         with session(tmp_path, resume=resume) as given:

@@ -32,11 +32,12 @@ from psvit_ray.training.paths import PathSampler
 from psvit_ray.training.source import load_source
 from tests.helpers import jobs
 from tests.helpers.command_line import job, parse
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.oneshot import by_spec, timeless
+from tests.helpers.processes import wait_until
 from tests.helpers.ray_runs import session
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 300
 SPACE: dict[str, Any] = {
     **{"img_size": 8, "in_chans": 1, "num_classes": 10, "patch_size": [2]},
     **{"pooling": ["1d", "2d"], "num_stages": [2]},
@@ -61,11 +62,7 @@ def found(folder: Path) -> Folder:
 
 
 def kill_when(condition: Callable[[], bool], driver: subprocess.Popen[str]) -> None:
-    patience = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < patience
-        time.sleep(0.02)
+    wait_until(condition, driver)
     driver.kill()
     driver.communicate()
 
@@ -90,9 +87,7 @@ def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) 
     )
     trained_before = [record for record in records.all() if record.ranks]
     assert len(trained_before) < 10
-    last = tune(tmp_path / "killed", "--resume")
-    said = last.communicate(timeout=PATIENCE_S)[0]
-    assert last.returncode == 0, said
+    assert jobs.tune_here(tmp_path / "killed", "--resume", *FLAGS, content=RECIPE) == 0
 
     theirs = found(tmp_path / "undisturbed")
     assert timeless(scores.all()) == timeless(ScoreStore(theirs).all())
@@ -129,6 +124,7 @@ def test_killed_in_each_phase_it_ends_as_the_undisturbed_search(tmp_path: Path) 
 def test_its_hours_are_those_of_all_phases(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    put_store(tmp_path)
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     line = f"tune_psvit --recipe {recipe} --storage {tmp_path} --name a {' '.join(FLAGS)}"

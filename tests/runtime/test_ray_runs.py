@@ -24,6 +24,7 @@ from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.proposals import FixedProposals
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.ray_runs import (
     configured,
     in_ray_train,
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def in_ray_tune(folder: Path, *configurations: Configuration, num_workers: int = 1) -> TrialsResult:
+    put_store(folder)
     with session(folder, num_workers=num_workers) as given:
         return run_trials(
             given,

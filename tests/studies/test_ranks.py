@@ -16,7 +16,14 @@ from psvit_ray.search.oneshot.scores import Score, ScoreStore
 from psvit_ray.search.record import RecordStore
 from psvit_ray.storage.folder import Folder
 from tests.helpers.command_line import job, parse
+from tests.helpers.mlflow_store import put_store
 from tests.helpers.records import spec_of, trained_record
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One test alone looks at an interval."""
+    monkeypatch.setattr(rank_correlation, "RESAMPLES", 20)
 
 
 def test_tau_is_one_for_the_same_order_and_minus_one_for_the_reverse() -> None:
@@ -74,9 +81,8 @@ def test_the_ceiling_is_what_one_half_of_the_seeds_says_of_the_other() -> None:
     assert between_halves(np.ones((6, 2))) is None
 
 
-def test_the_better_half_is_ranked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_better_half_is_ranked_by_itself() -> None:
     """The worse half is ranked rightly by the scores, the better half the other way round."""
-    monkeypatch.setattr(rank_correlation, "RESAMPLES", 20)  # no interval is looked at
     scratch = np.array([[1.0, 3.0], [4.0, 4.0], [90.0, 96.0], [94.0, 94.0], [95.0, 95.0]])
     scores = np.array([[1.0], [2.0], [9.0], [8.0], [7.0]])
     specs = [spec_of((1,) * depth) for depth in range(1, 6)]
@@ -99,6 +105,7 @@ def test_the_better_half_is_ranked_by_itself(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_rank_study_trains_scores_and_compares(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    put_store(tmp_path)
     line = (
         f"rank_study --storage {tmp_path} --name a --specs 8 --seeds 2 --supernet-seeds 2 "
         "--epochs 1 --warmup-epochs 0 --data-fraction 0.2 --supernet-epochs 1 --max-gmacs 0.0002"
@@ -126,6 +133,7 @@ def test_a_rank_study_trains_scores_and_compares(
 def test_a_study_trains_every_architecture_in_every_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    put_store(tmp_path)
     study = parse(
         f"proxy_study --storage {tmp_path} --name a --specs 8 --epochs 2 --warmup-epochs 1 "
         "--data-fraction 0.3 --proxy-epochs 1 --max-gmacs 0.0002"
