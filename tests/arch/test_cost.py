@@ -58,8 +58,8 @@ def test_costs_by_arithmetic_are_the_counters(
 ) -> None:
     monkeypatch.setattr(PSViT, "init_weights", lambda self, **_: None)  # slow on the meta device
     rng = random.Random(0)
-    specs = {spec.spec_id: spec for spec in (random_spec(rng, pooling) for _ in range(60))}
-    assert len(specs) >= 55
+    specs = {spec.spec_id: spec for spec in (random_spec(rng, pooling) for _ in range(40))}
+    assert len(specs) >= 35
     for spec in specs.values():
         assert (count_macs(spec), count_params(spec)) == measured(spec), spec
 

@@ -242,10 +242,11 @@ def settings(model: type[BaseModel]) -> Iterator[tuple[type[BaseModel], str, Fie
 
 
 def flags() -> dict[tuple[str, str], tuple[str, FieldInfo]]:
-    """Every flag of every job, those that several share once: with one of the jobs."""
+    """Every flag of every job, those that several share once: with one of the jobs. A search has
+    most flags, and takes longest to parse."""
     found: dict[tuple[str, str], tuple[str, FieldInfo]] = {}
-    for name, job_class in CLASSES.items():
-        for model, field_name, field in settings(getattr(job(name), job_class)):
+    for name in sorted(CLASSES, key=lambda name: name == "tune_psvit"):
+        for model, field_name, field in settings(getattr(job(name), CLASSES[name])):
             found.setdefault((model.__qualname__, field_name), (name, field))
     return found
 

@@ -263,19 +263,6 @@ def test_more_kinds_of_blocks_than_torchs_limit_are_all_compiled(
     assert len(graphs) == 10
 
 
-@pytest.mark.parametrize("pooling", ["1d", "2d"])
-def test_an_exported_network_takes_any_batch(pooling: Pooling) -> None:
-    model = small_model(small_spec(pooling=pooling)).eval()
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        program = torch.export.export(
-            model, (images(model.spec, 2),), dynamic_shapes=({0: batch},)
-        ).module()
-        for size in (1, 5):
-            x = images(model.spec, size)
-            torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
-
-
 def test_forward_writes_no_attribute() -> None:
     def state(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
         for name, module in model.named_modules():
@@ -345,10 +332,9 @@ def test_tokens_are_those_of_the_spec_on_odd_grids(pooling: Pooling, op: PoolOp)
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("psvit")])
 def test_a_preset_trains_a_step_that_reaches_every_parameter(name: str) -> None:
-    model = timm.create_model(name, num_classes=3, drop_rate=0.1, attn_drop_rate=0.1)
+    model = timm.create_model(name, img_size=112, num_classes=3, drop_rate=0.1, attn_drop_rate=0.1)
     assert isinstance(model, PSViT)
-    torch.optim.SGD(model.parameters(), lr=0.1)
-    F.cross_entropy(model(torch.randn(1, 3, 224, 224)), torch.tensor([1])).backward()
+    F.cross_entropy(model(torch.randn(1, 3, 112, 112)), torch.tensor([1])).backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.count_nonzero() > 0, parameter_name

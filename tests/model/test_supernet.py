@@ -56,10 +56,10 @@ def images(number: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("pooling", ["1d", "2d"])
 def test_a_subnet_is_what_is_extracted(supernet: Supernet, pooling: str) -> None:
-    """Logits to 1e-5, of 60 specs; and gradients fall on the weights that are used alone, each as
+    """Logits to 1e-5, of 30 specs; and gradients fall on the weights that are used alone, each as
     large as that of the network extracted."""
     x = images()
-    for spec in drawn(60, pooling):
+    for spec in drawn(30, pooling):
         supernet.zero_grad()
         alone = supernet.extract(spec)
         assert isinstance(alone, PSViT)
@@ -89,7 +89,7 @@ def test_an_extracted_network_is_a_copy(supernet: Supernet) -> None:
 def test_every_weight_is_used_by_some_spec(supernet: Supernet) -> None:
     supernet.zero_grad()
     for pooling, num_stages in product(("1d", "2d"), (1, 2, 3)):
-        for spec in drawn(60, pooling, num_stages=(num_stages,)):
+        for spec in drawn(30, pooling, num_stages=(num_stages,)):
             supernet(images(1), spec).square().sum().backward()
     unused = [name for name, p in supernet.named_parameters() if p.grad is None]
     assert unused == []

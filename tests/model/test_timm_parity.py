@@ -30,7 +30,7 @@ def with_random_weights(name: str, **kwargs: Any) -> nn.Module:
     [
         ("deit_tiny_patch16_224", {}),
         ("deit_small_patch16_224", {}),
-        ("deit_base_patch16_224", {}),
+        ("deit_base_patch16_224", {"img_size": 96}),
         ("vit_tiny_patch16_224", {"init_values": 0.1, "img_size": 96, "in_chans": 1}),
         ("deit3_small_patch16_224", {"img_size": 96}),
     ],

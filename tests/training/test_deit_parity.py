@@ -26,7 +26,7 @@ from psvit_ray.training.engine import run_training
 from psvit_ray.training.state import build_model
 from tests.helpers.pictures import IMAGENET, Pictures
 
-IMAGES, STEPS = 30, 50  # an epoch is one step, so that each step's loss is reported
+IMAGES, STEPS = 12, 50  # an epoch is one step, so that each step's loss is reported
 DEIT = ArchSpec.model_validate(
     {
         **{"img_size": 32, "patch_size": 8, "num_classes": 10, "pooling": "1d"},
@@ -39,7 +39,7 @@ CONFIG = TrainConfig(
     epochs=STEPS,
     batch_size=IMAGES,
     lr=5e-4,
-    lr_base_size=15,
+    lr_base_size=IMAGES // 2,
     warmup_epochs=5,
     min_lr=1e-5,
     weight_decay=0.05,
@@ -93,7 +93,11 @@ def plain_loop() -> tuple[list[float], dict[str, torch.Tensor]]:
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=10)
     criterion, ema = SoftTargetCrossEntropy(), ModelEmaV3(model, 0.99, use_warmup=True)
     mean, std = (255 * torch.tensor(IMAGENET[name]).view(3, 1, 1) for name in ("mean", "std"))
-    table, sampler, losses = Pictures(IMAGES), GlobalBatchSampler(IMAGES, 30, seed=0, repeats=3), []
+    table, sampler, losses = (
+        Pictures(IMAGES),
+        GlobalBatchSampler(IMAGES, IMAGES, seed=0, repeats=3),
+        [],
+    )
     for step in range(STEPS):
         sampler.set_position(step + 1)
         ((indices, seeds),) = (draws.T for draws in sampler)

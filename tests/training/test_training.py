@@ -36,8 +36,8 @@ from tests.helpers.training import (
 EVERYTHING = TrainConfig(
     epochs=3,
     warmup_epochs=1,
-    batch_size=48,
-    micro_batch_size=20,
+    batch_size=24,
+    micro_batch_size=10,
     model_ema_decay=0.9,
     mixup=0.2,
     cutmix=0.5,
@@ -47,7 +47,7 @@ EVERYTHING = TrainConfig(
     attn_drop=0.1,
     drop_path=0.1,
     clip_grad=1.0,
-    data_fraction=0.4,
+    data_fraction=0.2,
     checkpoint_steps=5,
 )
 
@@ -67,7 +67,7 @@ def test_a_run_resumed_anywhere_ends_as_the_undisturbed_run(extra: dict[str, Any
     configuration = Configuration(spec=SPEC, train=EVERYTHING.model_copy(update=extra))
     source = load_source(configuration)
     saved = [report.checkpoint() for report in run_training(configuration, source)]
-    # Nine and a half batches of 48 an epoch: after every fifth step, and at the end of epochs.
+    # Nine and a half batches of 24 an epoch: after every fifth step, and at the end of epochs.
     assert [one.step for one in saved] == [5, 10, 10, 15, 20, 20, 25, 30]
     assert [one.epoch for one in saved] == [0, 1, 1, 1, 2, 2, 2, 3]
     for start in saved[:-1:2] if extra else saved[:-1]:
