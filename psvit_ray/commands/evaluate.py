@@ -28,6 +28,7 @@ from psvit_ray.export.inference import score_batches
 from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.trained_split import TrainedData
 from psvit_ray.report.evaluation import evaluation_files
+from psvit_ray.report.evaluation.binary_curves import binary_result
 from psvit_ray.report.evaluation.metrics import LabelledPredictions
 from psvit_ray.report.progress import with_progress
 from psvit_ray.storage import files
@@ -51,6 +52,10 @@ def work(job: EvaluateJob) -> int:
     split, table, stored, notes = images_of(job, exported)
     given = exported.preprocessing
     notes += survey(table).unlike(given.tones).notes(given.tones, given.background)
+    if job.threshold is not None and len(exported.class_names) != 2:
+        raise ValueError(
+            f"threshold is for a model of two classes, got one of {len(exported.class_names):,}"
+        )
     labels = labels_in_model(table, stored.class_names, exported.class_names)
     counts = np.bincount(labels, minlength=len(exported.class_names))
     absent = [name for name, n in zip(exported.class_names, counts, strict=True) if not n]
@@ -72,6 +77,7 @@ def work(job: EvaluateJob) -> int:
     title = f"{exported.config.spec.pattern}: {split} of {stored.name}"
     try:
         answers = answers_of(job, exported, table, labels)
+        curves = binary_result(answers, job.threshold)
         with new_folder(out) as folder:
             evaluation_files.write(
                 answers,
@@ -79,12 +85,14 @@ def work(job: EvaluateJob) -> int:
                 about=about,
                 title=title,
                 place=table.place,
+                image_of=lambda index: given.picture(table.read(index), job.decoder),
                 num_hardest=job.num_hardest,
+                curves=curves,
             )
     except OSError as error:  # of storage; that of a single image is none
         print(f"error: nothing was written: {files.error_text(error)}", file=sys.stderr)
         return 1
-    print(f"{title}\n{evaluation_files.summary(answers)}\nwritten: {out}")
+    print(f"{title}\n{evaluation_files.summary(answers, curves)}\nwritten: {out}")
     return 0
 
 

@@ -200,7 +200,7 @@ class ExportJob(Value):
 
 
 class EvaluateJob(DataLayout):
-    """Score an exported model on labelled images: accuracy, per class, confusion, calibration.
+    """Score an exported model on labelled images: accuracy, per class, mistakes, calibration.
 
     An image that cannot be read counts as wrong. Data that the model was trained on is split as it
     was then; images that were added since are not scored.
@@ -225,6 +225,9 @@ class EvaluateJob(DataLayout):
     """Library that decodes images."""
     num_hardest: NonNegativeCount = 100
     """Images of the highest loss that are listed."""
+    threshold: Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    """Probability from which on an image counts as the rarer of two classes: precision and recall
+    are told for it, by default for 0.5."""
 
 
 class PredictJob(Value):

@@ -292,6 +292,7 @@ def test_bad_images_are_wrong_and_named(run: Run, model: Path, data: Path, tmp_p
         "confusion.png",
         "hardest.csv",
         "metrics.json",
+        "mistakes.png",
         "per_class.csv",
         "quarantine.csv",
         "reliability.png",
@@ -371,6 +372,16 @@ def test_which_folders_are_splits_is_known_from_the_training_or_said(
     del config["sha256"][split_file.SPLITS_FILE]  # it is of other data
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     assert numbers(evaluated(run, tmp_path / "model", "sets", "known")) == numbers(found)
+
+
+def test_a_threshold_is_a_probability_for_two_classes(
+    refused: Refused, model: Path, data: Path
+) -> None:
+    line = f"evaluate --model {model} --data {data} --out o --threshold"
+    assert (
+        refused(f"{line} 0.3") == f"threshold is for a model of two classes, got one of {CLASSES}"
+    )
+    assert refused(f"{line} 1") == "threshold must be less than 1, got 1.0"
 
 
 def test_images_without_labels_are_for_predict(run: Run, model: Path, tmp_path: Path) -> None:

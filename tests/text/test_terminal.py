@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from wcwidth import wcswidth
 
+from psvit_ray.report.evaluation import mistakes_picture, roc_picture
+from psvit_ray.report.evaluation.binary_curves import binary_result
 from psvit_ray.report.evaluation.evaluation_picture import confusion_png, reliability_png
 from psvit_ray.report.evaluation.metrics import LabelledPredictions
+from psvit_ray.report.pareto_picture import png
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.cluster import cluster
 
@@ -40,9 +44,15 @@ def test_a_picture_is_drawn_with_any_name(name: str) -> None:
         losses=half,
         ranks=np.array([1.0, 0.0]),
         bad=(),
+        margins=half,
     )
     for draw in (confusion_png, reliability_png):
         assert draw(answers, f"{name}: test").startswith(b"\x89PNG")
+    curves = binary_result(answers, None)
+    assert curves
+    sheet = mistakes_picture.picture(answers, lambda _: Image.new("L", (9, 7)), name)
+    for figure in (roc_picture.picture(curves, name), sheet):
+        assert png(figure).startswith(b"\x89PNG")
 
 
 @pytest.mark.processes

@@ -14,10 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from psvit_ray.arch.census import wilson_interval
 from psvit_ray.export.inference import ScoredBatch, top_classes
+from psvit_ray.export.measures import (
+    UNREADABLE,
+    commonest_measures,
+    confusion_matrix,
+    measures,
+)
 
 NUM_BINS = 15
-UNREADABLE = -1
+Z = 1.96
+"""Half the width of a 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class LabelledPredictions:
     """Number of classes that are likelier than the label, (N,): 0 for a correct prediction."""
     bad: tuple[tuple[int, str], ...]
     """Index and reason of each image that cannot be read."""
+    margins: np.ndarray
+    """Logit of the second of two classes minus that of the first, (N,); NaN with more classes."""
 
     @classmethod
     def of(
@@ -48,7 +58,7 @@ class LabelledPredictions:
         """The evaluation of scored batches; `labels`, (N,), are indices of `class_names`."""
         numbers = {
             name: np.full(len(labels), math.nan)
-            for name in ("confidences", "label_probabilities", "losses", "ranks")
+            for name in ("confidences", "label_probabilities", "losses", "ranks", "margins")
         }
         predictions = np.full(len(labels), UNREADABLE)
         bad: list[tuple[int, str]] = []
@@ -63,6 +73,8 @@ class LabelledPredictions:
             numbers["losses"][rows] = F.cross_entropy(logits, label, reduction="none")
             place = (best.classes == label[:, None]).int().argmax(dim=1, keepdim=True)
             numbers["ranks"][rows] = place[:, 0]
+            if logits.shape[1] == 2:
+                numbers["margins"][rows] = logits[:, 1] - logits[:, 0]
             numbers["label_probabilities"][rows] = best.probabilities.gather(1, place)[:, 0]
         return cls(class_names, labels, predictions, **numbers, bad=tuple(sorted(bad)))
 
@@ -84,24 +96,34 @@ class LabelledPredictions:
     def confusion(self) -> np.ndarray:
         """Confusion matrix, (K, K + 1) counts: a row for each label, a column for each prediction,
         and a last one for images that cannot be read."""
-        size = len(self.class_names)
-        columns = np.where(self.readable, self.predictions, size)
-        cells = np.bincount(self.labels * (size + 1) + columns, minlength=size * (size + 1))
-        return cells.reshape(size, size + 1)
+        return confusion_matrix(self.labels, self.predictions, len(self.class_names))
 
 
 def metrics(answers: LabelledPredictions) -> dict[str, Any]:
-    """Metrics by name: top-1 and top-5 in percent of all images, loss and calibration error over
-    those that can be read; None where one is undefined."""
-    readable = int(answers.readable.sum())
+    """Metrics by name, None where one is undefined: top-1 and top-5 in percent of all images, the
+    measures of `psvit_ray.export.measures` and their 95 % intervals, loss and calibration error
+    over the images that can be read. `commonest` has the measures of answering always with the
+    commonest class."""
+    readable, size = int(answers.readable.sum()), len(answers.class_names)
+    measured = measures(answers.labels, answers.predictions, size, answers.margins)
+    intervals = {
+        f"{name}_interval": (max(value - Z * error, 0.0), min(value + Z * error, 100.0))
+        for name, (value, error) in measured.items()
+    }
+    correct = int(answers.correct.sum())
+    low, high = wilson_interval(correct, len(answers.labels))
+    intervals["top1_interval"] = 100 * low, 100 * high  # also where none or all are right
     return {
         "images": len(answers.labels),
         "unreadable": len(answers.labels) - readable,
-        "correct": int(answers.correct.sum()),
+        "correct": correct,
         "top1": answers.top_k(1),
         "top5": answers.top_k(5) if len(answers.class_names) >= 5 else None,
         "loss": float(answers.losses[answers.readable].mean()) if readable else None,
         "ece": calibration_error(reliability(answers)) if readable else None,
+        **{name: measure.value for name, measure in measured.items() if name != "top1"},
+        **intervals,
+        "commonest": commonest_measures(answers.labels, size),
     }
 
 
@@ -183,13 +205,18 @@ def hardest(answers: LabelledPredictions, count: int) -> np.ndarray:
 
 
 def confused_pairs(answers: LabelledPredictions, count: int) -> list[tuple[str, str, int]]:
+    """Names of label and prediction, and count, of the `count` most frequent mistakes."""
+    names = answers.class_names
+    return [(names[a], names[b], number) for a, b, number in confused_classes(answers, count)]
+
+
+def confused_classes(answers: LabelledPredictions, count: int) -> list[tuple[int, int, int]]:
     """Label, prediction and count of the `count` most frequent mistakes."""
     counts = answers.confusion()[:, :-1].copy()
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:count]
-    names = answers.class_names
     return [
-        (names[label], names[prediction], int(counts[label, prediction]))
+        (int(label), int(prediction), int(counts[label, prediction]))
         for label, prediction in zip(*np.unravel_index(order, counts.shape), strict=True)
         if counts[label, prediction]
     ]
