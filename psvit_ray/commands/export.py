@@ -8,7 +8,7 @@
 
 The weights are those that metrics speak of (averaged ones where there are any). Other formats are
 checked against the network; where one answers otherwise, nothing is written and the job ends with
-1. A registered model is served by `mlflow models serve` without this package.
+1. A registered model is served by `mlflow models serve`: pictures in, labels and probabilities out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ from psvit_ray.storage.outputs import new_folder
 from psvit_ray.text.secrets import without_secrets
 from psvit_ray.training.checkpoint import Checkpoint, CheckpointManager
 from psvit_ray.training.exporting import export_checkpoint, training_info
+
+PORT = 5001
+ASK = (
+    """printf '{"dataframe_split": {"columns": ["image"], "data": [["%s"]]}}' """
+    """"$(base64 < photo.jpg | tr -d '\\n')" | """
+    f"curl -H 'Content-Type: application/json' -d @- http://127.0.0.1:{PORT}/invocations"
+)
+"""Shell command that asks a served model about a file."""
 
 
 def work(job: ExportJob) -> int:
@@ -78,7 +86,9 @@ def work(job: ExportJob) -> int:
         what = f"{job.register_as}@{job.alias}" if job.alias else f"{job.register_as}/{version}"
         print(f"registered: {job.register_as}, version {version}")
         where, model = shlex.quote(without_secrets(store)), shlex.quote(f"models:/{what}")
-        print(f"MLFLOW_TRACKING_URI={where} mlflow models serve -m {model}")
+        serve = f"mlflow models serve -m {model} --env-manager local --port {PORT}"
+        print(f"serve: MLFLOW_TRACKING_URI={where} {serve}")
+        print(f"ask: {ASK}")
     return 0
 
 

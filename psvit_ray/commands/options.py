@@ -178,7 +178,8 @@ class ExportJob(Value):
 
     The weights are those that the metrics belong to (averaged weights where there are any). Other
     formats are checked against the network; where the answers differ, nothing is written and the
-    exit code is 1. A registered model is served by `mlflow models serve` without this package.
+    exit code is 1. A registered model is served by `mlflow models serve`: pictures in, labels and
+    probabilities out.
     """
 
     run: str

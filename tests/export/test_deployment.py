@@ -3,6 +3,7 @@ registered, evaluated, and asked; all say the same."""
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -110,12 +111,16 @@ def logits_of_torch_export(deployed: Deployed, x: Tensor) -> Tensor:
 
 
 def logits_of_the_registered(deployed: Deployed, x: Tensor) -> Tensor:
-    """As MLflow serves it."""
+    """As MLflow serves it: of the files themselves."""
     asked, said = deployed.run / "asked.json", deployed.run / "said.json"
-    asked.write_text(json.dumps({"inputs": x.tolist()}))
+    rows = [[base64.b64encode(path.read_bytes()).decode()] for path in test_images(deployed)]
+    table = {"columns": ["image"], "data": rows}
+    asked.write_text(json.dumps({"dataframe_split": table, "params": {"logits": True}}))
     command = f"models predict -m models:/drawn@champion --env-manager local -t json -i {asked}"
     mlflow(deployed, f"{command} -o {said}")
-    return torch.tensor(json.loads(said.read_text())["predictions"])
+    answers = json.loads(said.read_text())["predictions"]
+    names = model_folder.load_model_folder(deployed.model).class_names
+    return torch.tensor([[answer["logits"][name] for name in names] for answer in answers])
 
 
 def mlflow(deployed: Deployed, command: str) -> None:
@@ -145,7 +150,7 @@ def test_every_form_gives_the_logits_and_the_top1_of_the_evaluation(
         logits = logits_of(deployed, pictures)
         expected = logits_of_the_network(deployed, pictures)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    if logits_of in (logits_of_the_network, logits_of_the_registered, logits_of_torch_export):
+    if logits_of in (logits_of_the_network, logits_of_torch_export):
         assert torch.equal(logits, expected)
     right = logits.argmax(dim=1).numpy() == labels(deployed)
     assert work(f"evaluate --model {deployed.model} --data {deployed.data} --out {tmp_path}/e") == 0
@@ -158,18 +163,20 @@ def test_every_form_gives_the_logits_and_the_top1_of_the_evaluation(
 
 
 @pytest.mark.processes
-def test_a_registered_model_is_served_without_this_package(deployed: Deployed) -> None:
+def test_a_registered_model_brings_the_package_that_answers(deployed: Deployed) -> None:
+    paths = [str(path) for path in test_images(deployed)[:7]]
     code = (
-        "import sys; sys.modules['psvit_ray'] = sys.modules['timm'] = sys.modules['ray'] = None\n"
-        "import mlflow, numpy as np\n"
+        "import sys; sys.modules['ray'] = None\n"
+        "import mlflow, pandas\n"
         f"mlflow.set_tracking_uri({deployed.tracking_uri!r})\n"
         "model = mlflow.pyfunc.load_model('models:/drawn/1')\n"
-        "print(model.predict(np.zeros((7, 3, 64, 64), np.float32)).shape)"
+        f"print(len(model.predict(pandas.DataFrame({{'image': {paths}}}))))\n"
+        "import psvit_ray; print('code/psvit_ray/__init__.py' in psvit_ray.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "(7, 10)\n", done.stderr
+    assert done.stdout == "7\nTrue\n", done.stderr
     artifacts = deployed.run.parent / "mlartifacts"
-    (beside,) = artifacts.glob("models/*/artifacts/extra_files")
+    (beside,) = artifacts.glob("models/*/artifacts/data/model")
     assert (
         model_folder.load_model_folder(beside).config
         == model_folder.load_model_folder(deployed.model).config

@@ -72,6 +72,7 @@ def timms_own(config: dict[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(config)))
 
 
+@pytest.mark.parametrize("folder", ["2d"], indirect=True)
 def test_the_page_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     page = (ROOT / "docs" / "timm.md").read_text()

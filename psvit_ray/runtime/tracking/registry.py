@@ -1,33 +1,43 @@
-"""Exported models in MLflow's registry, in a form that it serves without this package.
+"""Exported models in MLflow's registry, with the code that serves them.
 
 Beside `tracking`, the only importer of MLflow.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata, resources
 from pathlib import Path
 
-import mlflow.pytorch
-import numpy as np
-import torch
+import mlflow.pyfunc
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
+from PIL import Image
 
-from psvit_ray.export.formats import check_agreement
 from psvit_ray.export.model_folder import ExportedModel
-from psvit_ray.runtime.tracking import moved_store
+from psvit_ray.export.picture_classifier import COLUMN
+from psvit_ray.runtime.tracking import moved_store, served_model
 from psvit_ray.runtime.tracking import store_uri as stores
 from psvit_ray.storage.file_names import check_file_name
 from psvit_ray.text.secrets import without_secrets
 
+REQUIREMENTS = (
+    "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "pydantic", "pyarrow",
+    "safetensors", "pyyaml", "tyro",
+)  # fmt: skip
+"""Packages that serving imports, of the versions here."""
 LOGGED_MODEL = "model"
 """Name of an exported model within its run, for which MLflow takes fewer characters than for a name
 in the registry."""
@@ -63,9 +73,9 @@ def register(
     """Uploads the model and makes it a version of `name`, which it returns; with `alias` that name
     then means this version.
 
-    What is served takes images (batch, C, S, S) as the folder's transform gives them and answers
-    with logits; beside it lies `extra_files/`, the exported folder. Raises ValueError where MLflow
-    refuses, ConversionError where what would be served does not answer as the model does.
+    What is served takes pictures and answers with labels and probabilities
+    (`served_model`); `data/model/` in it is the exported folder. Raises ValueError where
+    MLflow refuses.
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     moved_store.adopt(tracking_uri)
@@ -110,26 +120,28 @@ def register(
 
 
 def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> None:
-    """Saves the model in MLflow's form: a graph of `torch.export` that needs no code of this
-    package."""
-    spec = exported.config.spec
-    shape = (spec.in_chans, spec.img_size, spec.img_size)
-    float32 = np.dtype(np.float32)
-    mlflow.pytorch.save_model(
-        exported.model,
-        str(path),
-        mlflow_model=model,
-        serialization_format="pt2",
-        signature=ModelSignature(
-            Schema([TensorSpec(float32, (-1, *shape))]),  # named, it would be served as a dict
-            Schema([TensorSpec(float32, (-1, spec.num_classes))]),
-        ),
-        input_example=np.zeros((2, *shape), np.float32),  # of 1, the batch would always be 1
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
-        # As URIs: in a plain path MLflow would decode what looks percent-encoded.
-        extra_files=[file.absolute().as_uri() for file in sorted(folder.iterdir())],
-    )
-    check_agreement(exported.model, mlflow.pytorch.load_model(str(path)), "the registered model")
+    """Saves the model in MLflow's form: the exported folder and this package, of which
+    `served_model` answers. Nothing in it is a pickle."""
+    preprocessing = exported.preprocessing
+    side = preprocessing.img_size
+    png = io.BytesIO()
+    Image.new(preprocessing.mode, (side, side)).save(png, "PNG")
+    with tempfile.TemporaryDirectory() as work:
+        data = shutil.copytree(folder, Path(work, "model"))
+        mlflow.pyfunc.save_model(
+            str(path),
+            loader_module=served_model.__name__,
+            data_path=str(data),
+            code_paths=[str(resources.files("psvit_ray"))],
+            mlflow_model=model,
+            signature=ModelSignature(
+                Schema([ColSpec(AnyType(), COLUMN)]),
+                Schema([ColSpec(DataType.string, "label"), ColSpec(AnyType(), "probabilities")]),
+                ParamSchema([ParamSpec("logits", DataType.boolean, False)]),
+            ),
+            input_example=pd.DataFrame({COLUMN: [base64.b64encode(png.getvalue()).decode()]}),
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+        )
 
 
 def _run(tracking_uri: str, run_id: str) -> Run:
