@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,9 +39,9 @@ def check_onnx_installed() -> None:
             ) from None
 
 
-def write_onnx(model: PSViT, path: Path) -> None:
+def write_onnx(model: PSViT, path: Path, metadata: Mapping[str, str]) -> None:
     """Writes ONNX: input `images` (batch, C, S, S), normalised float32; output `logits` (batch,
-    num_classes).
+    num_classes). `metadata` is kept in the file by its keys.
 
     Raises ConversionError if its logits differ, and ValueError if ONNX is not installed.
     """
@@ -63,6 +63,7 @@ def write_onnx(model: PSViT, path: Path) -> None:
     assert program is not None
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces
+    program.model.metadata_props.update(metadata)
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     check_agreement(

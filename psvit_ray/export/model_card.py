@@ -77,7 +77,7 @@ def _use(config: ExportConfig) -> str:
             "",
             f"`{ONNX}` (opset {OPSET}): input `images` (batch, {config.spec.in_chans}, "
             f"{config.spec.img_size}, {config.spec.img_size}) float32 as `transform` gives it, "
-            "output `logits`.",
+            "output `logits`. Its metadata has `class_names` and `preprocessing`, as JSON.",
         ]
     if TORCH_EXPORT in config.sha256:
         lines += [

@@ -113,7 +113,11 @@ def write_model_folder(
     if splits:
         (folder / split_file.SPLITS_FILE).write_bytes(splits.to_bytes())
     if onnx:
-        formats.write_onnx(model, folder / ONNX)
+        metadata = {
+            "class_names": json.dumps(config.class_names),
+            "preprocessing": config.preprocessing.model_dump_json(),
+        }
+        formats.write_onnx(model, folder / ONNX, metadata)
     if torch_export:
         formats.write_torch_export(model, folder / TORCH_EXPORT)
     sha256 = {path.name: _sha256(path.read_bytes()) for path in sorted(folder.iterdir())}

@@ -124,6 +124,13 @@ def by_onnx(folder: Path) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.from_numpy(session.run(["logits"], {"images": x.numpy()})[0])
 
 
+def test_onnx_knows_its_classes_and_its_preprocessing(made: Made) -> None:
+    metadata = onnxruntime.InferenceSession(made.folder / ONNX).get_modelmeta().custom_metadata_map
+    config = model_folder.load_model_folder(made.folder).config
+    assert tuple(json.loads(metadata["class_names"])) == config.class_names
+    assert Preprocessing.model_validate_json(metadata["preprocessing"]) == config.preprocessing
+
+
 def by_torch_export(folder: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(folder / TORCH_EXPORT).module()
 
