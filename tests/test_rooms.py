@@ -42,6 +42,7 @@ KNOWS_MLFLOW = {
     "psvit_ray/runtime/tracking/parent_page.py",
     "psvit_ray/runtime/tracking/parent_run.py",
     "psvit_ray/runtime/tracking/registry.py",
+    "psvit_ray/runtime/tracking/served_model.py",
     "jobs/studies/simulate_search.py",  # which asks it what a user does
 }
 

@@ -140,7 +140,11 @@ def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> No
                 ParamSchema([ParamSpec("logits", DataType.boolean, False)]),
             ),
             input_example=pd.DataFrame({COLUMN: [base64.b64encode(png.getvalue()).decode()]}),
-            pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[
+                # Without the build (`+cpu`), which PyPI does not have.
+                f"{name}=={metadata.version(name).partition('+')[0]}"
+                for name in REQUIREMENTS
+            ],
         )
 
 
