@@ -53,10 +53,12 @@ class Value(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _name_unknown_fields(cls, data: Any) -> Any:
-        for name in data if isinstance(data, dict) else ():
-            if name not in cls.model_fields:
-                near = nearest(name, cls.model_fields)
-                raise ValueError(f"unknown field {short_repr(name)}; nearest is {near!r}")
+        known = cls.model_fields
+        if isinstance(data, dict) and not data.keys() <= known.keys():
+            name = next(name for name in data if name not in known)
+            raise ValueError(
+                f"unknown field {short_repr(name)}; nearest is {nearest(name, known)!r}"
+            )
         return data
 
 

@@ -53,7 +53,8 @@ def draw(job: LatencyJob, *, excluded: Sequence[ArchSpec]) -> list[ArchSpec]:
     drawn = dict.fromkeys(
         job.search.space.sample(rng, job.search.limits) for _ in range(DRAWS_OF_EACH * job.unseen)
     )
-    new = [spec for spec in drawn if spec not in set(excluded)]
+    known = set(excluded)
+    new = [spec for spec in drawn if spec not in known]
     if len(new) < job.unseen:
         raise ValueError(
             f"unseen must be at most {len(new)}, as the space has no more networks that its "
