@@ -55,7 +55,7 @@ def score_batches(
             if not len(images):  # attention on a GPU refuses an empty batch
                 images = images.new_zeros(1, *images.shape[1:])
             logits = model(preprocessing.normalize(images)).float().cpu()[: len(batch.indices)]
-        yield ScoredBatch(batch.indices, logits, batch.bad)
+        yield ScoredBatch(torch.from_numpy(batch.indices), logits, batch.bad)
 
 
 class TopClasses(NamedTuple):

@@ -91,7 +91,7 @@ def evaluate(
             continue
         images, labels, indices = (
             tensor.to(device, non_blocking=True)
-            for tensor in (batch.images, batch.labels, batch.indices)
+            for tensor in (batch.images, *map(torch.from_numpy, (batch.labels, batch.indices)))
         )
         scores = score_batch(model, images, labels, preprocessing, amp=amp)
         sums += scores.loss_sums

@@ -214,8 +214,11 @@ class Steps:
         state, config = self._state, self._config
         self.bad.update(batch.bad)
         images = state.run.preprocessing.normalize(batch.images)
-        images = finish_augmentation(config, images, batch.seeds)
-        targets = batch.labels
+        targets, seeds = (
+            torch.from_numpy(array).to(self._device, non_blocking=True)
+            for array in (batch.labels, batch.seeds)
+        )
+        images = finish_augmentation(config, images, seeds)
         seed = mix_seed(config.seed, state.step, self._rank)
         if self._mixing:
             images, targets = self._mixing(images, targets, seed)

@@ -30,29 +30,20 @@ Draws = np.ndarray
 
 
 class Batch(NamedTuple):
-    """A worker's share of a batch."""
+    """A worker's share of a batch, or the part of it that one loader process reads. Only images are
+    a tensor: small ones too would go through the pipe as a file of shared memory each, which takes
+    longer than an array."""
 
     images: Tensor
     """Images (B, C, S, S), uint8."""
-    labels: Tensor
+    labels: np.ndarray
     """Classes (B,), int64."""
-    indices: Tensor
+    indices: np.ndarray
     """Positions of the images in the table, (B,) int64."""
-    seeds: Tensor
+    seeds: np.ndarray
     """Seeds of the images' augmentation, (B,) int64; 0 in evaluation."""
     bad: tuple[tuple[int, str], ...] = ()
     """Images that could not be read and are left out: position in the table, reason."""
-
-
-class BatchPart(NamedTuple):
-    """The part of a `Batch` that one loader process reads. Small fields are arrays, which go
-    through the pipe: a file of shared memory for each would take longer."""
-
-    images: Tensor
-    labels: np.ndarray
-    indices: np.ndarray
-    seeds: np.ndarray
-    bad: tuple[tuple[int, str], ...]
 
 
 class GlobalBatchSampler(Sampler[Any]):
@@ -224,7 +215,7 @@ class ImageDataset:
         decoder: Decoder = "pil",
     ) -> None:
         self._table, self._preprocessing, self._decoder = table, preprocessing, decoder
-        self._labels = torch.as_tensor(table.labels, dtype=torch.long)
+        self._labels = np.asarray(table.labels, dtype=np.int64)
         self._none = torch.empty(0, preprocessing.in_chans, *[preprocessing.img_size] * 2).byte()
         self._augmented = augmentation is not None
         self._transform = (
@@ -239,21 +230,22 @@ class ImageDataset:
     def __getitems__(self, draws: Draws | Sequence[int]) -> Batch:
         """The batch of `draws`, which are pairs of position and seed or, in evaluation, positions;
         it may be empty."""
-        pairs = torch.as_tensor(np.asarray(draws, dtype=np.int64))
-        indices, seeds = pairs.unbind(1) if pairs.ndim == 2 else (pairs, torch.zeros_like(pairs))
+        pairs = np.asarray(draws, dtype=np.int64)
+        indices, seeds = pairs.T if pairs.ndim == 2 else (pairs, np.zeros_like(pairs))
         if isinstance(self._table, ArrayTable):
-            return Batch(self._table.images[indices], self._labels[indices], indices, seeds)
-        images, good, bad = [], [], []
+            images = self._table.images[torch.from_numpy(indices)]
+            return Batch(images, self._labels[indices], indices, seeds)
+        pictures, good, bad = [], [], []
         for number, (index, seed) in enumerate(zip(indices.tolist(), seeds.tolist(), strict=True)):
             try:
-                images.append(self._load(index, seed))
+                pictures.append(self._load(index, seed))
                 good.append(number)
             except BadImage as error:  # OSError is the storage, not the image
                 bad.append((index, str(error)))
         kept = indices[good]
         # In a process of a loader, torch's own puts them into shared memory at once.
-        stacked = default_collate(images) if images else self._none
-        return Batch(stacked, self._labels[kept], kept, seeds[good], tuple(bad))
+        images = default_collate(pictures) if pictures else self._none
+        return Batch(images, self._labels[kept], kept, seeds[good], tuple(bad))
 
     def _load(self, index: int, seed: int) -> Tensor:
         picture = self._preprocessing.picture(self._table.read(index), self._decoder)
@@ -270,13 +262,13 @@ def num_parts(table: ImageTable, processes: int) -> int:
 
 def train_loader(
     images: ImageDataset, sampler: GlobalBatchSampler, *, pin_memory: bool, processes: int
-) -> DataLoader[BatchPart]:
+) -> DataLoader[Batch]:
     """A DataLoader of the parts of each step, one after the other; `join_parts` joins them.
     `processes` are its workers, 0 loads in this process."""
     return DataLoader(
         images,  # type: ignore[arg-type]  # a map-style data set by shape, not by inheritance
         batch_sampler=sampler,
-        collate_fn=_as_a_part,
+        collate_fn=_as_it_is,
         num_workers=processes,
         persistent_workers=processes > 0,
         timeout=PATIENCE_S if processes else 0,
@@ -284,11 +276,9 @@ def train_loader(
     )
 
 
-def join_parts(
-    parts: DataLoader[BatchPart], num_parts: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches on `device`, each joined from `num_parts` parts. Images are in the order of their
-    seeds, whichever process read them."""
+def join_parts(parts: DataLoader[Batch], num_parts: int, device: torch.device) -> Iterator[Batch]:
+    """Batches with images on `device`, each joined from `num_parts` parts. Images are in the order
+    of their seeds, whichever process read them."""
     iterator = iter(parts)
     for first in iterator:
         share = [first, *(next(iterator) for _ in range(num_parts - 1))]
@@ -302,9 +292,7 @@ def join_parts(
         else:
             rows = [row for images in moved for row in images.unbind()]
             images = torch.stack([rows[i] for i in order])  # 15 times as fast as an index
-        labels, indices, seeds = (
-            torch.from_numpy(array[order]).to(device, non_blocking=True) for array in small
-        )
+        labels, indices, seeds = (array[order] for array in small)
         bad = tuple(image for part in share for image in part.bad)
         yield Batch(images, labels, indices, seeds, bad)
 
@@ -339,8 +327,3 @@ def contiguous_share(length: int, rank: int, world_size: int) -> range:
 
 def _as_it_is(batch: Any) -> Any:
     return batch  # `__getitems__` has collated the images
-
-
-def _as_a_part(batch: Any) -> BatchPart:
-    labels, indices, seeds = batch.labels.numpy(), batch.indices.numpy(), batch.seeds.numpy()
-    return BatchPart(batch.images, labels, indices, seeds, batch.bad)

@@ -47,7 +47,7 @@ def read_holdout(
     """
     batches = list(eval_loader(table, preprocessing, 256, processes=processes, decoder=decoder))
     images = np.concatenate([batch.images.numpy() for batch in batches])
-    labels = np.concatenate([batch.labels.numpy() for batch in batches])
+    labels = np.concatenate([batch.labels for batch in batches])
     if not len(labels):
         raise ValueError(f"none of the {len(table):,} hold-out images can be read")
     bad = [index for batch in batches for index, _ in batch.bad]
