@@ -112,7 +112,7 @@ def work(job: RankStudy) -> int:
             job.trials,
             num_trials=len(scratch),
         )
-        print(rank_study_report.write(specs, scores, outcome.records, session.folder))
+        print(rank_study_report.write(scores, outcome.records, session.folder))
     return outcome.exit_code
 
 

@@ -11,8 +11,9 @@ search finds with as many seconds of training, drawn many times from the study's
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -20,6 +21,7 @@ import numpy as np
 import tyro
 from pydantic import Field
 
+from jobs.studies.rank_study_report import Trainings
 from psvit_ray.arch.spec import ArchSpec, Value
 from psvit_ray.commands import command_line
 from psvit_ray.report.summary import aligned
@@ -43,62 +45,6 @@ class RegretJob(Value):
     """Name of a search with the study's training but other seeds; give the flag again for more."""
     storage: str = "outputs"
     """Folder or URI with the study and the searches."""
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Trainings of architectures, each with every seed."""
-
-    specs: list[ArchSpec]
-    top1: np.ndarray
-    """Hold-out top-1 in percent, (specs, seeds)."""
-    seconds: np.ndarray
-    """Seconds of each training, (specs, seeds)."""
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Truth:
-        """Raises ValueError unless there are two seeds or more of each architecture."""
-        by_seed: dict[ArchSpec, dict[int, Record]] = {}
-        for record in records:
-            if record.ranks:
-                configuration = record.configuration
-                by_seed.setdefault(configuration.spec, {})[configuration.train.seed] = record
-        seeds = sorted({seed for runs in by_seed.values() for seed in runs})
-        lacking = sum(seed not in runs for runs in by_seed.values() for seed in seeds)
-        if lacking or len(seeds) < 2:
-            raise ValueError(
-                "study must have two seeds or more of each architecture, got "
-                f"{len(seeds)} with {lacking} trainings missing; go on with --resume"
-            )
-        rows = [[runs[seed] for seed in seeds] for runs in by_seed.values()]
-        return cls(
-            list(by_seed),
-            np.array([[run.top1 for run in row] for row in rows]),
-            np.array([[run.seconds for run in row] for row in rows]),
-        )
-
-    def regret(self, spec: ArchSpec) -> float:
-        """Points between the best mean and that of a spec."""
-        means = self.top1.mean(axis=1)
-        return float(means.max() - means[self.specs.index(spec)])
-
-    def random_search(self, seconds: float, *, seed: int = 0) -> tuple[float, float]:
-        """Mean and deviation of the regret of the best of as many architectures as can be trained,
-        once each, in so long. Judged by their other seeds, as the one has the luck of the
-        choice."""
-        rng = np.random.default_rng(seed)
-        num_specs, num_seeds = self.top1.shape
-        others = (self.top1.sum(axis=1, keepdims=True) - self.top1) / (num_seeds - 1)
-        best_mean = self.top1.mean(axis=1).max()
-        regrets = []
-        for _ in range(RESAMPLES):
-            order = rng.permutation(num_specs)
-            seeds = rng.integers(num_seeds, size=order.shape)
-            spent = self.seconds[order, seeds].cumsum()
-            trained = max(1, int((spent <= seconds).sum()))
-            chosen = self.top1[order, seeds][:trained].argmax()
-            regrets.append(best_mean - others[order[chosen], seeds[chosen]])
-        return statistics.mean(regrets), statistics.pstdev(regrets)
 
 
 @dataclass(frozen=True)
@@ -142,7 +88,7 @@ def worker_seconds(record: Record) -> float:
 def work(job: RegretJob) -> int:
     storage = Folder.at(job.storage)
     study = read_records(storage, job.study)
-    truth = Truth.of(study)
+    truth = truth_of(study)
     searches = [SearchOutcome.of(storage, name, study) for name in job.search]
     for search in searches:
         if search.choice not in truth.specs:
@@ -154,21 +100,57 @@ def work(job: RegretJob) -> int:
     return 0
 
 
-def report(truth: Truth, searches: Sequence[SearchOutcome]) -> str:
-    total_seconds = truth.seconds.sum()
-    means = truth.top1.mean(axis=1)
+def truth_of(study: Sequence[Record]) -> Trainings:
+    """The trainings of a study. Raises ValueError unless there are two seeds or more of each
+    architecture."""
+    trainings = Trainings.of(study)
+    seeds = trainings.top1.shape[1]
+    if trainings.missing or seeds < 2:
+        raise ValueError(
+            "study must have two seeds or more of each architecture, got "
+            f"{seeds} with {trainings.missing} trainings missing; go on with --resume"
+        )
+    return trainings
+
+
+def regret_of(truth: Trainings, spec: ArchSpec) -> float:
+    """Points between the best mean and that of a spec."""
+    return float(truth.means.max() - truth.means[truth.specs.index(spec)])
+
+
+def random_search(truth: Trainings, seconds: float, *, seed: int = 0) -> tuple[float, float]:
+    """Mean and deviation of the regret of the best of as many architectures as can be trained, once
+    each, in so many seconds. The best is judged by its other seeds, as the seed that it was chosen
+    by was lucky."""
+    rng = np.random.default_rng(seed)
     num_specs, num_seeds = truth.top1.shape
-    better = truth.top1[np.argsort(-means)[: (num_specs + 1) // 2]]
-    error = float(np.sqrt(better.var(axis=1, ddof=1).mean() / num_seeds))
+    others = (truth.top1.sum(axis=1, keepdims=True) - truth.top1) / (num_seeds - 1)
+    best_mean = truth.means.max()
+    regrets = []
+    for _ in range(RESAMPLES):
+        order = rng.permutation(num_specs)
+        seeds = rng.integers(num_seeds, size=order.shape)
+        spent = truth.seconds[order, seeds].cumsum()
+        trained = max(1, int((spent <= seconds).sum()))
+        chosen = truth.top1[order, seeds][:trained].argmax()
+        regrets.append(best_mean - others[order[chosen], seeds[chosen]])
+    return statistics.mean(regrets), statistics.pstdev(regrets)
+
+
+def report(truth: Trainings, searches: Sequence[SearchOutcome]) -> str:
+    total_seconds = truth.seconds.sum()
+    means = truth.means
+    num_specs, num_seeds = truth.top1.shape
+    error = truth.take(truth.better_half).within / math.sqrt(num_seeds)
     lines = [
         ["search", "strategy", "seconds", "of the study %", "chose", "patch", "kind", "its mean %"]
         + ["below the best", "random search, as long"]
     ]
     by_strategy: dict[str, list[float]] = {}
     for search in searches:
-        spec, regret = search.choice, truth.regret(search.choice)
+        spec, regret = search.choice, regret_of(truth, search.choice)
         by_strategy.setdefault(search.strategy, []).append(regret)
-        mean, deviation = truth.random_search(search.seconds)
+        mean, deviation = random_search(truth, search.seconds)
         lines.append(
             [search.name, search.strategy, f"{search.seconds:.0f}"]
             + [f"{100 * search.seconds / total_seconds:.1f}", spec.pattern, str(spec.patch_size)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.studies.rank_study_report import RankStudyData, between_halves, write
+from jobs.studies.rank_study_report import RankStudyData, Trainings, between_halves, write
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.report import rank_correlation
 from psvit_ray.report.rank_correlation import agreement, tau
@@ -86,11 +86,14 @@ def test_the_better_half_is_ranked_by_itself() -> None:
     scratch = np.array([[1.0, 3.0], [4.0, 4.0], [90.0, 96.0], [94.0, 94.0], [95.0, 95.0]])
     scores = np.array([[1.0], [2.0], [9.0], [8.0], [7.0]])
     specs = [spec_of((1,) * depth) for depth in range(1, 6)]
-    study = RankStudyData(specs, scratch, scores, -scores)
-    assert study.between == pytest.approx(np.std([2, 4, 93, 94, 95], ddof=1))
-    assert study.within == pytest.approx(np.sqrt((2 + 18) / 5))  # the variances of 1, 3 and 90, 96
+    trainings = Trainings(specs, scratch, np.ones_like(scratch))
+    study = RankStudyData(trainings, scores, -scores)
+    assert trainings.between == pytest.approx(np.std([2, 4, 93, 94, 95], ddof=1))
+    assert trainings.within == pytest.approx(
+        np.sqrt((2 + 18) / 5)
+    )  # the variances of 1, 3 and 90, 96
     half = study.better_half
-    assert half.specs == specs[:1:-1]
+    assert half.trainings.specs == specs[:1:-1]
     for one, expected in ((study, 0.4), (half, -1.0)):  # 7 of 10 pairs, none of 3
         found = one.agreements()
         for name in ("supernet 0, top-1", "all supernets, loss"):
@@ -158,6 +161,6 @@ def test_a_study_of_one_seed_so_far_is_not_judged(tmp_path: Path) -> None:
     records = [trained_record(number, "1|1", 16 + number, 50.0 + number) for number in range(8)]
     scores = [Score(number=r.number, generation=0, spec=r.configuration.spec, loss=1.0, top1=50.0)
               for r in records]  # fmt: skip
-    said = write([score.spec for score in scores], [scores], records, Folder(str(tmp_path)))
+    said = write([scores], records, Folder(str(tmp_path)))
     assert said.startswith("fewer than 6 architectures are trained with every seed")
     assert list(tmp_path.iterdir()) == []

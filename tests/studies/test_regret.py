@@ -76,10 +76,11 @@ def test_regret_and_compute_are_those_of_the_records(run: Run, stored: Stored) -
 
 def test_random_search_is_judged_by_the_seeds_that_it_did_not_choose_by() -> None:
     """All its choices, counted: one training of three specs' two seeds, then two trainings."""
-    truth = job("regret").Truth.of(STUDY)
+    regret = job("regret")
+    truth = regret.truth_of(STUDY)
     runs = [(spec, seed) for spec in TOP1 for seed in range(2)]
     one = [93.0 - TOP1[spec][1 - seed] for spec, seed in runs]
-    mean, deviation = truth.random_search(10.0)
+    mean, deviation = regret.random_search(truth, 10.0)
     assert mean == pytest.approx(statistics.mean(one), abs=0.2)
     assert deviation == pytest.approx(statistics.pstdev(one), abs=0.2)
     two = []
@@ -87,9 +88,9 @@ def test_random_search_is_judged_by_the_seeds_that_it_did_not_choose_by() -> Non
         if first[0] != second[0]:
             spec, seed = max(first, second, key=lambda run: TOP1[run[0]][run[1]])
             two.append(93.0 - TOP1[spec][1 - seed])
-    assert truth.random_search(29.9)[0] == pytest.approx(statistics.mean(two), abs=0.2)
-    assert truth.random_search(0.0)[0] == pytest.approx(mean, abs=0.2)  # one at the least
-    assert truth.regret(LARGE) == 0.0
+    assert regret.random_search(truth, 29.9)[0] == pytest.approx(statistics.mean(two), abs=0.2)
+    assert regret.random_search(truth, 0.0)[0] == pytest.approx(mean, abs=0.2)  # one at the least
+    assert regret.regret_of(truth, LARGE) == 0.0
 
 
 def test_what_cannot_be_compared_is_refused(refused: Callable[[str], str], stored: Stored) -> None:
