@@ -139,7 +139,11 @@ def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> No
                 Schema([ColSpec(DataType.string, "label"), ColSpec(AnyType(), "probabilities")]),
                 ParamSchema([ParamSpec("logits", DataType.boolean, False)]),
             ),
-            input_example=pd.DataFrame({COLUMN: [base64.b64encode(png.getvalue()).decode()]}),
+            # MLflow compares names of columns with numbers, of which pandas warns but for objects.
+            input_example=pd.DataFrame(
+                [[base64.b64encode(png.getvalue()).decode()]],
+                columns=pd.Index([COLUMN], dtype=object),
+            ),
             pip_requirements=[
                 # Without the build (`+cpu`), which PyPI does not have.
                 f"{name}=={metadata.version(name).partition('+')[0]}"
