@@ -100,8 +100,8 @@ def commonest_line(records: Sequence[Record]) -> str:
 
 def tie_warning(metric: RankingMetric, best_two: Sequence[float], error: float) -> str:
     """A warning where the best two values differ by no more than the hold-out's standard error, or
-    an empty string."""
-    if len(best_two) < 2 or abs(best_two[0] - best_two[1]) > error:
+    an empty string. `error` is 0 where it is not known, as in records of older versions."""
+    if len(best_two) < 2 or not error or abs(best_two[0] - best_two[1]) > error:
         return ""
     gap = metric.difference(abs(best_two[0] - best_two[1]))
     return (

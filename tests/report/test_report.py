@@ -128,6 +128,11 @@ def test_the_comparison_with_deit_is_at_no_more_macs() -> None:
     assert f"2.75 % PSViT {PSVIT.pattern}, 9.50 % DeiT, at {ratio:.2f} x its MACs" in said
 
 
+def test_without_a_known_error_there_is_no_word_of_it() -> None:
+    equal = [record(1, (90.0,)), record(2, (90.0,))]
+    assert "Warning" not in leaderboard.summary(equal, Folder("/data/mine"), TRACKING)
+
+
 def test_no_password_is_shown() -> None:
     folder = Folder("s3://me:secret@bucket/searches/mine")
     assert "secret" not in leaderboard.summary(found(), folder, "http://me:secret@host:5000")
