@@ -38,6 +38,7 @@ ROOMS = {
 """Rooms of a floor: each may import itself and those before it."""
 KNOWS_RAY = {"runtime", "commands", "jobs"}
 KNOWS_MLFLOW = {
+    "psvit_ray/runtime/tracking/evaluation_run.py",
     "psvit_ray/runtime/tracking/mlflow_tracker.py",
     "psvit_ray/runtime/tracking/parent_page.py",
     "psvit_ray/runtime/tracking/parent_run.py",

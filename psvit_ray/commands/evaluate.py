@@ -8,11 +8,15 @@ trained on, the hold-out; else the validation images; else all. Data that the mo
 is split as it was then, by the splits.parquet of the model's folder: images that were added since
 are not scored. An image that cannot be read counts
 as wrong. The calibration error is that of 15 bins of equal width.
+
+--run or --tracking-uri write the evaluation to MLflow too, below the run of the model's training.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -31,6 +35,7 @@ from psvit_ray.report.evaluation import evaluation_files
 from psvit_ray.report.evaluation.binary_curves import binary_result
 from psvit_ray.report.evaluation.metrics import LabelledPredictions
 from psvit_ray.report.progress import with_progress
+from psvit_ray.search.description import read_training
 from psvit_ray.storage import files
 from psvit_ray.storage.folder import Folder
 from psvit_ray.storage.outputs import new_folder
@@ -49,6 +54,7 @@ def work(job: EvaluateJob) -> int:
     check_decoder(job.decoder)
     out = Folder.at(job.out)
     exported = model_folder.load_model_folder(job.model)
+    store, run_id = mlflow_run(job, exported)
     split, table, stored, notes = images_of(job, exported)
     given = exported.preprocessing
     notes += survey(table).unlike(given.tones).notes(given.tones, given.background)
@@ -89,11 +95,43 @@ def work(job: EvaluateJob) -> int:
                 num_hardest=job.num_hardest,
                 curves=curves,
             )
+            if store:
+                write_run(store, run_id, title, folder)
     except OSError as error:  # of storage; that of a single image is none
         print(f"error: nothing was written: {files.error_text(error)}", file=sys.stderr)
         return 1
     print(f"{title}\n{evaluation_files.summary(answers, curves)}\nwritten: {out}")
     return 0
+
+
+def mlflow_run(job: EvaluateJob, exported: ExportedModel) -> tuple[str, str]:
+    """MLflow's store and the id of the training's run in it, checked; both are empty where neither
+    was asked for. Raises ValueError where the store does not have the run."""
+    if not job.run and job.tracking_uri is None:
+        return "", ""
+    from psvit_ray.runtime.tracking import evaluation_run, store_uri
+
+    folder = Folder.at(job.run or ".")
+    run_id = read_training(folder).run_id if job.run else exported.config.training.run_id
+    store = store_uri.resolve_uri(job.tracking_uri, files.parent(folder)[0])
+    evaluation_run.training_run(store, run_id)
+    return store, run_id
+
+
+def write_run(store: str, run_id: str, title: str, folder: Path) -> None:
+    """Writes the evaluation in `folder` as a run below that of the training."""
+    from psvit_ray.runtime.tracking import evaluation_run
+
+    content = json.loads((folder / "metrics.json").read_text())
+    evaluation = evaluation_run.write(
+        store,
+        evaluation_run.training_run(store, run_id),
+        name=f"evaluation: {title}",
+        tags={f"psvit.{name}": content[name] for name in ("model", "spec_id", "data", "split")},
+        metrics=dict(evaluation_files.flat_numbers(content)),
+        folder=folder,
+    )
+    print(f"MLflow: run {evaluation} below {run_id}")
 
 
 def answers_of(

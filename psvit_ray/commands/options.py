@@ -229,6 +229,11 @@ class EvaluateJob(DataLayout):
     threshold: Annotated[Finite, Field(gt=0, lt=1)] | None = None
     """Probability from which on an image counts as the rarer of two classes: precision and recall
     are told for it, by default for 0.5."""
+    run: str = ""
+    """Folder or URI of the model's training, STORAGE/NAME, under whose run in MLflow the evaluation
+    is written too; by default the run that the model names, where `tracking_uri` is given."""
+    tracking_uri: str | None = None
+    """MLflow store that has the run; by default, with `run`, the SQLite file of its storage."""
 
 
 class PredictJob(Value):

@@ -13,9 +13,11 @@ import numpy as np
 from psvit_ray.arch.cost import count_macs, count_params
 from psvit_ray.model.timing import images_per_second
 from psvit_ray.report.summary import aligned
+from psvit_ray.search.oneshot.finalists import SeedMean
 from psvit_ray.search.record import Record, best, best_deit
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
+from psvit_ray.training.results import RANKING
 from psvit_ray.training.state import build_model
 
 TIMED_BATCH = 64
@@ -50,10 +52,12 @@ def write(
     """Writes `comparison.json` to the folder. Returns the table for the terminal."""
     by_key = {record.key: record for record in records}
     correct = {}
+    metric_values: dict[str, list[float | None]] = {}
     for name, seeds in pairs.items():
         tested = [
             by_key[configuration.key] for configuration in seeds if configuration.key in by_key
         ]
+        metric_values[name] = [record.test_value for record in tested]
         if len(tested) < len(seeds) or any(not record.test_correct for record in tested):
             return f"{name} is not trained with all {len(seeds)} seeds yet: go on with --resume"
         correct[name] = np.array([[c == "1" for c in record.test_correct] for record in tested])
@@ -77,6 +81,14 @@ def write(
             "test_error": errors.mean(),
             "test_error_std": errors.std(ddof=1) if len(errors) > 1 else 0.0,
         }
+        mean = SeedMean.of(metric_values[name])
+        if train.metric != "top1" and mean:
+            results[name] |= {
+                "metric": train.metric,
+                f"test_{train.metric}s": metric_values[name],
+                f"test_{train.metric}": mean.mean,
+                f"test_{train.metric}_std": mean.sd or 0.0,
+            }
     table = _table(results)
     results["error_ratio"] = error_ratio(correct["PSViT"], correct["DeiT"])
     folder.write("comparison.json", json.dumps(results, indent=2, allow_nan=False).encode())
@@ -112,7 +124,8 @@ def _ratio_line(ratio: Mapping[str, float | None] | None, num_seeds: int, num_im
 
 def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
     heading = "pattern", "patch", "widths", "lr", "MMACs", "k params", "images/s", "test error %"
-    lines = [["", *heading]]
+    metrics = [RANKING[result["metric"]] for result in results.values() if "metric" in result]
+    lines = [["", *heading, *(f"test {metric.label}" for metric in metrics[:1])]]
     for name, result in results.items():
         lines.append(
             [
@@ -125,6 +138,11 @@ def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{result['params_k']:.1f}",
                 f"{result['img_per_s']:.0f}",
                 f"{result['test_error']:.2f} ± {result['test_error_std']:.2f}",
+                *(
+                    f"{metric.number(result[f'test_{metric.name}'])} ± "
+                    f"{metric.number(result[f'test_{metric.name}_std'])}"
+                    for metric in metrics[:1]
+                ),
             ]
         )
     return aligned(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,18 @@ def write(
     if answers.bad:
         bad = [(*place(index), reason) for index, reason in answers.bad]
         (folder / quarantine.QUARANTINE).write_bytes(quarantine.quarantine_csv(bad))
+
+
+def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of `metrics.json` by name: those of an object after its name and `_`, and the
+    ends of an interval with `_low` and `_high`."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from flat_numbers(value, f"{prefix}{name}_")
+        elif isinstance(value, list) and name.endswith("_interval"):
+            yield from zip((f"{prefix}{name}_low", f"{prefix}{name}_high"), value, strict=True)
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
 
 
 def summary(answers: LabelledPredictions, curves: BinaryResult | None) -> str:
