@@ -16,10 +16,10 @@ from psvit_ray.arch.cost import cost
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import Value
 from psvit_ray.commands import command_line
-from psvit_ray.commands.estimate import candidates_per_s
 from psvit_ray.report.summary import aligned
 from psvit_ray.runtime.doctor import step_time
 from psvit_ray.runtime.doctor.step_time import Link, StepTime
+from psvit_ray.search.oneshot.duration import candidates_per_s
 from psvit_ray.training.config import PositiveCount, PositiveFraction, PositiveNumber
 
 Section = Literal["steps", "agreement", "loader", "search", "candidates"]

@@ -94,13 +94,20 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
     os.environ["COLUMNS"] = str(5 * MAX_ARGUMENT)  # tyro breaks lines at the terminal's width
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return tyro.cli(job, default=default, args=argv, prog=prog, config=config)
+            parsed = tyro.cli(job, default=default, args=argv, prog=prog, config=config)
     except SystemExit:
         message = _message_in_frame(printed.getvalue(), argv)
         message = re.sub(r"\S{100,}", lambda word: shortened(word[0], 100), message)
         raise ValueError(shortened(message, MAX_MESSAGE)) from None
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    return parsed.model_copy(update={"given": _given(argv)}) if "given" in fields else parsed
+
+
+def _given(argv: Sequence[str]) -> frozenset[str]:
+    """Names of the options on a command line."""
+    flags = (word.partition("=")[0] for word in argv if word.startswith("--"))
+    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
 
 
 def recipe_sections(recipe: str, arch: str | None, data: str | None = None) -> dict[str, Any]:

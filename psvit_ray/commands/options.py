@@ -22,6 +22,7 @@ from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
+from psvit_ray.search.time_plan import MAX_TRIALS, TimePlan
 from psvit_ray.training.config import (
     BatchSize,
     Fraction,
@@ -65,6 +66,30 @@ class TuneJob(Value):
     launch: SessionConfig = SessionConfig()
     dry_run: bool = False
     """Print the whole configuration and an estimate of the time, and start nothing."""
+    given: Annotated[frozenset[str], tyro.conf.Suppress, Field(exclude=True)] = frozenset()
+    """Options that stood on the command line."""
+    time_plan: Annotated[TimePlan | None, tyro.conf.Suppress, Field(exclude=True)] = None
+    """Plan that the hours of the search were shared out by, if they were."""
+
+    def planned(self, plan: TimePlan) -> TuneJob:
+        """This job with trainings as long as a plan says, but for what was given as an option."""
+        train: dict[str, float] = {
+            "epochs": plan.epochs,
+            "data_fraction": plan.data_fraction,
+            "warmup_epochs": self.train.warmup_epochs * plan.epochs / self.train.epochs,
+        }
+        search: dict[str, float] = {"grace_epochs": plan.grace_epochs, "num_trials": MAX_TRIALS}
+
+        def decided(values: dict[str, float]) -> dict[str, float]:
+            return {name: value for name, value in values.items() if name not in self.given}
+
+        return self.model_copy(
+            update={
+                "train": self.train.model_copy(update=decided(train)),
+                "search": self.search.model_copy(update=decided(search)),
+                "time_plan": plan,
+            }
+        )
 
     @property
     def identity(self) -> dict[str, object]:
@@ -75,6 +100,8 @@ class TuneJob(Value):
         }
         if self.strategy == "oneshot":
             identity["oneshot"] = self.oneshot.model_dump(mode="json", exclude=RESUMABLE_ONESHOT)
+        if self.time_plan:
+            identity["time_plan"] = self.time_plan.model_dump(mode="json")
         return identity
 
 

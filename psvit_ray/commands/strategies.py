@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
+from psvit_ray.commands.hours import ENDING_S, planned
 from psvit_ray.commands.options import TuneJob
 from psvit_ray.commands.search_page import SearchPage
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.report import leaderboard
 from psvit_ray.report.oneshot import oneshot_files
 from psvit_ray.report.summary import ranking_note
@@ -21,11 +23,18 @@ from psvit_ray.runtime.tune.asha import AshaConfig
 from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.oneshot.plan import holdout_size_warning
 from psvit_ray.search.proposals import Proposals
+from psvit_ray.search.record import FINAL_STATUSES
+from psvit_ray.text.durations import duration
 
 
 def run(job: TuneJob, source: Source) -> int:
     """Searches in a session of its own. Returns the exit code."""
+    begun = time.monotonic()
+    data_fraction = job.train.data_fraction
+    job = planned(job, source, begun=begun)
     train = job.train
+    if train.data_fraction != data_fraction:
+        source = load_data(train)
     with open_session(
         job.launch,
         default_name=Path(job.recipe).stem,
@@ -39,10 +48,11 @@ def run(job: TuneJob, source: Source) -> int:
         for note in [*source.notes, gpu_settings_note(train, per_worker), head]:
             if note:
                 print(note)
-        strategies: dict[str, Callable[..., TrialsResult | OneshotResult]]
-        strategies = {"scratch": scratch, "oneshot": oneshot}
         page = SearchPage(job, session, source)
-        result = strategies[job.strategy](job, session, source)
+        if job.strategy == "oneshot":
+            result: TrialsResult | OneshotResult = oneshot(job, session, source)
+        else:
+            result = scratch(job, session, begun)
         print(page.finish(result.records))
     if result.untracked:
         print(
@@ -53,8 +63,9 @@ def run(job: TuneJob, source: Source) -> int:
     return result.exit_code
 
 
-def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
-    """Trains every configuration, the weak ones not to their end."""
+def scratch(job: TuneJob, session: Session, begun: float) -> TrialsResult:
+    """Trains every configuration, the weak ones not to their end. Hours count from the moment
+    `begun` of time.monotonic()."""
     search, train = job.search, job.train
     asha = None
     if search.reduction_factor:
@@ -63,17 +74,25 @@ def scratch(job: TuneJob, session: Session, source: Source) -> TrialsResult:
             grace_epochs=search.grace_epochs,
             reduction_factor=search.reduction_factor,
         )
+    plan = job.time_plan
     result = run_trials(
         session,
         Proposals(search, train, session.records),
         job.trials,
         num_trials=search.num_trials,
-        budget=TimeBudget.of(search),
+        budget=TimeBudget.of(search, begun, kept_s=ENDING_S if plan else 0.0),
+        trial_s=plan.trial_s if plan else None,
         halving=asha,
     )
     text = leaderboard.summary(result.records, session.folder, session.experiment.tracking_uri)
     leaderboard.write(result.records, session.folder, title=session.name, text=text)
     print(text)
+    if plan:
+        ended = sum(record.status in FINAL_STATUSES for record in result.records)
+        print(
+            f"{ended} configurations, where about {plan.trials} were expected, in "
+            f"{duration(time.monotonic() - begun)}"
+        )
     return result
 
 

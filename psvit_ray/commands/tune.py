@@ -35,8 +35,7 @@ def work(job: TuneJob) -> int:
 
         settings = without_secrets_in(job.model_dump(mode="json"))
         print(yaml.safe_dump(settings, sort_keys=False), *source.notes, *notes, sep="\n")
-        oneshot = job.oneshot if job.strategy == "oneshot" else None
-        print(describe(search, train, oneshot, concurrency=job.trials.max_concurrent))
+        print(describe(job, source))
         return 0
     from psvit_ray.commands import strategies
 

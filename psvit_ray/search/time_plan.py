@@ -23,13 +23,15 @@ FEWEST_TRIALS = 8
 LONGEST_TRIAL = 0.1
 """Largest part of the hours that one whole training may take. A search starts none that may not end
 in time, and so may leave up to this part unused."""
+STEP = 0.95
+"""Ratio of the epochs of a plan to those of the next longer one."""
 MAX_TRIALS = 10_000
 MAX_SIMULATED = 256  # trials: of more, the mean is the same
 SIMULATIONS = 50
 
 
 class Pace(Value):
-    """What was measured of trials, while as many ran beside each other as will in the search."""
+    """What trials take, while as many run beside each other as will in the search."""
 
     start_s: float
     """Seconds from the start of a trial to its first step."""
@@ -37,8 +39,8 @@ class Pace(Value):
     """Seconds of a training step, divided by its images."""
     holdout_s: float
     """Seconds of evaluating one hold-out image."""
-    at_once: int
-    """Trials that ran at the same time."""
+    at_once: int = 1
+    """Trials that run at the same time."""
 
 
 class TimePlan(Value):
@@ -196,9 +198,8 @@ def fitting_trials(
 def _lengths(train: TrainConfig, fixed: Collection[str]) -> Iterator[tuple[int, float]]:
     """Epochs and parts of the images to choose from, the longest first."""
     epochs = train.epochs
-    if "epochs" not in fixed:
-        for epochs in range(train.epochs, min(FEWEST_EPOCHS, train.epochs), -1):
-            yield epochs, train.data_fraction
-        epochs = min(FEWEST_EPOCHS, train.epochs)
+    while "epochs" not in fixed and epochs > FEWEST_EPOCHS:
+        yield epochs, train.data_fraction
+        epochs = max(int(epochs * STEP), FEWEST_EPOCHS)
     for fraction in FRACTIONS[: 1 if "data_fraction" in fixed else None]:
         yield epochs, train.data_fraction * fraction

@@ -11,10 +11,10 @@ from psvit_ray.arch.cost import count_macs
 from psvit_ray.arch.latency import Conditions, LatencyTable
 from psvit_ray.arch.space import SearchSpace
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.commands.estimate import candidates_per_s
 from psvit_ray.model.timing import measure_table
 from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.oneshot.config import OneshotConfig
+from psvit_ray.search.oneshot.duration import candidates_per_s
 from psvit_ray.search.oneshot.plan import (
     best_scored_specs,
     check_oneshot,

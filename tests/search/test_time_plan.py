@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from psvit_ray.search.config import SearchConfig
 from psvit_ray.search.time_plan import (
     FEWEST_EPOCHS,
     LONGEST_TRIAL,
+    STEP,
     Pace,
     TimePlan,
     fitting_trials,
@@ -26,7 +28,7 @@ from psvit_ray.search.time_plan import (
 from psvit_ray.training.config import TrainConfig
 
 PACE = Pace(start_s=2.0, train_s=0.001, holdout_s=0.0004, at_once=2)
-SIZE = {"images": 8_000, "holdout": 2_000}  # 8.8 s an epoch
+SIZE: dict[str, Any] = {"images": 8_000, "holdout": 2_000}  # 8.8 s an epoch
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,8 @@ def test_the_plan_fits_and_nothing_longer_does(
     if made.data_fraction == 1:
         assert made.trials >= search.num_trials
     if made.epochs < train.epochs:
-        longer = made.model_copy(update={"epochs": made.epochs + 1, "data_fraction": 1.0})
+        epochs = math.ceil((made.epochs + 1) / STEP)
+        longer = made.model_copy(update={"epochs": epochs, "data_fraction": 1.0})
         too_long = needed(longer, search, train, search.num_trials) > seconds
         assert too_long or 2.0 + longer.epochs * 8.8 > LONGEST_TRIAL * seconds
 

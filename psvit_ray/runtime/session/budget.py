@@ -20,11 +20,15 @@ class TimeBudget:
     """GPU-hours left for all drivers of the search together. Without GPUs they do not run out."""
 
     @classmethod
-    def of(cls, search: SearchConfig) -> TimeBudget:
-        """The budget of a search whose hours begin now."""
+    def of(
+        cls, search: SearchConfig, begun: float | None = None, *, kept_s: float = 0.0
+    ) -> TimeBudget:
+        """The budget of a search whose hours began at the moment `begun` of time.monotonic(), by
+        default now, and whose last `kept_s` seconds are kept for what follows the trainings."""
         hours, gpu_hours = search.max_hours, search.max_gpu_hours
+        begun = time.monotonic() if begun is None else begun
         return cls(
-            deadline=time.monotonic() + 3600 * hours if hours else math.inf,
+            deadline=begun + 3600 * hours - kept_s if hours else math.inf,
             gpu_hours=gpu_hours or math.inf,
         )
 

@@ -3,6 +3,7 @@ proposals and to the terminal."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.search.proposals import Proposal
 from psvit_ray.search.record import FINAL_STATUSES, Record, RecordStore, Status, ranking
 from psvit_ray.storage.fence import LeaseLost
-from psvit_ray.text.durations import time_left
+from psvit_ray.text.durations import duration, time_left
 from psvit_ray.training.results import FailedResult, result_of
 
 
@@ -35,7 +36,8 @@ class Recorder(tune.Callback):
         channel: ControlChannel,
         *,
         records: Iterable[Record] = (),
-        num_trials: int,
+        num_trials: int | None,
+        deadline: float = math.inf,
         data_digest: str = "",
         say: Callable[[str], None] = print,
     ) -> None:
@@ -43,7 +45,7 @@ class Recorder(tune.Callback):
         self._records = {record.key: record for record in records}
         self._channel = channel
         self._data_digest = data_digest
-        self._num_trials, self._say = num_trials, say
+        self._num_trials, self._deadline, self._say = num_trials, deadline, say
         self._key_of: dict[str, str] = {}
         self._began: dict[str, float] = {}
         self._stopped_early: set[str] = set()
@@ -70,6 +72,12 @@ class Recorder(tune.Callback):
         reported = sum(record.seconds for record in self._records.values())
         now = time.monotonic()
         return (reported + sum(now - began for began in self._began.values())) / 3600
+
+    @property
+    def longest_training_s(self) -> float:
+        """Seconds of the longest training that went to its end, under earlier drivers too."""
+        completed = (r.seconds for r in self._records.values() if r.status == "completed")
+        return max(completed, default=0.0)
 
     def of(self, trial_id: str) -> Record:
         """The record of a trial."""
@@ -175,17 +183,23 @@ class Recorder(tune.Callback):
     def _line(self, record: Record) -> str:
         """A line about a configuration that ended, the best so far and the time left."""
         ended = sum(r.status in FINAL_STATUSES for r in self.records)
-        left = time_left(
-            time.monotonic() - self._start,
-            done=self._ended_here,
-            remaining=max(self._num_trials - ended, 0),
-        )
+        if self._num_trials is None:  # as many as the hours allow
+            count, left = f"{ended}", f"{duration(self._deadline - time.monotonic())} left"
+        else:
+            count, left = (
+                f"{ended}/{self._num_trials}",
+                time_left(
+                    time.monotonic() - self._start,
+                    done=self._ended_here,
+                    remaining=max(self._num_trials - ended, 0),
+                ),
+            )
         metric = record.metric
         value = "-" if record.value is None else metric.number(record.value)
         leader = ranking(self.records)[0]
         best = metric.number(leader.value) if leader.ranks and leader.value is not None else "-"
         return (
-            f"[{ended}/{self._num_trials}] {record.configuration.spec.pattern:<16} "
+            f"[{count}] {record.configuration.spec.pattern:<16} "
             f"{record.gmacs * 1000:8.3f} MMACs  {metric.title} {value:>6}  {record.status:<9} "
             f"| best {best} | {left}"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +56,15 @@ class _ProposalSearcher(Searcher):
         proposals: ProposalSource,
         recorder: Recorder,
         task_of: Callable[[Configuration], TrialTask],
+        last_start: Callable[[], float],
     ) -> None:
         super().__init__(metric=SCORE, mode="max")
         self._proposals, self._recorder, self._task_of = proposals, recorder, task_of
+        self._last_start = last_start
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        if time.monotonic() > self._last_start():
+            return Searcher.FINISHED
         proposal = self._proposals.ask()
         if proposal is None:
             return Searcher.FINISHED
@@ -163,6 +169,7 @@ def run_trials(
     *,
     num_trials: int,
     budget: TimeBudget = UNLIMITED,
+    trial_s: float | None = None,
     halving: AshaConfig | None = None,
     test: bool = False,
     trainable: Callable[[dict[str, Any]], None] = train_trial,
@@ -171,6 +178,8 @@ def run_trials(
 
     Args:
         num_trials: Largest number of trials to start.
+        trial_s: Expected seconds of a whole training: none begins that would not end before the
+            deadline of the budget. By default trainings begin until then.
         trainable: Function that runs in the process of each trial: it takes a TrialTask, as
             primitives, and reports `EpochResult.to_metrics()` to Tune.
 
@@ -199,7 +208,8 @@ def run_trials(
         proposals,
         ControlChannel(task_of.channel),
         records=session.records,
-        num_trials=num_trials,
+        num_trials=num_trials if trial_s is None else None,
+        deadline=budget.deadline,
         data_digest=session.data_digest,
     )
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
@@ -211,10 +221,16 @@ def run_trials(
     ):
         gpus = resources.get("GPU", 0) * trials.workers_per_trial
         stop = _Stop(budget, gpus, stop_signal, recorder)
+
+        def last_start() -> float:
+            if trial_s is None:
+                return math.inf
+            return budget.deadline - max(trial_s, recorder.longest_training_s)
+
         tuner = tune.Tuner(
             tune.with_resources(trainable, trial_resources),
             tune_config=tune.TuneConfig(
-                search_alg=_ProposalSearcher(proposals, recorder, task_of),
+                search_alg=_ProposalSearcher(proposals, recorder, task_of, last_start),
                 scheduler=Asha(halving, recorder) if halving else None,
                 num_samples=num_trials,
                 max_concurrent_trials=concurrency,
