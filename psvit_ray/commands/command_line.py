@@ -101,13 +101,7 @@ def parse(job: type[Job], argv: Sequence[str], *, prog: str | None = None) -> Jo
         raise ValueError(shortened(message, MAX_MESSAGE)) from None
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
-    return parsed.model_copy(update={"given": _given(argv)}) if "given" in fields else parsed
-
-
-def _given(argv: Sequence[str]) -> frozenset[str]:
-    """Names of the options on a command line."""
-    flags = (word.partition("=")[0] for word in argv if word.startswith("--"))
-    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+    return parsed.model_copy(update={"argv": tuple(argv)}) if "argv" in fields else parsed
 
 
 def recipe_sections(recipe: str, arch: str | None, data: str | None = None) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def work(job: CompareJob) -> int:
         test=True,
     ) as (session, outcome):
         print(comparison.write(configurations, outcome.records, session.folder))
+        if outcome.exit_code:
+            print(f"goes on with: {job.resume_command(session.name)}")
     return outcome.exit_code
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, Ray or MLflow, so that help and wrong flags are answ
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Literal
 
 import tyro
@@ -43,7 +44,32 @@ RESUMABLE_ONESHOT = {"candidates", "supernet_workers", "finalists", "finalist_se
 """Fields of a search that a resume may change: how much is tried, and how fast."""
 
 
-class TuneJob(Value):
+class ResumableJob(Value):
+    """A command whose work goes on with `--resume`."""
+
+    launch: SessionConfig = SessionConfig()
+    argv: Annotated[tuple[str, ...], tyro.conf.Suppress, Field(exclude=True)] = ()
+    """Options as they stood on the command line."""
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the options on the command line."""
+        flags = (word.partition("=")[0] for word in self.argv if word.startswith("--"))
+        return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+
+    def resume_command(self, name: str) -> str:
+        """The command line that goes on with what this one began under `name`."""
+        words, rest = [], iter(self.argv)
+        for word in rest:
+            if word in ("--name", "--resume"):
+                next(rest)
+            elif not word.startswith(("--name=", "--resume=")):
+                words.append(word)
+        command = type(self).__name__.removesuffix("Job").lower()
+        return shlex.join(["psvit", command, *words, "--name", name, "--resume"])
+
+
+class TuneJob(ResumableJob):
     """Search token pooling and attention sharing with Ray Tune.
 
     Without a cluster, Ray is started on this machine. The search ends with a leaderboard, a
@@ -63,11 +89,8 @@ class TuneJob(Value):
     and scores candidates with its weights."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
-    launch: SessionConfig = SessionConfig()
     dry_run: bool = False
     """Print the whole configuration and an estimate of the time, and start nothing."""
-    given: Annotated[frozenset[str], tyro.conf.Suppress, Field(exclude=True)] = frozenset()
-    """Options that stood on the command line."""
     time_plan: Annotated[TimePlan | None, tyro.conf.Suppress, Field(exclude=True)] = None
     """Plan that the hours of the search were shared out by, if they were."""
 
@@ -105,7 +128,7 @@ class TuneJob(Value):
         return identity
 
 
-class TrainJob(Value):
+class TrainJob(ResumableJob):
     """Train one PSViT or DeiT with Ray Train, and score the test images once, at the end."""
 
     recipe: str = "digits"
@@ -127,7 +150,6 @@ class TrainJob(Value):
     """Seconds after which a worker that does not come to a step is named, and all workers are
     restarted."""
     resources: WorkerResources = WorkerResources()
-    launch: SessionConfig = SessionConfig()
 
     @field_validator("workers")
     @classmethod
@@ -136,7 +158,7 @@ class TrainJob(Value):
         return text
 
 
-class CompareJob(Value):
+class CompareJob(ResumableJob):
     """Compare the winner of a search with DeiT over several seeds.
 
     The baseline is the best DeiT of its search; the winner is the best PSViT that has no more MACs
@@ -154,7 +176,6 @@ class CompareJob(Value):
     seeds: Repeats = 5
     """Trainings of winner and of baseline, with seeds from 0 on."""
     trials: Trials = Trials()
-    launch: SessionConfig = SessionConfig()
 
 
 class ReportJob(Value):

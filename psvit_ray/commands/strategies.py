@@ -60,6 +60,8 @@ def run(job: TuneJob, source: Source) -> int:
             "--resume writes them",
             file=sys.stderr,
         )
+    if result.exit_code:
+        print(f"goes on with: {job.resume_command(session.name)}")
     return result.exit_code
 
 

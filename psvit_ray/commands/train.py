@@ -76,6 +76,8 @@ def work(job: TrainJob) -> int:
     )
     if record.status != "completed":
         print(f"{record.status}: {record.reason}")
+        if record.status == "interrupted":
+            print(f"goes on with: {job.resume_command(session.name)}")
         return exit_code(trained.signal) or 1
     metric, values = record.metric, {"hold-out": record.value, "test": record.test_value}
     commonest = {"always the commonest class": record.commonest}
