@@ -76,7 +76,7 @@ def typical(search: SearchConfig, train: TrainConfig, count: int) -> list[Config
     return [Configuration(spec=spec, train=train) for spec in specs]
 
 
-def _some(table: StoredTable, most: int) -> StoredTable:
-    """At most so many images, of any classes."""
-    chosen = np.random.default_rng(0).permutation(len(table))[:most]
+def _some(table: StoredTable, count: int) -> StoredTable:
+    """At most `count` images, of any classes."""
+    chosen = np.random.default_rng(0).permutation(len(table))[:count]
     return table.take(np.sort(chosen))

@@ -15,7 +15,7 @@ from psvit_ray.search.pace import mean_pace, measured, typical
 from psvit_ray.search.time_plan import Pace
 from psvit_ray.training.config import TrainConfig
 
-MOST = 8  # trials that are measured: more would tell no more
+MEASURED_TRIALS = 8  # at most: more would tell no more
 
 
 def trial_pace(search: SearchConfig, train: TrainConfig, source: Source, trials: Trials) -> Pace:
@@ -31,7 +31,7 @@ def trial_pace(search: SearchConfig, train: TrainConfig, source: Source, trials:
     paces = ray.get(
         [
             task.remote(configuration, stored, threads)
-            for configuration in typical(search, train, min(at_once * workers, MOST))
+            for configuration in typical(search, train, min(at_once * workers, MEASURED_TRIALS))
         ]
     )
     pace = mean_pace(paces, at_once)
