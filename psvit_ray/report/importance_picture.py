@@ -25,7 +25,7 @@ from psvit_ray.search.record import Record
 MIN_CONFIGURATIONS = 10
 """Number of configurations below which importances are noise."""
 FEW_CONFIGURATIONS = 100
-LOG_SCALE_FROM = 10  # ratio of a choice's largest and smallest number, as of a learning rate
+LOG_CHOICE_FROM = 10  # ratio of a choice's largest and smallest number, as of a learning rate
 Choices = Mapping[str, Parameter]
 
 
@@ -118,7 +118,7 @@ def _distribution(values: Sequence[Parameter]) -> BaseDistribution:
     if len(numbers) < len(values) or any(isinstance(value, bool) for value in values):
         return CategoricalDistribution(sorted(set(values), key=str))
     low, high = float(min(numbers)), float(max(numbers))
-    return FloatDistribution(low, high, log=low > 0 and high / low >= LOG_SCALE_FROM)
+    return FloatDistribution(low, high, log=low > 0 and high / low >= LOG_CHOICE_FROM)
 
 
 def picture(result: Importances, *, title: str) -> Figure:

@@ -110,7 +110,7 @@ def _name_classes(axes: Axes, answers: LabelledPredictions, unreadable: bool) ->
             lambda tick, _: "unreadable" if tick == size else f"{tick:g}"
         )
         return
-    names = [_short(name) for name in answers.class_names]
+    names = [short_name(name) for name in answers.class_names]
     axes.set_yticks(range(size), names, fontsize=7)
     columns = [*names, "(unreadable)"] if unreadable else names
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
@@ -126,10 +126,11 @@ def _mistakes(answers: LabelledPredictions) -> str:
     if pairs:
         lines += ["", "most frequent mistakes:"]
     for label, prediction, count in pairs:
-        lines += ["", f"{count:,}  {_short(label)}", f"     as {_short(prediction)}"]
+        lines += ["", f"{count:,}  {short_name(label)}", f"     as {short_name(prediction)}"]
     return "\n".join(lines)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """The name of a class, cut where it has no room in a picture."""
     name = printable(name)
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"

@@ -9,15 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from psvit_ray.report.evaluation.evaluation_picture import short_name
 from psvit_ray.report.evaluation.metrics import LabelledPredictions, confused_classes
 from psvit_ray.report.pareto_picture import new_figure
-from psvit_ray.text.printable import printable
 
 MAX_PAIRS, MAX_IMAGES = 8, 10
 """Rows and columns of the sheet."""
 SIDE = 160
 """Longer side of an image on the sheet, in pixels."""
-MAX_NAME_LENGTH = 18
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def picture(
         axes.axis("off")
     for mistake, (first, *others) in zip(rows, panels, strict=True):
         label, prediction = (
-            _short(answers.class_names[n]) for n in (mistake.label, mistake.prediction)
+            short_name(answers.class_names[n]) for n in (mistake.label, mistake.prediction)
         )
         text = f"{label}\nas {prediction}\n{mistake.count:,} images"
         first.text(0, 0.5, text, va="center", fontsize=9, transform=first.transAxes)
@@ -71,8 +70,3 @@ def picture(
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
             axes.set_title(f"{100 * answers.confidences[index]:.0f} %", fontsize=8, y=-0.22)
     return figure
-
-
-def _short(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
