@@ -25,21 +25,21 @@ def replay(
     """A trial of Tune that trains nothing.
 
     Args:
-        raw_task: A TrialTask as primitives, as a real trial gets it.
+        raw_task: A RunTask as primitives, as a real trial gets it.
         recorded: The epochs of a real training: epoch, step and metrics of each. As many of them
             are reported as the configuration has epochs.
         macs: MACs of the network that was trained; a network with other MACs makes other errors.
         epoch_s: Seconds from one report to the next, about.
 
     Goes on from where the trial before it was killed."""
-    configuration = raw_task["worker"]["configuration"]
+    configuration = raw_task["configuration"]
     epochs = configuration["train"]["epochs"]
     luck = random.Random(repr(configuration))
     spec = ArchSpec.model_validate(configuration["spec"])
     times = (macs / count_macs(spec)) ** 0.3 * luck.lognormvariate(0, 0.2)
     points = [_point(epoch, times) for epoch in recorded[:epochs]]
-    fence = Fence.model_validate(raw_task["worker"]["fence"])
-    checkpoints = fence.over(raw_task["worker"]["checkpoints"])
+    fence = Fence.model_validate(raw_task["fence"])
+    checkpoints = fence.over(raw_task["checkpoints"])
     done = min(int(checkpoints.read(CHECKPOINT) or 0), epochs - 1)
     earlier = tuple(points[:done])
     for point in points[done:]:

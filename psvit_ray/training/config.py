@@ -227,6 +227,12 @@ class TrainConfig(Augmentation, DataSettings):
         return self
 
     @property
+    def data_settings(self) -> DataSettings:
+        """The settings of the data alone: equal for all configurations that are trained on it."""
+        fields = DataSettings.model_fields
+        return DataSettings.model_validate({name: getattr(self, name) for name in fields})
+
+    @property
     def peak_lr(self) -> float:
         """Peak learning rate for `batch_size`."""
         scale = self.batch_size / self.lr_base_size if self.lr_base_size else 1.0

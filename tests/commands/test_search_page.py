@@ -9,6 +9,7 @@ import yaml
 from mlflow import MlflowClient
 
 from psvit_ray.commands.search_page import RECIPE, SearchPage
+from psvit_ray.data.sources.load_data import DriverData
 from psvit_ray.report import leaderboard
 from psvit_ray.runtime.session.lease import Lease
 from psvit_ray.runtime.session.session import Session
@@ -45,9 +46,7 @@ def test_a_search_is_told_by_its_page(tmp_path: Path) -> None:
             store=RecordStore(folder),
             records=[],
             fence=fence,
-            data_digest="0123",
-            splits=folder,
-            split_by_file=False,
+            data=DriverData(digest="0123", splits=folder.uri),
             experiment=experiment,
         )
         page = SearchPage(job, session, source)

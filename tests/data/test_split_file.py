@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +18,10 @@ import pytest
 from mlflow import MlflowClient
 
 from psvit_ray.arch.spec import ArchSpec
+from psvit_ray.data.images.tone_range import Tones
 from psvit_ray.data.sources.image_folder import FileTable
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.data.sources.load_data import load_data
+from psvit_ray.data.sources.load_data import DriverData, load_data
 from psvit_ray.data.sources.shard_manifest import (
     SHARD_MANIFEST,
     ShardFile,
@@ -39,10 +39,9 @@ from psvit_ray.runtime.session.config import SessionConfig
 from psvit_ray.runtime.session.session import open_session
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.trainer import CHECKPOINTS, train
-from psvit_ray.runtime.train.worker import WorkerTask
+from psvit_ray.runtime.tune import trial
 from psvit_ray.search.description import read_description
 from psvit_ray.search.record import RecordStore
-from psvit_ray.storage.fence import Fence
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.checkpoint import last_checkpoint
 from psvit_ray.training.config import Configuration, TrainConfig
@@ -471,16 +470,35 @@ def test_a_worker_takes_no_other_images_than_the_run_began_with(tmp_path: Path) 
     begun = load_source(configuration)
     assert begun.images
     folder.write(split_file.SPLITS_FILE, begun.images.to_bytes())
-    fence = Fence(folder=folder.uri, owner="", number=0)
-    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "channel": "", "fence": fence}
-    task = WorkerTask(
-        configuration=configuration, data_digest=begun.digest, splits=folder.uri, **some
-    )
-    assert places(task.source().train) == places(begun.train)
+    given = DriverData.of(begun, folder)
+    assert places(given.open(train).train) == places(begun.train)
     write(data / "cat" / "new.png", 3)
     with pytest.raises(DataChanged) as caught:
-        task.source()
+        given.open(train)
     assert str(caught.value) == f"{BEGIN}1 image added, such as 'cat/new.png'{END}"
+
+
+def test_a_worker_takes_the_tone_ranges_of_the_driver(tmp_path: Path) -> None:
+    data = files(tmp_path / "data")
+    train = TrainConfig(data=str(data))
+    of_driver = replace(load(data, split_seed=0, holdout=0.2), tones=Tones(integers=(3, 77)))
+    assert DriverData.of(of_driver, Folder(str(tmp_path))).open(train).tones == of_driver.tones
+
+
+def test_a_process_opens_the_data_of_a_search_once(tmp_path: Path) -> None:
+    """What every trial of it may change, but what cuts the data, leaves it open."""
+    data, folder = files(tmp_path / "data"), Folder(str(tmp_path))
+    train = TrainConfig(data=str(data))
+    begun = load(data, split_seed=0, holdout=0.2)
+    assert begun.images
+    folder.write(split_file.SPLITS_FILE, begun.images.to_bytes())
+    given = DriverData.of(begun, folder)
+    first = trial.opened(given, train.data_settings)
+    write(data / "cat" / "new.png", 3)
+    later = TrainConfig(data=str(data), lr=1e-4, seed=3, img_size=16)
+    assert trial.opened(given, later.data_settings) is first
+    with pytest.raises(DataChanged, match="1 image added"):
+        trial.opened(given, TrainConfig(data=str(data), split_seed=5).data_settings)
 
 
 def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> None:
@@ -510,19 +528,11 @@ def test_a_comparison_leaves_out_what_came_after_the_search(tmp_path: Path) -> N
     # Its workers do as it does.
     folder = Folder(str(tmp_path / "comparison"))
     folder.write(split_file.SPLITS_FILE, source.images.to_bytes())
-    fence = Fence(folder=folder.uri, owner="", number=0)
-    some: dict[str, Any] = {"checkpoints": "", "quarantine": "", "channel": "", "fence": fence}
-    task = WorkerTask(
-        configuration=configuration,
-        data_digest=source.digest,
-        splits=folder.uri,
-        split_by_file=source.by_file,
-        **some,
-    )
-    assert places(task.source().train) == places(begun.train)
+    given = DriverData.of(source, folder)
+    assert places(given.open(train).train) == places(begun.train)
     write(data / "cat" / "late.png", 1)
     with pytest.raises(DataChanged, match=r"1 image added, such as 'cat/late\.png'"):
-        task.source()
+        given.open(train)
 
 
 # The job

@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from psvit_ray.arch.spec import Value
 from psvit_ray.data.images.options import parse_tone_range
+from psvit_ray.data.images.tone_range import DEFAULT_TONES, Tones
 from psvit_ray.data.sources import image_folder, parquet_files
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.sources.parquet_table import is_table
 from psvit_ray.data.sources.survey import surveyed
 from psvit_ray.data.splits.layout import AS_NAMED, DataLayout, DataSettings
-from psvit_ray.data.splits.split_file import SplitFile
+from psvit_ray.data.splits.split_file import SplitFile, read_split_file
 from psvit_ray.data.splits.splits import TEST_SEED, cut
 from psvit_ray.data.tables import ArrayTable
 from psvit_ray.storage import files
@@ -27,23 +29,65 @@ TEST_IMAGES = 360
 TORCHVISION = ("torchvision", "torchvision-download")
 
 
-def load_data(settings: DataSettings, known: SplitFile | None = None) -> Source:
-    """Reads data (see `read_data`), splits it by the settings or by the split file `known`, and
-    samples its images for tone ranges (see `survey`), unless the settings give one.
+def load_data(
+    settings: DataSettings, known: SplitFile | None = None, tones: Tones | None = None
+) -> Source:
+    """Reads data (see `read_data`), and splits it by the settings or by the split file `known`. Its
+    tone ranges are `tones`, or else those of a sample of its images (see `survey`), unless the
+    settings give one.
 
     Raises ValueError for data that cannot be used.
     """
     stored = read_data(settings.data, settings)
     _check_classes(stored)
-    tones, notes = surveyed(
-        stored.name,
-        stored.train,
-        {split: table for split, table in stored.tables.items() if split != "train"},
-        parse_tone_range(settings.tone_range) if settings.tone_range else None,
-        settings.background,
-    )
+    notes: list[str] = []
+    if tones is None:
+        tones, notes = surveyed(
+            stored.name,
+            stored.train,
+            {split: table for split, table in stored.tables.items() if split != "train"},
+            parse_tone_range(settings.tone_range) if settings.tone_range else None,
+            settings.background,
+        )
     source = stored.divided_as(known) if known else stored.divided(settings)
     return replace(source, tones=tones, notes=(*source.notes, *notes))
+
+
+class DriverData(Value):
+    """What the driver knows of the data, by which workers open the same. Crosses process boundaries
+    as primitives."""
+
+    digest: str
+    """Digest of the images that the run began with."""
+    splits: str
+    """Folder of the file that lists these images and their splits."""
+    by_file: bool = False
+    """Whether workers read the split from that file, and do not compute it from the settings."""
+    tones: Tones = DEFAULT_TONES
+    """Tone ranges, from the driver's sample of the images."""
+
+    @classmethod
+    def of(cls, source: Source, folder: Folder) -> DriverData:
+        """What a driver knows that has opened `source` and keeps its list of images in `folder`."""
+        return cls(
+            digest=source.digest, splits=folder.uri, by_file=source.by_file, tones=source.tones
+        )
+
+    def split_file(self) -> SplitFile | None:
+        """The list of the images that the run began with; None where an older version noted none.
+        Raises ValueError if it was changed, and OSError."""
+        return read_split_file(Folder(self.splits))
+
+    def open(self, settings: DataSettings) -> Source:
+        """The data, listed anew: each process checks that it sees what the driver saw.
+
+        Raises ValueError where it cannot be used, DataChanged where its images are not those that
+        the run began with.
+        """
+        source = load_data(settings, self.split_file() if self.by_file else None, self.tones)
+        if source.digest != self.digest:
+            source.check_unchanged(self.digest, self.split_file())
+        return source
 
 
 def _check_classes(source: Source) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.data.splits import split_file
 from psvit_ray.export.model_files import CONFIG
 from psvit_ray.runtime.cluster.cluster import amounts_per_worker
 from psvit_ray.runtime.session.session import Session
@@ -70,7 +69,10 @@ def export_to(folder: Folder, checkpoint: Checkpoint, session: Session, **known:
     training = training_info(checkpoint, which="last", name=session.name, **known)
     with tempfile.TemporaryDirectory() as work:
         export_checkpoint(
-            Path(work), checkpoint, training, splits=split_file.read_split_file(session.splits)
+            Path(work),
+            checkpoint,
+            training,
+            splits=session.data.split_file(),
         )
         folder.delete(CONFIG)
         for path in sorted(Path(work).iterdir(), key=lambda path: path.name == CONFIG):

@@ -197,7 +197,7 @@ def train_supernet(
             kind="supernet",
             params={},
             configuration=configuration,
-            data_digest=session.data_digest,
+            data_digest=session.data.digest,
         )
     ]
     if record.status == "completed":

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from psvit_ray.data.sources.image_source import Source
+from psvit_ray.data.sources.load_data import DriverData
 from psvit_ray.data.splits import split_file
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.config import Resume, SessionConfig
@@ -46,12 +47,8 @@ class Session:
     fence: Fence
     """Token of the lease, checked before other writes for the name; `folder` and `store` check it
     themselves."""
-    data_digest: str
-    """Digest of the images that everything under this name is trained on."""
-    splits: Folder
-    """Folder of the file that lists the splits."""
-    split_by_file: bool
-    """Whether workers read the split from that file, and do not compute it from settings."""
+    data: DriverData
+    """The images that everything under this name is trained on."""
     experiment: parent_run.Experiment
 
 
@@ -135,9 +132,7 @@ def open_session(
             store=store,
             records=store.all(),
             fence=fence,
-            data_digest=source.digest,
-            splits=folder,
-            split_by_file=source.by_file,
+            data=DriverData.of(source, folder),
             experiment=experiment,
         )
 

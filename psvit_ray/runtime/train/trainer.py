@@ -31,7 +31,7 @@ from psvit_ray.runtime.train.callbacks import RecordCallback, SigtermCallback, f
 from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import BEGUN, STOP, STOPPED, ControlChannel
 from psvit_ray.runtime.train.elastic import LimitWaiting, NoHostsError, SaveBeforeResize
-from psvit_ray.runtime.train.worker import WorkerTask, train_worker
+from psvit_ray.runtime.train.worker import RunTask, train_worker
 from psvit_ray.search.record import Record, Status
 from psvit_ray.storage.folder import Folder
 from psvit_ray.text.durations import time_left
@@ -59,14 +59,7 @@ class TrainResult:
 
 
 def make_trainer(
-    task: WorkerTask,
-    *,
-    name: str,
-    scratch: str,
-    workers: WorkerRange,
-    resources_per_worker: dict[str, float],
-    wait_minutes: float,
-    callbacks: list[UserCallback],
+    task: RunTask, *, name: str, scratch: str, callbacks: list[UserCallback]
 ) -> TorchTrainer:
     """A trainer that goes on from the newest of the task's checkpoints, if there is one, and
     restarts its workers from there when one of them dies.
@@ -74,8 +67,8 @@ def make_trainer(
     Args:
         scratch: Folder of this host for what Train itself notes of a run; a run goes on from
             nothing in it.
-        wait_minutes: Minutes to wait for hosts with room for the workers.
     """
+    workers = task.workers
     # A worker that stands still at a step is named by the others; elsewhere, this ends it.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(task.patience_s + MORE_PATIENCE_S)
     if workers.elastic:
@@ -87,7 +80,7 @@ def make_trainer(
         SigtermCallback(),
         UseRayInterface(),
         SaveBeforeResize(task.channel),
-        LimitWaiting(wait_minutes),
+        LimitWaiting(task.wait_minutes),
     ]
     return TorchTrainer(
         # Not as `train_loop_config`, which Ray's dashboard shows: a storage may hold a password.
@@ -96,8 +89,8 @@ def make_trainer(
         torch_config=TorchConfig(timeout_s=math.ceil(task.patience_s)),
         scaling_config=scaling(
             num_workers=tuple(workers) if workers.elastic else workers.max_workers,
-            use_gpu=resources_per_worker.get("GPU", 0) > 0,
-            resources_per_worker=resources_per_worker,
+            use_gpu=task.resources_per_worker.get("GPU", 0) > 0,
+            resources_per_worker=task.resources_per_worker,
             elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=RunConfig(
@@ -139,20 +132,21 @@ def train(
         kind="fixed",
         params={},
         configuration=configuration,
-        data_digest=session.data_digest,
+        data_digest=session.data.digest,
     )
     session.store.put(record.model_copy(update={"status": "running", "reason": ""}))
-    task = WorkerTask(
+    task = RunTask(
         configuration=configuration,
+        data=session.data,
         checkpoints=(session.folder / CHECKPOINTS).uri,
         quarantine=session.folder.uri,
         channel=uuid.uuid4().hex,
         fence=session.fence,
         test=test,
+        workers=workers,
+        resources_per_worker=resources_per_worker,
+        wait_minutes=wait_minutes,
         patience_s=patience_s,
-        data_digest=session.data_digest,
-        splits=session.splits.uri,
-        split_by_file=session.split_by_file,
     )
 
     with tempfile.TemporaryDirectory() as scratch, catch_stop_signals(deadline) as stop_signal:
@@ -161,9 +155,6 @@ def train(
             task,
             name=ray_name(session.name),
             scratch=scratch,
-            workers=workers,
-            resources_per_worker=resources_per_worker,
-            wait_minutes=wait_minutes,
             callbacks=[RecordCallback(session.store, task.fence, task.channel)],
         )
         fit = _Fit(trainer, session.folder / CHECKPOINTS)

@@ -16,11 +16,11 @@ from ray.train.torch import get_device, prepare_model
 from psvit_ray.arch.spec import Value
 from psvit_ray.data import quarantine
 from psvit_ray.data.sources.image_source import Source
-from psvit_ray.data.sources.load_data import load_data
-from psvit_ray.data.splits import split_file
+from psvit_ray.data.sources.load_data import DriverData
 from psvit_ray.data.splits.split_file import DataChanged
 from psvit_ray.runtime.cluster.ray_train_private import preemption_notice
 from psvit_ray.runtime.train.callbacks import SigtermCallback
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import (
     BEGUN,
     SAVE,
@@ -53,10 +53,11 @@ DRIVER_ERRORS = (CheckpointError, LeaseLost)
 logger = logging.getLogger(__name__)
 
 
-class WorkerTask(Value):
-    """Task of a training worker, which crosses process boundaries as primitives."""
+class RunTask(Value):
+    """Task of a run, in a search or alone, which crosses process boundaries as primitives."""
 
     configuration: Configuration
+    data: DriverData
     checkpoints: str
     """Folder of this run's checkpoints."""
     quarantine: str
@@ -67,30 +68,18 @@ class WorkerTask(Value):
     """Token of the driver's lease, checked before anything is written."""
     test: bool = False
     """Score the test images once, at the end."""
+    workers: WorkerRange
+    """Numbers of workers; a trial of a search with one worker trains in its own process."""
+    resources_per_worker: dict[str, float]
+    wait_minutes: float
+    """Minutes to wait for hosts with room for the workers."""
     patience_s: PositiveNumber = 300.0
     """Seconds after which a worker that does not come to a step is named by the others."""
-    data_digest: str
-    """Digest of the images that the run began with."""
-    splits: str
-    """Folder of the file that lists the splits of these images."""
-    split_by_file: bool = False
-    """Read the split from that file, and do not compute it from the settings."""
-
-    def source(self) -> Source:
-        """The data to train on. Raises ValueError where it cannot be used, DataChanged where its
-        images are not those that the run began with."""
-        folder = Folder(self.splits)
-        known = split_file.read_split_file(folder) if self.split_by_file else None
-        source = load_data(self.configuration.train, known)
-        if source.digest != self.data_digest:
-            source.check_unchanged(self.data_digest, split_file.read_split_file(folder))
-        check_fits(self.configuration, source)
-        return source
 
 
 def train_worker(raw_task: dict[str, Any]) -> None:
     """Trains in a worker. Every rank reports; rank 0 writes checkpoints."""
-    task = WorkerTask.model_validate(raw_task)
+    task = RunTask.model_validate(raw_task)
     rank = ray.train.get_context().get_world_rank()
     channel = ControlChannel(task.channel)
     epoch = step = 0
@@ -124,9 +113,7 @@ def train_worker(raw_task: dict[str, Any]) -> None:
         channel.send(STOPPED, f"{reason} at {at}")
 
 
-def _reports(
-    task: WorkerTask, requests: WorkerRequests, keeper: CheckpointWriter
-) -> Iterator[Report]:
+def _reports(task: RunTask, requests: WorkerRequests, keeper: CheckpointWriter) -> Iterator[Report]:
     device = get_device()
     execution = Execution(
         device=device,
@@ -144,7 +131,7 @@ def _reports(
     )
 
 
-def _agreed_source(task: WorkerTask) -> Source:
+def _agreed_source(task: RunTask) -> Source:
     """The data of a run, the same on all ranks.
 
     Raises DataChanged, on all ranks, where rank 0 sees other images than the run began with, and
@@ -153,13 +140,14 @@ def _agreed_source(task: WorkerTask) -> Source:
     rank = ray.train.get_context().get_world_rank()
     source, reason = None, ""
     try:
-        source = task.source()
+        source = task.data.open(task.configuration.train)
     except DataChanged as error:
         reason = str(error)
     if agreed := broadcast_from_rank_zero(reason):
         raise DataChanged(agreed)
     if source is None:
         raise RuntimeError(f"rank {rank} sees other images than rank 0: {reason}")
+    check_fits(task.configuration, source)
     return source
 
 
@@ -214,7 +202,7 @@ class CheckpointWriter:
     """Writes the checkpoints of a run on rank 0, and chooses the one that all ranks start from.
     Close it."""
 
-    def __init__(self, task: WorkerTask, rank: int, requests: WorkerRequests) -> None:
+    def __init__(self, task: RunTask, rank: int, requests: WorkerRequests) -> None:
         keep = task.configuration.train.keep_checkpoints
         self._kept = CheckpointManager(task.fence.over(task.checkpoints), keep=keep)
         self._quarantine = task.fence.over(task.quarantine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import tempfile
@@ -26,17 +27,16 @@ from psvit_ray.runtime.session.session import Session, exit_code, open_session
 from psvit_ray.runtime.session.signals import StopSignal, catch_stop_signals
 from psvit_ray.runtime.tracking.gauges import TrialGauges
 from psvit_ray.runtime.tracking.mlflow_tracker import Tracker
+from psvit_ray.runtime.train.config import WorkerRange
 from psvit_ray.runtime.train.control_channel import ControlChannel
 from psvit_ray.runtime.train.trainer import CHECKPOINTS
-from psvit_ray.runtime.train.worker import WorkerTask
+from psvit_ray.runtime.train.worker import RunTask
 from psvit_ray.runtime.tune.asha import Asha, AshaConfig
 from psvit_ray.runtime.tune.config import Trials
 from psvit_ray.runtime.tune.recorder import Recorder, ResultListener
-from psvit_ray.runtime.tune.trial import TrialTask, train_trial
+from psvit_ray.runtime.tune.trial import train_trial
 from psvit_ray.search.proposals import FixedProposals, Proposal
 from psvit_ray.search.record import Record
-from psvit_ray.storage.fence import Fence
-from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import Configuration
 from psvit_ray.training.results import SCORE
 
@@ -55,7 +55,7 @@ class _ProposalSearcher(Searcher):
         self,
         proposals: ProposalSource,
         recorder: Recorder,
-        task_of: Callable[[Configuration], TrialTask],
+        task_of: Callable[[Configuration], RunTask],
         last_start: Callable[[], float],
     ) -> None:
         super().__init__(metric=SCORE, mode="max")
@@ -129,37 +129,22 @@ class TrialsResult:
         return 1 if self.storage_fault else exit_code(self.signal)
 
 
-@dataclass(frozen=True)
-class _Tasks:
-    """Makes the task of a configuration's trial."""
-
-    folder: Folder
-    fence: Fence
-    data_digest: str
-    splits: Folder
-    split_by_file: bool
-    trials: Trials
-    resources: dict[str, float]
-    channel: str
-    test: bool
-
-    def __call__(self, configuration: Configuration) -> TrialTask:
-        return TrialTask(
-            worker=WorkerTask(
-                configuration=configuration,
-                checkpoints=(self.folder / CHECKPOINTS / configuration.key).uri,
-                quarantine=(self.folder / QUARANTINES / configuration.key).uri,
-                channel=self.channel,
-                fence=self.fence,
-                test=self.test,
-                data_digest=self.data_digest,
-                splits=self.splits.uri,
-                split_by_file=self.split_by_file,
-            ),
-            workers=self.trials.workers_per_trial,
-            resources_per_worker=self.resources,
-            wait_minutes=self.trials.resources.wait_minutes,
-        )
+def _task(
+    session: Session, trials: Trials, channel: str, test: bool, configuration: Configuration
+) -> RunTask:
+    """The task of a configuration's trial."""
+    return RunTask(
+        configuration=configuration,
+        data=session.data,
+        checkpoints=(session.folder / CHECKPOINTS / configuration.key).uri,
+        quarantine=(session.folder / QUARANTINES / configuration.key).uri,
+        channel=channel,
+        fence=session.fence,
+        test=test,
+        workers=WorkerRange(trials.workers_per_trial, trials.workers_per_trial),
+        resources_per_worker=amounts_per_worker(trials.resources),
+        wait_minutes=trials.resources.wait_minutes,
+    )
 
 
 def run_trials(
@@ -180,7 +165,7 @@ def run_trials(
         num_trials: Largest number of trials to start.
         trial_s: Expected seconds of a whole training: none begins that would not end before the
             deadline of the budget. By default trainings begin until then.
-        trainable: Function that runs in the process of each trial: it takes a TrialTask, as
+        trainable: Function that runs in the process of each trial: it takes a RunTask, as
             primitives, and reports `EpochResult.to_metrics()` to Tune.
 
     Raises LeaseLost, once the trials have ended, where another driver took the name.
@@ -191,27 +176,18 @@ def run_trials(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrency)
     tracker = Tracker(session.experiment, session.fence)
     resources = amounts_per_worker(trials.resources)
-    task_of = _Tasks(
-        session.folder,
-        session.fence,
-        session.data_digest,
-        session.splits,
-        session.split_by_file,
-        trials,
-        resources,
-        channel=uuid.uuid4().hex,
-        test=test,
-    )
+    channel = uuid.uuid4().hex
     recorder = Recorder(
         session.store,
         tracker,
         proposals,
-        ControlChannel(task_of.channel),
+        ControlChannel(channel),
         records=session.records,
         num_trials=num_trials if trial_s is None else None,
         deadline=budget.deadline,
-        data_digest=session.data_digest,
+        data_digest=session.data.digest,
     )
+    task_of = functools.partial(_task, session, trials, channel, test)
     # Of a nested run Tune places only the driver: it computes nothing, must leave its workers every
     # CPU, and stands on the head, which is the last host to go.
     trial_resources = resources if trials.workers_per_trial == 1 else {HEAD: 0.001}
