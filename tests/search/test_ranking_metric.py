@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from psvit_ray.commands.command_line import parse
+from psvit_ray.commands.options import TuneJob
 from psvit_ray.report.comparison import pair
 from psvit_ray.report.leaderboard import best_yaml, leaderboard_rows
 from psvit_ray.report.summary import ranking_note, side_by_side, summary, tie_warning
 from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.description import write_description
 from psvit_ray.search.oneshot.finalists import finalists, winner
 from psvit_ray.search.oneshot.scores import Score, generations, pareto_scores, rank_scores
 from psvit_ray.search.proposals import Proposals
@@ -19,6 +22,7 @@ from psvit_ray.search.record import Record, best, pareto, ranking
 from psvit_ray.storage.folder import Folder
 from psvit_ray.training.config import TrainConfig
 from psvit_ray.training.results import RANKING, SCORE, EpochResult, MetricName, Point
+from tests.helpers.command_line import Refused
 from tests.helpers.records import DEIT, LARGE, MIDDLE, SMALL, record, score
 from tests.helpers.spaces import SPACES
 
@@ -176,3 +180,31 @@ def test_a_record_without_the_metric_does_not_rank() -> None:
 def test_a_score_of_before_is_one_by_top1(tmp_path: Path) -> None:
     old = score(0, 70.0)
     assert (old.value, old.score, old.metric) == (70.0, 70.0, "top1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--metric auc",
+            "invalid choice 'auc' for argument '--metric'. Expected one of ('top1', 'loss', "
+            "'balanced_top1', 'auroc', 'f1').",
+        ),
+        (
+            "--metric auroc",
+            "metric must be top1, balanced_top1, f1 or loss with the 10 classes of data 'digits', "
+            "got 'auroc', which is for two",
+        ),
+        (
+            "--metric loss --name a --resume",
+            "resume must not change what 'a' is: train.metric: top1 -> loss",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_rank_is_one_line(
+    refused: Refused, tmp_path: Path, options: str, message: str
+) -> None:
+    storage = Folder.at(str(tmp_path / "out"))
+    job = parse(TuneJob, ["--recipe", "digits", "--storage", str(storage), "--name", "a"])
+    write_description(storage / "a", job.identity)
+    assert refused(f"tune_psvit --recipe digits --storage {storage} {options}") == message
