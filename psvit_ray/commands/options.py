@@ -89,6 +89,8 @@ class TuneJob(ResumableJob):
     and scores candidates with its weights."""
     oneshot: OneshotConfig = OneshotConfig()
     trials: Trials = Trials()
+    register_as: Annotated[str, tyro.conf.arg(name="register")] = ""
+    """Name in MLflow's model registry that gets the winner as a new version."""
     dry_run: bool = False
     """Print the whole configuration and an estimate of the time, and start nothing."""
     time_plan: Annotated[TimePlan | None, tyro.conf.Suppress, Field(exclude=True)] = None

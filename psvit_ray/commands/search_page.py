@@ -35,11 +35,15 @@ class SearchPage:
             texts={RECIPE: _recipe(job)},
         )
 
+    def winner(self, records: Sequence[Record]) -> Record | None:
+        """The best configuration, if one was trained in full."""
+        return best(records) if self._job.strategy == "scratch" else finalists.winner(records)
+
     def finish(self, records: Sequence[Record]) -> str:
         """Writes the results. Returns lines for the terminal: the addresses in MLflow, or why the
         page could not be written."""
-        folder, job = self._session.folder, self._job
-        winner = best(records) if job.strategy == "scratch" else finalists.winner(records)
+        folder = self._session.folder
+        winner = self.winner(records)
         self._page.write(
             search_page.ended(
                 records,

@@ -9,6 +9,7 @@ from pathlib import Path
 from psvit_ray.commands.hours import ENDING_S, planned
 from psvit_ray.commands.options import TuneJob
 from psvit_ray.commands.search_page import SearchPage
+from psvit_ray.commands.winner_model import publish
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.report import leaderboard
@@ -19,6 +20,7 @@ from psvit_ray.runtime.oneshot.phases import OneshotResult
 from psvit_ray.runtime.oneshot.phases import search as search_oneshot
 from psvit_ray.runtime.session.budget import TimeBudget
 from psvit_ray.runtime.session.session import Session, open_session
+from psvit_ray.runtime.tracking import registry
 from psvit_ray.runtime.tune.asha import AshaConfig
 from psvit_ray.runtime.tune.tuner import TrialsResult, run_trials
 from psvit_ray.search.oneshot.plan import holdout_size_warning
@@ -30,6 +32,8 @@ from psvit_ray.text.durations import duration
 def run(job: TuneJob, source: Source) -> int:
     """Searches in a session of its own. Returns the exit code."""
     begun = time.monotonic()
+    if job.register_as:
+        registry.check_name(job.register_as)
     data_fraction = job.train.data_fraction
     job = planned(job, source, begun=begun)
     train = job.train
@@ -53,6 +57,8 @@ def run(job: TuneJob, source: Source) -> int:
             result: TrialsResult | OneshotResult = oneshot(job, session, source)
         else:
             result = scratch(job, session, begun)
+        if winner := page.winner(result.records):
+            print("\n".join(publish(session, winner, job.register_as)))
         print(page.finish(result.records))
     if result.untracked:
         print(

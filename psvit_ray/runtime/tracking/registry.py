@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -46,16 +46,7 @@ in the registry."""
 def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
     """Raises ValueError for names that MLflow does not take, and for a store that does not hold
     the run. Writes nothing. `alias` may be empty."""
-    check_file_name(name, "register")
-    if not name.strip(" .") or re.search("[/:?]", name):  # `?` would end the name in models:/NAME
-        raise ValueError(f"register must be a name without /, : and ?, got {name!r}")
-    if alias and (
-        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)
-    ):
-        raise ValueError(
-            "alias must be of letters, digits, _ and -, and not latest or a version such as v1, "
-            f"got {alias!r}"
-        )
+    check_name(name, alias)
     stores.check(tracking_uri)
     if not run_id:
         raise ValueError("register needs the run in MLflow, where it is not: --resume writes it")
@@ -67,11 +58,50 @@ def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
     _run(tracking_uri, run_id)
 
 
+def check_name(name: str, alias: str = "") -> None:
+    """Raises ValueError for names that MLflow does not take."""
+    check_file_name(name, "register")
+    if not name.strip(" .") or re.search("[/:?]", name):  # `?` would end the name in models:/NAME
+        raise ValueError(f"register must be a name without /, : and ?, got {name!r}")
+    if alias and (
+        not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"(?i)latest|v\d+", alias)
+    ):
+        raise ValueError(
+            "alias must be of letters, digits, _ and -, and not latest or a version such as v1, "
+            f"got {alias!r}"
+        )
+
+
 def register(
     exported: ExportedModel, folder: Path, *, tracking_uri: str, name: str, alias: str
 ) -> str:
-    """Uploads the model and makes it a version of `name`, which it returns; with `alias` that name
-    then means this version.
+    """Uploads the model as `log_model` and makes it a version of `name`, which it returns; with
+    `alias` that name then means this version. Raises ValueError where MLflow refuses."""
+    logged = log_model(exported, folder, tracking_uri=tracking_uri)
+    return add_version(logged, tracking_uri=tracking_uri, name=name, alias=alias)
+
+
+def logged_model(tracking_uri: str, run_id: str) -> LoggedModel | None:
+    """The model that a run has, if it has one. Raises ValueError where MLflow does not say."""
+    with _as_value_error(tracking_uri):
+        client = MlflowClient(tracking_uri)
+        models = client.search_logged_models(
+            [_run(tracking_uri, run_id).info.experiment_id], f"source_run_id = '{run_id}'"
+        )
+    return next((model for model in models if model.status == LoggedModelStatus.READY), None)
+
+
+def is_registered(tracking_uri: str, logged: LoggedModel, name: str) -> bool:
+    """Whether a model is a version of `name`."""
+    with _as_value_error(tracking_uri):
+        versions = MlflowClient(tracking_uri).search_model_versions(
+            f"run_id = '{logged.source_run_id}'"
+        )
+    return any(version.name == name for version in versions)
+
+
+def log_model(exported: ExportedModel, folder: Path, *, tracking_uri: str) -> LoggedModel:
+    """Uploads the model as one of its run.
 
     What is served takes pictures and answers with labels and probabilities
     (`served_model`); `data/model/` in it is the exported folder. Raises ValueError where
@@ -105,14 +135,22 @@ def register(
             status = LoggedModelStatus.READY
         finally:
             client.finalize_logged_model(logged.model_id, status)
+        return client.get_logged_model(logged.model_id)
+
+
+def add_version(logged: LoggedModel, *, tracking_uri: str, name: str, alias: str) -> str:
+    """Makes a logged model a version of `name`, which it returns; with `alias` that name then means
+    this version. Raises ValueError where MLflow refuses."""
+    with _as_value_error(tracking_uri):
+        client = MlflowClient(tracking_uri)
         with contextlib.suppress(MlflowException):  # it may be there; the next call says if not
             client.create_registered_model(name)
         version = client.create_model_version(
             name,
             source=logged.artifact_location,  # `models:/...` would be looked up in a global store
-            run_id=run.info.run_id,
+            run_id=logged.source_run_id,
             model_id=logged.model_id,
-            tags=tags,
+            tags={key: value for key, value in logged.tags.items() if key.startswith("psvit.")},
         ).version
         if alias:
             client.set_registered_model_alias(name, alias, version)
