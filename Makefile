@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 WORKERS ?= 2
 test: WORKERS = 3
 PYTEST := $(PYTHON) -m pytest
-BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install tune compare ui docs check test test-fast coverage chaos cluster-test
 
