@@ -30,13 +30,14 @@ from ray.exceptions import RayTaskError
 
 from psvit_ray.arch.presets import preset
 from psvit_ray.arch.spec import ArchSpec
-from psvit_ray.commands import command_line, estimate
+from psvit_ray.commands import command_line
 from psvit_ray.data.shards import plan
 from psvit_ray.data.shards.settings import ShardSettings
 from psvit_ray.data.sources.load_data import load_data, read_data
 from psvit_ray.data.splits.layout import DataSettings
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.lease import Lease
+from psvit_ray.search import pace
 from psvit_ray.search.description import DESCRIPTION
 from psvit_ray.storage.fence import LeaseLost
 from psvit_ray.storage.folder import Folder
@@ -523,9 +524,8 @@ def test_a_recipe_and_a_spec_of_windows_are_read_alike(tmp_path: Path, encoding:
     recipe, spec = tmp_path / "mine.yaml", tmp_path / "spec.json"
     recipe.write_text(yaml.safe_dump(DIGITS), encoding=encoding)
     spec.write_text(json.dumps(DIGITS["base"]), encoding=encoding)
-    assert parse(f"tune_psvit --recipe {recipe}") == parse("tune_psvit").model_copy(
-        update={"recipe": str(recipe)}
-    )
+    read = parse(f"tune_psvit --recipe {recipe}")
+    assert read == parse("tune_psvit").model_copy(update={"recipe": str(recipe), "argv": read.argv})
     found = command_line.resolve_arch(str(spec), None, DIGITS_SOURCE)
     assert found == ArchSpec.model_validate(DIGITS["base"])
 
@@ -1096,15 +1096,16 @@ def test_a_dry_run_says_all_and_starts_and_writes_nothing(run: Run, tmp_path: Pa
     assert within.exact
     assert f"{search.space.size().count:,} architectures, {within.count:,} within" in sizes
     assert f"trials: {search.num_trials}, 2 at a time, 9 epochs each" in sizes
-    assert " h, from " in sizes
+    assert "\ntime: about " in sizes
+    assert sizes.endswith(" for an image, measured alone\n")
 
 
 def test_a_dry_run_needs_no_image_of_each_class(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """It times a few batches, here of five images, whereas there are ten classes."""
-    monkeypatch.setattr(estimate, "BATCHES", 5)
+    monkeypatch.setattr(pace, "BATCHES", (5,))
     said = run("tune_psvit --dry-run --epochs 9 --batch-size 1")
     assert (said.code, said.err) == (0, "")
-    assert "measured for one of median cost" in said.out
+    assert said.out.endswith(" for an image, measured alone\n")
 
 
 def test_a_dry_run_shows_no_password(run: Run) -> None:
