@@ -33,8 +33,9 @@ def measured(configuration: Configuration, source: Source, threads: int) -> Pace
     torch.set_num_threads(threads)
     on_gpu = torch.cuda.is_available()
     execution = Execution(torch.device("cuda" if on_gpu else "cpu"), accelerated=on_gpu)
-    changes = {"epochs": 2, "warmup_epochs": 0.0, "checkpoint_every": 0}
-    train = configuration.train.model_copy(update=changes)
+    changes = {"epochs": 2, "warmup_epochs": 0.0}
+    no_checkpoints = {"checkpoint_every": 0, "checkpoint_steps": 0, "checkpoint_minutes": 0.0}
+    train = configuration.train.model_copy(update=changes | no_checkpoints)
     for batches in BATCHES:
         few = replace(
             source,

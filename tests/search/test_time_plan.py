@@ -12,7 +12,9 @@ import pytest
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from psvit_ray.commands.command_line import read_recipe
+from psvit_ray.data.sources.load_data import load_data
 from psvit_ray.search.config import SearchConfig
+from psvit_ray.search.pace import measured, typical
 from psvit_ray.search.time_plan import (
     FEWEST_EPOCHS,
     LONGEST_TRIAL,
@@ -155,3 +157,13 @@ def test_too_little_time_is_refused_with_what_is_enough(
         plan(PACE, search, train, seconds=10, **SIZE)
     enough = float(str(told.value).split()[5])
     assert plan(PACE, search, train, seconds=3600 * enough, **SIZE).trials >= search.baselines + 2
+
+
+def test_a_pace_is_measured_where_checkpoints_are_written_within_epochs(
+    search: SearchConfig,
+) -> None:
+    train = TrainConfig(checkpoint_steps=1)
+    (median,) = typical(search, train, 1)
+    pace = measured(median, load_data(train), 1)
+    assert pace.train_s > 0
+    assert min(pace.start_s, pace.holdout_s) >= 0
