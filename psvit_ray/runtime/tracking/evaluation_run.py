@@ -26,6 +26,11 @@ def training_run(tracking_uri: str, run_id: str) -> Run:
             f"tracking_uri must be the store of run {run_id}, got {without_secrets(tracking_uri)}, "
             "which does not exist"
         )
+    return held_run(tracking_uri, run_id)
+
+
+def held_run(tracking_uri: str, run_id: str) -> Run:
+    """The run of a store that exists. Raises ValueError where the store does not hold it."""
     with _as_value_error(f"tracking_uri must hold the run {run_id}", tracking_uri):
         return MlflowClient(tracking_uri).get_run(run_id)
 

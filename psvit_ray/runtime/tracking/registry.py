@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow.pyfunc
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -30,6 +30,7 @@ from psvit_ray.export.model_folder import ExportedModel
 from psvit_ray.export.picture_classifier import COLUMN
 from psvit_ray.runtime.tracking import moved_store, served_model
 from psvit_ray.runtime.tracking import store_uri as stores
+from psvit_ray.runtime.tracking.evaluation_run import held_run
 from psvit_ray.storage.file_names import check_file_name
 from psvit_ray.text.secrets import without_secrets
 
@@ -55,7 +56,7 @@ def check(tracking_uri: str, run_id: str, name: str, alias: str) -> None:
             f"register needs the store of the run, got {without_secrets(tracking_uri)}, which does "
             "not exist: give --tracking-uri"
         )
-    _run(tracking_uri, run_id)
+    held_run(tracking_uri, run_id)
 
 
 def check_name(name: str, alias: str = "") -> None:
@@ -86,7 +87,7 @@ def logged_model(tracking_uri: str, run_id: str) -> LoggedModel | None:
     with _as_value_error(tracking_uri):
         client = MlflowClient(tracking_uri)
         models = client.search_logged_models(
-            [_run(tracking_uri, run_id).info.experiment_id], f"source_run_id = '{run_id}'"
+            [held_run(tracking_uri, run_id).info.experiment_id], f"source_run_id = '{run_id}'"
         )
     return next((model for model in models if model.status == LoggedModelStatus.READY), None)
 
@@ -110,7 +111,7 @@ def log_model(exported: ExportedModel, folder: Path, *, tracking_uri: str) -> Lo
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     moved_store.adopt(tracking_uri)
     config = exported.config
-    run = _run(tracking_uri, config.training.run_id)
+    run = held_run(tracking_uri, config.training.run_id)
     tags = {
         "psvit.spec_id": config.spec.spec_id,
         "psvit.pattern": config.spec.pattern,
@@ -188,16 +189,6 @@ def _save(exported: ExportedModel, folder: Path, path: Path, model: Model) -> No
                 for name in REQUIREMENTS
             ],
         )
-
-
-def _run(tracking_uri: str, run_id: str) -> Run:
-    try:
-        return MlflowClient(tracking_uri).get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"tracking_uri must hold the run {run_id}, got {without_secrets(tracking_uri)}: "
-            f"{_brief(error)}"
-        ) from None
 
 
 @contextlib.contextmanager
