@@ -7,7 +7,7 @@ import os
 from psvit_ray.commands.options import TuneJob
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.search.oneshot.duration import oneshot_seconds
-from psvit_ray.search.pace import measured, typical
+from psvit_ray.search.pace import data_size, measured, typical
 from psvit_ray.search.time_plan import Pace, search_seconds
 from psvit_ray.text.durations import duration
 
@@ -31,14 +31,10 @@ def describe(job: TuneJob, source: Source) -> str:
 
 def expected_seconds(job: TuneJob, pace: Pace, source: Source) -> float:
     """Seconds that the search of a job should take."""
-    # `source.train` is what is left of the images after the part `data_fraction` was drawn.
-    size = {
-        "images": round(len(source.train) / job.train.data_fraction),
-        "holdout": len(source.holdout),
-    }
+    size = data_size(source, job.train)
     if job.strategy == "oneshot":
-        return oneshot_seconds(pace, job.oneshot, job.search, job.train, **size)
-    return search_seconds(pace, job.search, job.train, trials=job.search.num_trials, **size)
+        return oneshot_seconds(pace, job.oneshot, job.search, job.train, size)
+    return search_seconds(pace, job.search, job.train, size, trials=job.search.num_trials)
 
 
 def plan_lines(job: TuneJob, at_once: int) -> str:

@@ -10,6 +10,7 @@ from psvit_ray.data.sources.image_source import Source
 from psvit_ray.runtime.cluster import cluster
 from psvit_ray.runtime.session.session import read_description, resolve_folder
 from psvit_ray.runtime.tune.trial_pace import trial_pace
+from psvit_ray.search.pace import data_size
 from psvit_ray.search.time_plan import Pace, TimePlan, plan
 from psvit_ray.text.durations import duration
 
@@ -40,9 +41,8 @@ def planned(job: TuneJob, source: Source, *, begun: float) -> TuneJob:
         pace,
         job.search,
         job.train,
+        data_size(source, job.train),
         seconds=left_s,
-        images=round(len(source.train) / job.train.data_fraction),
-        holdout=len(source.holdout),
         fixed=job.given,
     )
     print(described(made, pace, job, left_s))

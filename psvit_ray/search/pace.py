@@ -16,7 +16,7 @@ from psvit_ray.arch.spec import ArchSpec
 from psvit_ray.data.sources.image_source import Source
 from psvit_ray.data.tables import StoredTable
 from psvit_ray.search.config import SearchConfig
-from psvit_ray.search.time_plan import Pace
+from psvit_ray.search.time_plan import DataSize, Pace
 from psvit_ray.training.config import Configuration, TrainConfig
 from psvit_ray.training.engine import run_training
 from psvit_ray.training.execution import Execution
@@ -75,6 +75,11 @@ def typical(search: SearchConfig, train: TrainConfig, count: int) -> list[Config
     drawn = sorted((search.space.sample(rng, search.limits) for _ in range(DRAWS)), key=count_macs)
     specs: list[ArchSpec] = [drawn[int((number + 0.5) * DRAWS / count)] for number in range(count)]
     return [Configuration(spec=spec, train=train) for spec in specs]
+
+
+def data_size(source: Source, train: TrainConfig) -> DataSize:
+    """The size of data of which `source` has the part that `train` uses."""
+    return DataSize(round(len(source.train) / train.data_fraction), len(source.holdout))
 
 
 def _some(table: StoredTable, count: int) -> StoredTable:

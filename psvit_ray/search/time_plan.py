@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Collection, Iterator, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from psvit_ray.arch.spec import Value
 from psvit_ray.search.config import SearchConfig
@@ -43,6 +44,15 @@ class Pace(Value):
     """Trials that run at the same time."""
 
 
+class DataSize(NamedTuple):
+    """How much data a search has."""
+
+    images: int
+    """Training images, of which `TrainConfig.data_fraction` is used."""
+    holdout: int
+    """Hold-out images."""
+
+
 class TimePlan(Value):
     """Lengths of the trainings of a search that has a number of hours."""
 
@@ -58,25 +68,21 @@ class TimePlan(Value):
     """Expected seconds of one whole training."""
 
 
-def trial_seconds(pace: Pace, epochs: float, *, images: float, holdout: int) -> float:
-    """Seconds of a trial of so many epochs, each over `images` training images and all `holdout`
-    images."""
-    return pace.start_s + epochs * (images * pace.train_s + holdout * pace.holdout_s)
+def trial_seconds(pace: Pace, train: TrainConfig, size: DataSize, epochs: float) -> float:
+    """Expected seconds of a trial of so many epochs, each over the part of the training images that
+    `train` uses and over all hold-out images."""
+    images = size.images * train.data_fraction
+    return pace.start_s + epochs * (images * pace.train_s + size.holdout * pace.holdout_s)
 
 
 def search_seconds(
-    pace: Pace, search: SearchConfig, train: TrainConfig, *, trials: int, images: int, holdout: int
+    pace: Pace, search: SearchConfig, train: TrainConfig, size: DataSize, *, trials: int
 ) -> float:
-    """Expected seconds of a search of `trials` configurations that stops weak ones early.
-
-    Args:
-        images: Training images of the data, of which `train.data_fraction` is used.
-        holdout: Hold-out images.
-    """
-    used, at_once = images * train.data_fraction, min(pace.at_once, trials)
+    """Expected seconds of a search of `trials` configurations that stops weak ones early."""
+    at_once = min(pace.at_once, trials)
     epochs = mean_epochs(search, train.epochs, trials=trials)
-    mean = trial_seconds(pace, epochs, images=used, holdout=holdout)
-    whole = trial_seconds(pace, train.epochs, images=used, holdout=holdout)
+    mean = trial_seconds(pace, train, size, epochs)
+    whole = trial_seconds(pace, train, size, train.epochs)
     # At the end, half of the places are empty for the time of a training.
     return trials * mean / at_once + whole * (at_once - 1) / (2 * at_once)
 
@@ -127,10 +133,9 @@ def plan(
     pace: Pace,
     search: SearchConfig,
     train: TrainConfig,
+    size: DataSize,
     *,
     seconds: float,
-    images: int,
-    holdout: int,
     fixed: Collection[str] = (),
 ) -> TimePlan:
     """The longest trainings, up to the epochs of `train`, of which `search.num_trials` fit into the
@@ -138,8 +143,6 @@ def plan(
 
     Args:
         seconds: Time for all trainings.
-        images: Training images of the data.
-        holdout: Hold-out images.
         fixed: Those of `epochs`, `grace_epochs` and `data_fraction` that stay as they are.
 
     Raises ValueError where the time is too short for any search, naming the hours that are not.
@@ -150,17 +153,16 @@ def plan(
             grace = max(1, round(grace * epochs / train.epochs))
         shorter_search = search.model_copy(update={"grace_epochs": grace})
         shorter = train.model_copy(update={"epochs": epochs, "data_fraction": data_fraction})
-        size = {"images": images, "holdout": holdout}
-        whole = trial_seconds(pace, epochs, images=images * data_fraction, holdout=holdout)
+        whole = trial_seconds(pace, shorter, size, epochs)
         wanted = search.num_trials
         if data_fraction < train.data_fraction:
             wanted = min(wanted, FEWEST_TRIALS)
-        needed = search_seconds(pace, shorter_search, shorter, trials=wanted, **size)
+        needed = search_seconds(pace, shorter_search, shorter, size, trials=wanted)
         if needed <= seconds and whole <= LONGEST_TRIAL * seconds:
             break
     else:
         fewest = search.baselines + 2
-        needed = search_seconds(pace, shorter_search, shorter, trials=fewest, **size)
+        needed = search_seconds(pace, shorter_search, shorter, size, trials=fewest)
         if needed > seconds:
             raise ValueError(
                 f"max_hours must be at least {math.ceil(needed / 36) / 100:.2f} for {fewest} "
@@ -168,7 +170,7 @@ def plan(
                 f"takes {whole:.0f} s, got {seconds / 3600:.3g}; give more hours, or train on "
                 "smaller images (--img-size) or a smaller network (--size)"
             )
-    trials = fitting_trials(pace, shorter_search, shorter, seconds=seconds, **size)
+    trials = fitting_trials(pace, shorter_search, shorter, size, seconds=seconds)
     return TimePlan(
         epochs=epochs,
         grace_epochs=grace,
@@ -179,18 +181,12 @@ def plan(
 
 
 def fitting_trials(
-    pace: Pace,
-    search: SearchConfig,
-    train: TrainConfig,
-    *,
-    seconds: float,
-    images: int,
-    holdout: int,
+    pace: Pace, search: SearchConfig, train: TrainConfig, size: DataSize, *, seconds: float
 ) -> int:
     """The most configurations whose search is expected to end in the time."""
 
     def seconds_of(trials: int) -> float:
-        return search_seconds(pace, search, train, trials=trials, images=images, holdout=holdout)
+        return search_seconds(pace, search, train, size, trials=trials)
 
     return bisect.bisect_right(range(1, MAX_TRIALS + 1), seconds, key=seconds_of)
 

@@ -19,6 +19,7 @@ from psvit_ray.search.time_plan import (
     FEWEST_EPOCHS,
     LONGEST_TRIAL,
     STEP,
+    DataSize,
     Pace,
     TimePlan,
     fitting_trials,
@@ -30,7 +31,7 @@ from psvit_ray.search.time_plan import (
 from psvit_ray.training.config import TrainConfig
 
 PACE = Pace(start_s=2.0, train_s=0.001, holdout_s=0.0004, at_once=2)
-SIZE: dict[str, Any] = {"images": 8_000, "holdout": 2_000}  # 8.8 s an epoch
+SIZE = DataSize(images=8_000, holdout=2_000)  # 8.8 s an epoch
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +86,10 @@ def test_one_at_a_time(search: SearchConfig, train: TrainConfig) -> None:
     """With one place, a search without early stopping takes the sum of its trainings."""
     never = search.model_copy(update={"reduction_factor": 0})
     alone = PACE.model_copy(update={"at_once": 1})
-    seconds = search_seconds(alone, never, train, trials=5, **SIZE)
+    seconds = search_seconds(alone, never, train, SIZE, trials=5)
     assert seconds == pytest.approx(5 * (2.0 + 30 * 8.8))
-    assert fitting_trials(alone, never, train, seconds=seconds + 1, **SIZE) == 5
-    assert fitting_trials(alone, never, train, seconds=seconds - 1, **SIZE) == 4
+    assert fitting_trials(alone, never, train, SIZE, seconds=seconds + 1) == 5
+    assert fitting_trials(alone, never, train, SIZE, seconds=seconds - 1) == 4
 
 
 @pytest.mark.parametrize("hours", [0.5, 1.0, 3.0, 24.0])
@@ -96,7 +97,7 @@ def test_the_plan_fits_and_nothing_longer_does(
     search: SearchConfig, train: TrainConfig, hours: float
 ) -> None:
     seconds = 3600 * hours
-    made = plan(PACE, search, train, seconds=seconds, **SIZE)
+    made = plan(PACE, search, train, SIZE, seconds=seconds)
     assert needed(made, search, train, made.trials) <= seconds
     assert needed(made, search, train, made.trials + 1) > seconds
     assert made.trial_s <= LONGEST_TRIAL * seconds
@@ -115,15 +116,15 @@ def needed(made: TimePlan, search: SearchConfig, train: TrainConfig, trials: int
         PACE,
         search.model_copy(update={"grace_epochs": made.grace_epochs}),
         train.model_copy(update={"epochs": made.epochs, "data_fraction": made.data_fraction}),
+        SIZE,
         trials=trials,
-        **SIZE,
     )
 
 
 def test_many_hours_leave_the_trainings_as_they_are(
     search: SearchConfig, train: TrainConfig
 ) -> None:
-    made = plan(PACE, search, train, seconds=100 * 3600, **SIZE)
+    made = plan(PACE, search, train, SIZE, seconds=100 * 3600)
     assert (made.epochs, made.grace_epochs, made.data_fraction) == (30, search.grace_epochs, 1.0)
     assert made.trials > search.num_trials
 
@@ -132,7 +133,7 @@ def test_few_hours_take_epochs_first_and_images_then(
     search: SearchConfig, train: TrainConfig
 ) -> None:
     plans = [
-        plan(PACE, search, train, seconds=s, **SIZE)
+        plan(PACE, search, train, SIZE, seconds=s)
         for s in (200, 400, 700, 1_000, 1_500, 2_000, 2_500, 3_000)
     ]
     for shorter, longer in itertools.pairwise(plans):
@@ -142,21 +143,21 @@ def test_few_hours_take_epochs_first_and_images_then(
 
 
 def test_what_the_user_gave_stays(search: SearchConfig, train: TrainConfig) -> None:
-    assert plan(PACE, search, train, seconds=1200, **SIZE).epochs < 30
-    kept = plan(PACE, search, train, seconds=1200, fixed={"epochs", "grace_epochs"}, **SIZE)
+    assert plan(PACE, search, train, SIZE, seconds=1200).epochs < 30
+    kept = plan(PACE, search, train, SIZE, seconds=1200, fixed={"epochs", "grace_epochs"})
     assert (kept.epochs, kept.grace_epochs) == (30, search.grace_epochs)
     assert kept.data_fraction < 1
     with pytest.raises(ValueError, match="max_hours must be at least"):
-        plan(PACE, search, train, fixed={"epochs", "data_fraction"}, seconds=300, **SIZE)
+        plan(PACE, search, train, SIZE, fixed={"epochs", "data_fraction"}, seconds=300)
 
 
 def test_too_little_time_is_refused_with_what_is_enough(
     search: SearchConfig, train: TrainConfig
 ) -> None:
     with pytest.raises(ValueError, match=r"max_hours must be at least (?P<hours>[\d.]+) ") as told:
-        plan(PACE, search, train, seconds=10, **SIZE)
+        plan(PACE, search, train, SIZE, seconds=10)
     enough = float(str(told.value).split()[5])
-    assert plan(PACE, search, train, seconds=3600 * enough, **SIZE).trials >= search.baselines + 2
+    assert plan(PACE, search, train, SIZE, seconds=3600 * enough).trials >= search.baselines + 2
 
 
 def test_a_pace_is_measured_where_checkpoints_are_written_within_epochs(
